@@ -1,0 +1,75 @@
+"""Reading Med-VQA data sets from disk.
+
+    report = ReaderReport()
+    train = load_dataset("slake", "data/slake", "train", report=report)
+    vocabulary = AnswerVocabulary.from_examples(train)
+
+One reader per data set (:mod:`slake`, :mod:`vqa_rad`, :mod:`ovqa`), all giving :class:`VQAExample`. The
+embedded default is the phantom set: :func:`write_phantom` draws it to disk in SLAKE's layout and the SLAKE
+reader reads it back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from cmimtl.data.answers import AnswerVocabulary, normalize_answer
+from cmimtl.data.example import CLOSED, OPEN, DataError, ReaderReport, VQAExample
+from cmimtl.data.ovqa import read_ovqa
+from cmimtl.data.phantom import read_phantom, write_phantom
+from cmimtl.data.slake import read_slake
+from cmimtl.data.vqa_rad import read_vqa_rad
+
+__all__ = [
+    "CLOSED",
+    "DATASETS",
+    "OPEN",
+    "AnswerVocabulary",
+    "DataError",
+    "ReaderReport",
+    "VQAExample",
+    "load_dataset",
+    "normalize_answer",
+    "write_phantom",
+]
+
+# Name of a data set -> its reader, called as reader(root, split, report=..., **options).
+DATASETS: dict[str, Callable[..., list[VQAExample]]] = {
+    "phantom": read_phantom,
+    "slake": read_slake,
+    "vqa-rad": read_vqa_rad,
+    "ovqa": read_ovqa,
+}
+
+
+def load_dataset(
+    name: str,
+    root: str | os.PathLike[str],
+    split: str,
+    *,
+    report: ReaderReport | None = None,
+    **options: object,
+) -> list[VQAExample]:
+    """Read one split of a data set that lies on disk.
+
+    Args:
+        name: ``"phantom"``, ``"slake"``, ``"vqa-rad"`` or ``"ovqa"``.
+        root: folder of the data set, as its authors pack it (each reader's docstring shows the layout).
+        split: ``"train"``, ``"validation"`` or ``"test"``; ``"phantom"`` has ``"compositional"`` too.
+        report: an empty :class:`ReaderReport` to be filled with what was repaired and dropped.
+        **options: the reader's own. ``language`` (slake, default ``"en"``, None for all).
+            ``validation_fraction`` (vqa-rad, default 0: it has no validation split of its own; a fraction
+            of the training images is held out, and must be the same in every call of a run).
+    Returns:
+        list of :class:`VQAExample` in the order of the file.
+    Raises:
+        ValueError: unknown name or split.
+        TypeError: an option that the reader does not know.
+        DataError: a file or row that cannot be used; the message names file, row and field.
+    """
+    if name not in DATASETS:
+        known = ", ".join(repr(known) for known in DATASETS)
+        raise ValueError(f"load_dataset: name must be one of {known}, got {name!r}.")
+    report = ReaderReport() if report is None else report
+    return DATASETS[name](root, split, report=report, **options)

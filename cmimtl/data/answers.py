@@ -1,0 +1,182 @@
+"""Answers as classes: how they are normalised, and the vocabulary that a training split gives.
+
+Source of the rules: the evaluation of the VQA data set (Antol et al. 2015, https://visualqa.org/evaluation.html)
+as METER's answer preparation applies it (Dou et al. 2022); published Med-VQA scores use the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cmimtl.data.example import DataError, VQAExample
+
+_ARTICLES = frozenset({"a", "an", "the"})
+
+_NUMBER_WORDS = {
+    word: str(number)
+    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+} | {"none": "0"}
+
+# Contractions that are often typed without their apostrophe. Words that mean something else without
+# it (its, were, well, hell, shed, id, ill, wed, whore) keep the meaning that they were typed with.
+_CONTRACTIONS = {
+    word.replace("'", ""): word
+    for word in (
+        "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd "
+        "how'll how's i'm i've isn't it'd it'll ma'am might've mightn't must've mustn't needn't "
+        "o'clock oughtn't shan't she's should've shouldn't somebody'll somebody's someone'll someone's "
+        "something'll something's that'd that's there'd there're there's they'd they'll they're "
+        "they've wasn't we've weren't what'll what're what's what've when's where'd where's "
+        "where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all "
+        "you'd you'll you're you've"
+    ).split()
+}
+
+# Punctuation in the order in which it is looked at; "." has a rule of its own, "'" and ":" stay.
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_BETWEEN_DIGITS = re.compile(r"\d,\d")
+_FULL_STOP = re.compile(r"\.(?!\d)")
+
+
+def normalize_answer(text: str) -> str:
+    """Bring an answer to the form in which answers are compared and counted as classes.
+
+    In this order:
+
+    1. Each mark of ``; / [ ] " { } ( ) = + \\ _ - > < @ ` , ? !`` is taken out where it stands beside a
+       blank anywhere in the text, or where the text has a comma between digits ("1,000"); otherwise it
+       becomes a blank ("x-ray" -> "x ray").
+    2. A full stop goes unless a digit follows it ("3.5 cm." -> "3.5 cm").
+    3. Lower case, blanks single, articles (a, an, the) dropped; number words zero to ten become digits,
+       and "none" becomes "0".
+    4. Contractions get their apostrophe back ("dont" -> "don't").
+
+    It is idempotent on what it gives except where a number word remains next to a mark.
+
+    Args:
+        text: an answer as written or as generated.
+    Returns:
+        the normalised answer; empty where nothing but articles and marks was there.
+    Raises:
+        TypeError: text is not a string.
+    Example:
+        >>> normalize_answer("The X-ray, none.")
+        'xray 0'
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"normalize_answer: text must be a str, got {type(text).__name__}.")
+    digits = _COMMA_BETWEEN_DIGITS.search(text) is not None
+    cleaned = text
+    for mark in _PUNCTUATION:
+        beside_blank = f"{mark} " in text or f" {mark}" in text
+        cleaned = cleaned.replace(mark, "" if digits or beside_blank else " ")
+    cleaned = _FULL_STOP.sub("", cleaned)
+    words = (_NUMBER_WORDS.get(word, word) for word in cleaned.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+class AnswerVocabulary:
+    """The answer classes of a classifier: normalised answers of a training split, most frequent first.
+
+    Ties are in alphabetical order, so the same split always gives the same indices.
+
+    Attributes:
+        answers: tuple of normalised answers; position = class index.
+    """
+
+    def __init__(self, answers: Sequence[str]):
+        """Args: answers: normalised answers, distinct. Raises ValueError: one is repeated, or none."""
+        if not answers:
+            raise ValueError("AnswerVocabulary: answers must hold at least one answer, got none.")
+        repeated = [answer for answer, count in Counter(answers).items() if count > 1]
+        if repeated:
+            raise ValueError(
+                f"AnswerVocabulary: answers must be distinct, got {repeated[0]!r} more than once."
+            )
+        self.answers = tuple(answers)
+        self._indices = {answer: index for index, answer in enumerate(self.answers)}
+
+    @classmethod
+    def from_examples(cls, examples: Iterable[VQAExample]) -> AnswerVocabulary:
+        """Build the classes from a training split alone; answers of other splits must not come in.
+
+        Raises:
+            ValueError: an example is not of the training split, or there are none.
+        """
+        counts: Counter[str] = Counter()
+        for example in examples:
+            if example.split != "train":
+                raise ValueError(
+                    "AnswerVocabulary.from_examples: examples must be of the split 'train', "
+                    f"got {example.split!r}; classes seen in evaluation alone would be leaked."
+                )
+            counts[example.answer_normalized] += 1
+        return cls(sorted(counts, key=lambda answer: (-counts[answer], answer)))
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AnswerVocabulary) and self.answers == other.answers
+
+    def __hash__(self) -> int:
+        return hash(self.answers)
+
+    def __contains__(self, answer: str) -> bool:
+        return self.index(answer) is not None
+
+    def index(self, answer: str) -> int | None:
+        """Class of an answer (normalised here, so raw text will do), or None where there is none."""
+        return self._indices.get(normalize_answer(answer))
+
+    def coverage(self, examples: Sequence[VQAExample]) -> dict[str, float]:
+        """How many of some examples' answers the vocabulary cannot say.
+
+        Returns:
+            ``{"questions": n, "out_of_vocabulary": k, "out_of_vocabulary_share": k / n}``; the share is a
+            fraction, and one minus it is the highest accuracy that a classifier can reach.
+        Raises:
+            ValueError: no examples.
+        """
+        if not examples:
+            raise ValueError("AnswerVocabulary.coverage: examples must hold at least one, got none.")
+        unknown = sum(example.answer_normalized not in self._indices for example in examples)
+        return {
+            "questions": len(examples),
+            "out_of_vocabulary": unknown,
+            "out_of_vocabulary_share": unknown / len(examples),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``{"answers": [...]}`` as JSON, to a temporary name first."""
+        path = Path(path)
+        temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+        text = json.dumps({"answers": list(self.answers)}, ensure_ascii=False, indent=1)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> AnswerVocabulary:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: the file is missing, no JSON or has another form.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"AnswerVocabulary.load: path must name a readable JSON file, got {path}: {error}."
+            ) from error
+        answers = content.get("answers") if isinstance(content, dict) else None
+        if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
+            raise DataError(
+                f"AnswerVocabulary.load: {path} must hold a list of strings under 'answers', "
+                f"got {type(answers).__name__}."
+            )
+        return cls(answers)

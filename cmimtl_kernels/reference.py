@@ -1,0 +1,206 @@
+"""The mathematics in plain PyTorch: slow, obvious and right. Every backend is tested against this file.
+
+It imports torch alone, calls no kernel, and computes in the accumulation dtype (float64 for float64
+inputs, float32 for every other), so that calling it with `.double()` inputs gives the yardstick of
+the tolerances. Arguments are not checked here; `cmimtl_kernels.ops` checks them once for all backends.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the state and of the arithmetic for inputs of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def valid_steps(lengths: Tensor | None, batch: int, length: int, device=None) -> Tensor:
+    """(batch, length) bool, True where step t of sample b is inside `lengths[b]`."""
+    if lengths is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=device)
+    return torch.arange(length, device=lengths.device) < lengths[:, None]
+
+
+def selective_scan(
+    u: Tensor,  # (batch, length, dim)
+    delta: Tensor,  # (batch, length, dim)
+    A: Tensor,  # (dim, dstate)
+    B: Tensor,  # (batch, length, dstate) or (batch, length, ngroups, dstate)
+    C: Tensor,  # as B
+    D: Tensor | None = None,  # (dim,)
+    z: Tensor | None = None,  # (batch, length, dim)
+    delta_bias: Tensor | None = None,  # (dim,)
+    *,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,  # (batch, dim, dstate)
+    lengths: Tensor | None = None,  # (batch,)
+    reverse: bool = False,
+    return_last_state: bool = False,
+):
+    """The recurrence of `cmimtl_kernels.selective_scan`, one step at a time. Same arguments and results.
+
+    Source: Gu & Dao 2023, algorithm 2 and section 3.3.
+    """
+    batch, length, dim = u.shape
+    dstate = A.shape[1]
+    dtype = u.dtype
+    acc = accumulation_dtype(dtype)
+
+    # Padded steps may hold anything, NaN included: they are replaced before any arithmetic, so that
+    # neither a value nor a gradient of theirs can reach a valid step.
+    valid = valid_steps(lengths, batch, length, u.device)  # (batch, length)
+    u, delta, z = (None if x is None else _keep(valid, x.to(acc)) for x in (u, delta, z))
+    B, C = (_keep(valid, x.to(acc)) for x in (B, C))
+    A = A.to(acc)
+
+    if delta_bias is not None:
+        delta = delta + delta_bias.to(acc)
+    if delta_softplus:
+        delta = _softplus(delta)
+    delta = _keep(valid, delta)  # a step of size 0 leaves the state as it is
+
+    state = u.new_zeros(batch, dim, dstate) if initial_state is None else initial_state.to(acc)
+    # unbind and not x[:, t]: the backward pass of indexing writes a full-size gradient at every step.
+    steps = list(zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True))
+    ys: list[Tensor | None] = [None] * length
+    for t in reversed(range(length)) if reverse else range(length):
+        u_t, delta_t, B_t, C_t = steps[t]
+        decay = torch.exp(delta_t[..., None] * A)  # (batch, dim, dstate)
+        state = decay * state + (delta_t * u_t)[..., None] * _per_channel(B_t, dim)
+        ys[t] = (_per_channel(C_t, dim) * state).sum(-1)  # (batch, dim)
+    out = torch.stack(ys, 1) if length else torch.zeros_like(u)
+    if D is not None:
+        out = out + D.to(acc) * u
+    if z is not None:
+        out = out * F.silu(z)
+    out = _keep(valid, out).to(dtype)
+    return (out, state) if return_last_state else out
+
+
+def cross_selective_scan(
+    v: Tensor,  # (batch, length, dim)
+    t: Tensor,  # (batch, length, dim)
+    delta: Tensor,  # (batch, 2 * length, dim)
+    A: Tensor,  # (dim, dstate)
+    B: Tensor,  # (batch, 2 * length, dstate) or (batch, 2 * length, ngroups, dstate)
+    C: Tensor,  # as B
+    D: Tensor | None = None,  # (dim,)
+    z_v: Tensor | None = None,  # (batch, length, dim)
+    z_t: Tensor | None = None,  # (batch, length, dim)
+    delta_bias: Tensor | None = None,  # (dim,)
+    *,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,  # (batch, dim, dstate)
+    lengths: Tensor | None = None,  # (batch,), in pairs of steps
+    reverse: bool = False,
+    return_last_state: bool = False,
+):
+    """The scan of `cmimtl_kernels.cross_selective_scan`, with the interleaved sequence written out."""
+    batch, length, dim = v.shape
+    dtype = v.dtype
+    acc = accumulation_dtype(dtype)
+    valid = valid_steps(lengths, batch, length, v.device)
+    v, t = (_keep(valid, x.to(acc)) for x in (v, t))
+    out, last_state = selective_scan(
+        interleave(v, t),
+        delta.to(acc),
+        A,
+        B,
+        C,
+        D,
+        delta_bias=delta_bias,
+        delta_softplus=delta_softplus,
+        initial_state=initial_state,
+        lengths=None if lengths is None else 2 * lengths,
+        reverse=reverse,
+        return_last_state=True,
+    )
+    out_v, out_t = out.view(batch, length, 2, dim).unbind(2)
+    if z_v is not None:
+        gate = F.silu(_keep(valid, z_v.to(acc) * z_t.to(acc)))
+        out_v, out_t = out_v * gate, out_t * gate
+    out_v, out_t = out_v.to(dtype), out_t.to(dtype)
+    return (out_v, out_t, last_state) if return_last_state else (out_v, out_t)
+
+
+def interleave(v: Tensor, t: Tensor) -> Tensor:
+    """p_0, s_0, p_1, s_1, … with p = v * t and s = v + t: two (batch, length, dim) -> (batch, 2 * length, dim)."""
+    batch, length, dim = v.shape
+    return torch.stack((v * t, v + t), dim=2).reshape(batch, 2 * length, dim)
+
+
+def causal_conv1d(
+    x: Tensor,  # (batch, length, dim)
+    weight: Tensor,  # (dim, width)
+    bias: Tensor | None = None,  # (dim,)
+    *,
+    activation: str | None = None,  # None or "silu"
+    lengths: Tensor | None = None,  # (batch,)
+    reverse: bool = False,
+):
+    """Depthwise convolution that sees steps t - width + 1 … t, or t … t + width - 1 with `reverse`."""
+    batch, length, dim = x.shape
+    width = weight.shape[1]
+    dtype = x.dtype
+    acc = accumulation_dtype(dtype)
+    valid = valid_steps(lengths, batch, length, x.device)
+    x = _keep(valid, x.to(acc)).transpose(1, 2)  # (batch, dim, length)
+    weight = weight.to(acc)
+    pad = (0, width - 1) if reverse else (width - 1, 0)
+    kernel = weight.flip(1) if reverse else weight
+    out = F.conv1d(F.pad(x, pad), kernel[:, None], None, groups=dim).transpose(1, 2)
+    if bias is not None:
+        out = out + bias.to(acc)
+    if activation == "silu":
+        out = F.silu(out)
+    return _keep(valid, out).to(dtype)
+
+
+def align(x: Tensor, n: int, lengths: Tensor | None = None, n_lengths: Tensor | None = None) -> Tensor:
+    """Resample each sample's valid steps: (batch, length, dim) -> (batch, n, dim).
+
+    Output step j of a sample with m valid input steps and k valid output steps reads the input at
+    (j + 1/2) * m / k - 1/2, linearly between neighbours, clamped to [0, m - 1]. The identity where m == k.
+
+    Args:
+        lengths: (batch,) valid input steps m; all of them where None.
+        n_lengths: (batch,) valid output steps k; n where None. Output steps past k are 0.
+    """
+    batch, length, _ = x.shape
+    acc = accumulation_dtype(x.dtype)
+    full = torch.full((batch,), length, device=x.device)
+    m = (full if lengths is None else lengths).to(x.device)
+    k = torch.full_like(full, n) if n_lengths is None else n_lengths.to(x.device)
+    # Positions in float64: at a length of 2**24 float32 could no longer tell neighbours apart.
+    j = torch.arange(n, device=x.device, dtype=torch.float64)
+    ratio = m.double() / k.clamp(min=1).double()
+    position = (j + 0.5) * ratio[:, None] - 0.5  # (batch, n)
+    last = (m - 1).clamp(min=0)[:, None]
+    position = torch.minimum(position.clamp(min=0), last.double())
+    left = position.floor().long()
+    right = torch.minimum(left + 1, last)
+    weight = (position - left)[..., None].to(acc)  # (batch, n, 1)
+
+    x = _keep(valid_steps(m, batch, length, x.device), x)
+    rows = torch.arange(batch, device=x.device)[:, None]
+    low, high = x[rows, left].to(acc), x[rows, right].to(acc)
+    out = torch.lerp(low, high, weight.expand_as(low)).to(x.dtype)
+    return _keep(valid_steps(k, batch, n, x.device), out)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x) at any x, without the threshold above which F.softplus returns x itself."""
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+def _per_channel(x: Tensor, dim: int) -> Tensor:
+    """One step of B or C, (batch, [ngroups,] dstate) -> (batch, dim, dstate): channels share their group's row."""
+    if x.dim() == 2:
+        return x[:, None].expand(-1, dim, -1)
+    return x.repeat_interleave(dim // x.shape[1], dim=1)
+
+
+def _keep(valid: Tensor, x: Tensor) -> Tensor:
+    """x where `valid`, 0 elsewhere; the gradient of the rest is 0 too, even where x is NaN."""
+    return torch.where(valid.reshape(valid.shape + (1,) * (x.dim() - 2)), x, x.new_zeros(()))

@@ -1,0 +1,246 @@
+"""The op contract: one schema per op, its fake kernel and its autograd formula, for every backend.
+
+A backend is a set of kernels in a `torch.library` namespace: `cmimtl` holds the compiled ones (the
+dispatcher picks CPU or CUDA by the tensors' device), `cmimtl_triton` the Triton ones, and tests add
+namespaces of their own. `define(namespace)` gives a namespace the ops below; the kernels come from
+`STABLE_TORCH_LIBRARY_IMPL` in csrc/ or from `torch.library`. The schema lives here and not in C++
+so that there is one text of it, whichever libraries were built.
+
+Conventions of every kernel:
+
+- B and C are (batch, steps, ngroups, dstate). steps is length, or 2 * length in the cross scan.
+- lengths is int64 on the tensors' device, (batch,), in steps of u, or pairs of steps in the cross scan.
+- A, D, delta_bias and the states are in the accumulation dtype: float32, or float64 where u is.
+- Outputs of the shape of u, z, v, ... keep the strides of that input where it is dense.
+- checkpoints is (batch, ceil(steps / checkpoint_every), dim, dstate): the state before every
+  checkpoint_every-th processed step, with `reverse` counted from the last valid step; undefined where
+  no valid step follows. Empty, (0,), with checkpoint_every = 0, after which no backward pass can run.
+- A gradient or output that does not apply (dD without D, out without recompute_out) is an empty tensor.
+- recompute_out makes the backward pass return the forward's output again; it knows it anyway, and a
+  caller that asks for it need not keep it.
+"""
+
+import torch
+from torch import Tensor
+
+from cmimtl_kernels.reference import accumulation_dtype
+
+_SCAN_OPTIONS = "bool delta_softplus, bool reverse, int checkpoint_every"
+_SCAN_TENSORS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+_CROSS_TENSORS = (
+    "Tensor v, Tensor t, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
+    "Tensor? z_v, Tensor? z_t, Tensor? delta_bias"
+)
+_STATE = "Tensor? initial_state, Tensor? lengths"
+
+SCHEMAS = {
+    "selective_scan_fwd": f"({_SCAN_TENSORS}, {_STATE}, {_SCAN_OPTIONS})"
+    " -> (Tensor out, Tensor last_state, Tensor checkpoints)",
+    "selective_scan_bwd": f"(Tensor dout, Tensor? dlast_state, {_SCAN_TENSORS}, {_STATE},"
+    f" Tensor checkpoints, {_SCAN_OPTIONS}, bool recompute_out)"
+    " -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz,"
+    " Tensor ddelta_bias, Tensor dinitial_state, Tensor out)",
+    "cross_selective_scan_fwd": f"({_CROSS_TENSORS}, {_STATE}, {_SCAN_OPTIONS})"
+    " -> (Tensor out_v, Tensor out_t, Tensor last_state, Tensor checkpoints)",
+    "cross_selective_scan_bwd": "(Tensor dout_v, Tensor dout_t, Tensor? dlast_state,"
+    f" {_CROSS_TENSORS}, {_STATE}, Tensor checkpoints, {_SCAN_OPTIONS}, bool recompute_out)"
+    " -> (Tensor dv, Tensor dt, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD,"
+    " Tensor dz_v, Tensor dz_t, Tensor ddelta_bias, Tensor dinitial_state, Tensor out_v, Tensor out_t)",
+    "causal_conv1d_fwd": "(Tensor x, Tensor weight, Tensor? bias, Tensor? lengths,"
+    " bool silu, bool reverse) -> Tensor out",
+    "causal_conv1d_bwd": "(Tensor dout, Tensor x, Tensor weight, Tensor? bias, Tensor? lengths,"
+    " bool silu, bool reverse) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+}
+
+# A library object must outlive the ops that it defines.
+_LIBRARIES: dict[str, torch.library.Library] = {}
+
+
+def define(namespace: str) -> None:
+    """Define every op of SCHEMAS in `namespace`, with fake kernels and autograd. Idempotent."""
+    if namespace in _LIBRARIES:
+        return
+    library = _LIBRARIES[namespace] = torch.library.Library(namespace, "DEF")
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"{namespace}::{name}", _FAKES[name], lib=library)
+        torch.library.register_autograd(
+            f"{namespace}::{name}",
+            _BACKWARDS[name](getattr(torch.ops, namespace)),
+            setup_context=_SETUPS.get(name),
+            lib=library,
+        )
+
+
+# Fake kernels: shapes and dtypes without data
+
+
+def _optional_like(x: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if x is None else torch.empty_like(x)
+
+
+def _scan_fwd_extras(u: Tensor, delta: Tensor, A: Tensor, checkpoint_every: int):
+    """(last_state, checkpoints) of either scan."""
+    batch, steps, dim = delta.shape
+    dstate = A.shape[1]
+    acc = accumulation_dtype(u.dtype)
+    shape = (0,)
+    if checkpoint_every:
+        shape = (batch, (steps + checkpoint_every - 1) // checkpoint_every, dim, dstate)
+    return u.new_empty((batch, dim, dstate), dtype=acc), u.new_empty(shape, dtype=acc)
+
+
+def _scan_bwd_shared(u, delta, A, B, C, D, z, delta_bias, initial_state):
+    """(ddelta, dA, dB, dC, dD), (ddelta_bias, dinitial_state) of either scan."""
+    wide = u.new_empty(0, dtype=accumulation_dtype(u.dtype))
+    return (
+        (
+            torch.empty_like(delta),
+            torch.empty_like(A, memory_format=torch.contiguous_format),
+            torch.empty_like(B, memory_format=torch.contiguous_format),
+            torch.empty_like(C, memory_format=torch.contiguous_format),
+            _optional_like(D, wide),
+        ),
+        (_optional_like(delta_bias, wide), _optional_like(initial_state, wide)),
+    )
+
+
+def _fake_scan_fwd(
+    u, delta, A, B, C, D, z, delta_bias, initial_state, lengths, delta_softplus, reverse, checkpoint_every
+):
+    return torch.empty_like(u), *_scan_fwd_extras(u, delta, A, checkpoint_every)
+
+
+def _fake_scan_bwd(
+    dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, lengths, checkpoints,
+    delta_softplus, reverse, checkpoint_every, recompute_out,
+):  # fmt: skip
+    first, last = _scan_bwd_shared(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    out = _optional_like(u if recompute_out else None, u)
+    return torch.empty_like(u), *first, _optional_like(z, u), *last, out
+
+
+def _fake_cross_fwd(
+    v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state, lengths, delta_softplus, reverse,
+    checkpoint_every,
+):  # fmt: skip
+    return torch.empty_like(v), torch.empty_like(t), *_scan_fwd_extras(v, delta, A, checkpoint_every)
+
+
+def _fake_cross_bwd(
+    dout_v, dout_t, dlast_state, v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state, lengths,
+    checkpoints, delta_softplus, reverse, checkpoint_every, recompute_out,
+):  # fmt: skip
+    first, last = _scan_bwd_shared(v, delta, A, B, C, D, z_v, delta_bias, initial_state)
+    outs = (_optional_like(x if recompute_out else None, x) for x in (v, t))
+    gates = _optional_like(z_v, v), _optional_like(z_t, t)
+    return torch.empty_like(v), torch.empty_like(t), *first, *gates, *last, *outs
+
+
+def _fake_conv_fwd(x, weight, bias, lengths, silu, reverse):
+    return torch.empty_like(x)
+
+
+def _fake_conv_bwd(dout, x, weight, bias, lengths, silu, reverse):
+    wide = x.new_empty(0, dtype=accumulation_dtype(x.dtype))
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    return torch.empty_like(x), dweight, _optional_like(bias, wide)
+
+
+_FAKES = {
+    "selective_scan_fwd": _fake_scan_fwd,
+    "selective_scan_bwd": _fake_scan_bwd,
+    "cross_selective_scan_fwd": _fake_cross_fwd,
+    "cross_selective_scan_bwd": _fake_cross_bwd,
+    "causal_conv1d_fwd": _fake_conv_fwd,
+    "causal_conv1d_bwd": _fake_conv_bwd,
+}
+
+
+# Autograd: the backward ops, with the results of absent inputs turned into None
+
+
+def _setup_scan(ctx, inputs, output):
+    *tensors, delta_softplus, reverse, checkpoint_every = inputs
+    ctx.options = delta_softplus, reverse, checkpoint_every
+    ctx.save_for_backward(*tensors, output[-1])
+    ctx.mark_non_differentiable(output[-1])
+    ctx.set_materialize_grads(False)
+
+
+def _setup_conv(ctx, inputs, output):
+    *tensors, silu, reverse = inputs
+    ctx.options = silu, reverse
+    ctx.save_for_backward(*tensors)
+
+
+def _scan_backward(ops):
+    def backward(ctx, dout, dlast_state, _):
+        *inputs, checkpoints = ctx.saved_tensors
+        _check_checkpoints("selective_scan", ctx.options)
+        dout = torch.zeros_like(inputs[0]) if dout is None else dout
+        *grads, _ = ops.selective_scan_bwd(dout, dlast_state, *inputs, checkpoints, *ctx.options, False)
+        return *_present(grads, inputs[:9]), None, None, None, None
+
+    return backward
+
+
+def _cross_backward(ops):
+    def backward(ctx, dout_v, dout_t, dlast_state, _):
+        *inputs, checkpoints = ctx.saved_tensors
+        _check_checkpoints("cross_selective_scan", ctx.options)
+        dout_v, dout_t = (
+            torch.zeros_like(x) if g is None else g
+            for g, x in zip((dout_v, dout_t), inputs[:2], strict=True)
+        )
+        *grads, _, _ = ops.cross_selective_scan_bwd(
+            dout_v, dout_t, dlast_state, *inputs, checkpoints, *ctx.options, False
+        )
+        return *_present(grads, inputs[:11]), None, None, None, None
+
+    return backward
+
+
+def _conv_backward(ops):
+    def backward(ctx, dout):
+        inputs = ctx.saved_tensors
+        grads = ops.causal_conv1d_bwd(dout, *inputs, *ctx.options)
+        return *_present(grads, inputs[:3]), None, None, None
+
+    return backward
+
+
+def _second_derivative(_):
+    def backward(ctx, *_):
+        raise NotImplementedError(
+            "cmimtl_kernels: create_graph must be False, got a second derivative through a kernel;"
+            " use backend='reference'"
+        )
+
+    return backward
+
+
+def _check_checkpoints(op: str, options) -> None:
+    if options[-1] == 0:
+        raise RuntimeError(
+            f"{op}: checkpoint_every must be positive where a gradient is wanted, got 0"
+        )
+
+
+def _present(grads, inputs):
+    return (None if x is None else g for g, x in zip(grads, inputs, strict=True))
+
+
+_SETUPS = {
+    "selective_scan_fwd": _setup_scan,
+    "cross_selective_scan_fwd": _setup_scan,
+    "causal_conv1d_fwd": _setup_conv,
+}
+_BACKWARDS = {
+    "selective_scan_fwd": _scan_backward,
+    "cross_selective_scan_fwd": _cross_backward,
+    "causal_conv1d_fwd": _conv_backward,
+    "selective_scan_bwd": _second_derivative,
+    "cross_selective_scan_bwd": _second_derivative,
+    "causal_conv1d_bwd": _second_derivative,
+}
