@@ -4,9 +4,9 @@
     train = load_dataset("slake", "data/slake", "train", report=report)
     vocabulary = AnswerVocabulary.from_examples(train)
 
-One reader per data set (:mod:`slake`, :mod:`vqa_rad`, :mod:`ovqa`), all giving :class:`VQAExample`. The
-embedded default is the phantom set: :func:`write_phantom` draws it to disk in SLAKE's layout and the SLAKE
-reader reads it back.
+One reader per data set (:mod:`slake`, :mod:`vqa_rad`, :mod:`ovqa`), all giving :class:`VQAExample`.
+The embedded default is the phantom set: :func:`write_phantom` draws it to disk in SLAKE's layout
+and the SLAKE reader reads it back.
 """
 
 from __future__ import annotations
@@ -55,12 +55,15 @@ def load_dataset(
 
     Args:
         name: ``"phantom"``, ``"slake"``, ``"vqa-rad"`` or ``"ovqa"``.
-        root: folder of the data set, as its authors pack it (each reader's docstring shows the layout).
-        split: ``"train"``, ``"validation"`` or ``"test"``; ``"phantom"`` has ``"compositional"`` too.
+        root: folder of the data set, as its authors pack it (each reader's docstring shows the
+            layout).
+        split: ``"train"``, ``"validation"`` or ``"test"``; ``"phantom"`` has ``"compositional"``
+            too.
         report: an empty :class:`ReaderReport` to be filled with what was repaired and dropped.
         **options: the reader's own. ``language`` (slake, default ``"en"``, None for all).
-            ``validation_fraction`` (vqa-rad, default 0: it has no validation split of its own; a fraction
-            of the training images is held out, and must be the same in every call of a run).
+            ``validation_fraction`` (vqa-rad, default 0: it has no validation split of its own; a
+            fraction of the training images is held out, and must be the same in every call of a
+            run).
     Returns:
         list of :class:`VQAExample` in the order of the file.
     Raises:

@@ -1,7 +1,8 @@
 """Answers as classes: how they are normalised, and the vocabulary that a training split gives.
 
-Source of the rules: the evaluation of the VQA data set (Antol et al. 2015, https://visualqa.org/evaluation.html)
-as METER's answer preparation applies it (Dou et al. 2022); published Med-VQA scores use the same.
+Source of the rules: the evaluation of the VQA data set (Antol et al. 2015,
+https://visualqa.org/evaluation.html) as METER's answer preparation applies it (Dou et al. 2022);
+published Med-VQA scores use the same.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ _NUMBER_WORDS = {
     for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 } | {"none": "0"}
 
-# Contractions that are often typed without their apostrophe. Words that mean something else without
-# it (its, were, well, hell, shed, id, ill, wed, whore) keep the meaning that they were typed with.
+# Contractions that are often typed without their apostrophe. Those that are another word without it
+# (its, were, well, hell, shed, id, ill, wed) stay as they were typed.
 _CONTRACTIONS = {
     word.replace("'", ""): word
     for word in (
-        "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd "
-        "how'll how's i'm i've isn't it'd it'll ma'am might've mightn't must've mustn't needn't "
-        "o'clock oughtn't shan't she's should've shouldn't somebody'll somebody's someone'll someone's "
-        "something'll something's that'd that's there'd there're there's they'd they'll they're "
-        "they've wasn't we've weren't what'll what're what's what've when's where'd where's "
-        "where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all "
-        "you'd you'll you're you've"
+        "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd "
+        "he's how'd how'll how's isn't it'd it'll let's ma'am might've mightn't must've "
+        "mustn't needn't o'clock oughtn't shan't she's should've shouldn't somebody'll "
+        "somebody's someone'll someone's something'll something's that'd that's there'd "
+        "there're there's they'd they'll they're they've wasn't we've weren't what'll what're "
+        "what's what've when's where'd where's where've who'd who'll who's who've why'll "
+        "why're why's won't would've wouldn't y'all you'd you'll you're you've"
     ).split()
 }
 
@@ -48,15 +49,13 @@ def normalize_answer(text: str) -> str:
 
     In this order:
 
-    1. Each mark of ``; / [ ] " { } ( ) = + \\ _ - > < @ ` , ? !`` is taken out where it stands beside a
-       blank anywhere in the text, or where the text has a comma between digits ("1,000"); otherwise it
-       becomes a blank ("x-ray" -> "x ray").
+    1. Each mark of ``; / [ ] " { } ( ) = + \\ _ - > < @ ` , ? !`` is taken out where it stands
+       beside a blank anywhere in the text, or where the text has a comma between digits ("1,000");
+       otherwise it becomes a blank ("x-ray" -> "x ray").
     2. A full stop goes unless a digit follows it ("3.5 cm." -> "3.5 cm").
-    3. Lower case, blanks single, articles (a, an, the) dropped; number words zero to ten become digits,
-       and "none" becomes "0".
+    3. Lower case, blanks single, articles (a, an, the) dropped; number words zero to ten become
+       digits, and "none" becomes "0".
     4. Contractions get their apostrophe back ("dont" -> "don't").
-
-    It is idempotent on what it gives except where a number word remains next to a mark.
 
     Args:
         text: an answer as written or as generated.
@@ -66,7 +65,7 @@ def normalize_answer(text: str) -> str:
         TypeError: text is not a string.
     Example:
         >>> normalize_answer("The X-ray, none.")
-        'xray 0'
+        'x ray 0'
     """
     if not isinstance(text, str):
         raise TypeError(f"normalize_answer: text must be a str, got {type(text).__name__}.")
@@ -81,7 +80,7 @@ def normalize_answer(text: str) -> str:
 
 
 class AnswerVocabulary:
-    """The answer classes of a classifier: normalised answers of a training split, most frequent first.
+    """The answer classes of a classifier: the answers of a training split, most frequent first.
 
     Ties are in alphabetical order, so the same split always gives the same indices.
 
@@ -90,7 +89,8 @@ class AnswerVocabulary:
     """
 
     def __init__(self, answers: Sequence[str]):
-        """Args: answers: normalised answers, distinct. Raises ValueError: one is repeated, or none."""
+        """Args: answers: normalised answers, distinct. Raises ValueError: one is repeated, or
+        none."""
         if not answers:
             raise ValueError("AnswerVocabulary: answers must hold at least one answer, got none.")
         repeated = [answer for answer, count in Counter(answers).items() if count > 1]
@@ -131,20 +131,24 @@ class AnswerVocabulary:
         return self.index(answer) is not None
 
     def index(self, answer: str) -> int | None:
-        """Class of an answer (normalised here, so raw text will do), or None where there is none."""
+        """Class of an answer (normalised here, so raw text will do), or None where there is
+        none."""
         return self._indices.get(normalize_answer(answer))
 
     def coverage(self, examples: Sequence[VQAExample]) -> dict[str, float]:
         """How many of some examples' answers the vocabulary cannot say.
 
         Returns:
-            ``{"questions": n, "out_of_vocabulary": k, "out_of_vocabulary_share": k / n}``; the share is a
-            fraction, and one minus it is the highest accuracy that a classifier can reach.
+            ``{"questions": n, "out_of_vocabulary": k, "out_of_vocabulary_share": k / n}``; the
+            share is a fraction, and one minus it is the highest accuracy that a classifier can
+            reach.
         Raises:
             ValueError: no examples.
         """
         if not examples:
-            raise ValueError("AnswerVocabulary.coverage: examples must hold at least one, got none.")
+            raise ValueError(
+                "AnswerVocabulary.coverage: examples must hold at least one, got none."
+            )
         unknown = sum(example.answer_normalized not in self._indices for example in examples)
         return {
             "questions": len(examples),

@@ -1,4 +1,5 @@
-"""What every reader gives (:class:`VQAExample`), what it did on the way (:class:`ReaderReport`) and how it fails."""
+"""What every reader gives (:class:`VQAExample`), what it did on the way (:class:`ReaderReport`) and
+how it fails."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ MESSAGES_PER_DEFECT = 5
 
 
 class DataError(ValueError):
-    """A file or row that no reader can use. The message names file, row (counted from 0) and field."""
+    """A file or row that no reader can use. The message names file, row (counted from 0) and
+    field."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,11 @@ class VQAExample:
             Splits are made and confidence intervals are clustered by it.
         question: the question with blanks trimmed and single.
         answer: the answer as written, blanks trimmed and single.
-        answer_normalized: :func:`cmimtl.data.answers.normalize_answer` of ``answer``: the class label.
+        answer_normalized: :func:`cmimtl.data.answers.normalize_answer` of ``answer``: the class
+            label.
         answer_type: ``"open"`` or ``"closed"``.
-        content_type: what the question asks about, in the data set's own words ("Modality", "PRES").
-            Where a row names several, the first.
+        content_type: what the question asks about, in the data set's own words ("Modality",
+            "PRES"). Where a row names several, the first.
         split: the split that was asked for.
         extra: what else the row says, by name: ``organ``, ``modality``, ``language``,
             ``phrase_type``, ``content_types`` (all of them). Not part of equality.
