@@ -157,38 +157,6 @@ def causal_conv1d(
     return _keep(valid, out).to(dtype)
 
 
-def align(x: Tensor, n: int, lengths: Tensor | None = None, n_lengths: Tensor | None = None) -> Tensor:
-    """Resample each sample's valid steps: (batch, length, dim) -> (batch, n, dim).
-
-    Output step j of a sample with m valid input steps and k valid output steps reads the input at
-    (j + 1/2) * m / k - 1/2, linearly between neighbours, clamped to [0, m - 1]. The identity where m == k.
-
-    Args:
-        lengths: (batch,) valid input steps m; all of them where None.
-        n_lengths: (batch,) valid output steps k; n where None. Output steps past k are 0.
-    """
-    batch, length, _ = x.shape
-    acc = accumulation_dtype(x.dtype)
-    full = torch.full((batch,), length, device=x.device)
-    m = (full if lengths is None else lengths).to(x.device)
-    k = torch.full_like(full, n) if n_lengths is None else n_lengths.to(x.device)
-    # Positions in float64: at a length of 2**24 float32 could no longer tell neighbours apart.
-    j = torch.arange(n, device=x.device, dtype=torch.float64)
-    ratio = m.double() / k.clamp(min=1).double()
-    position = (j + 0.5) * ratio[:, None] - 0.5  # (batch, n)
-    last = (m - 1).clamp(min=0)[:, None]
-    position = torch.minimum(position.clamp(min=0), last.double())
-    left = position.floor().long()
-    right = torch.minimum(left + 1, last)
-    weight = (position - left)[..., None].to(acc)  # (batch, n, 1)
-
-    x = _keep(valid_steps(m, batch, length, x.device), x)
-    rows = torch.arange(batch, device=x.device)[:, None]
-    low, high = x[rows, left].to(acc), x[rows, right].to(acc)
-    out = torch.lerp(low, high, weight.expand_as(low)).to(x.dtype)
-    return _keep(valid_steps(k, batch, n, x.device), out)
-
-
 def _softplus(x: Tensor) -> Tensor:
     """log(1 + e^x) at any x, without the threshold above which F.softplus returns x itself."""
     return torch.logaddexp(x, torch.zeros_like(x))

@@ -1,0 +1,308 @@
+"""CrossMambaBlock: two streams fused by one interleaved selective scan; CrossMamba: a stack of them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmimtl_kernels.ops import causal_conv1d, cross_selective_scan, selective_scan
+from cmimtl_kernels.reference import interleave, valid_steps
+from cmimtl_kernels.resample import align, interpolate, pool
+
+INTERLEAVE_KINDS = ("product-sum", "gated")
+
+
+class CrossMambaBlock(nn.Module):
+    """Fuse a visual and a text stream, with a residual connection around the fusion.
+
+    n_v, n_t     = norm(visual), norm(text)
+    [u_m, z_m]   = in_proj(n_m);  u_m = silu(conv1d(u_m))              m in {v, t}, weights shared
+    u_t, z_t     = both resampled to the visual length
+    [r, B, C]    = x_proj(x)                                           x: products and sums of u_v, u_t interleaved
+    y_v, y_t     = cross_selective_scan(u_v, u_t, dt_proj(r), …)       gate silu(z_v * z_t)
+    visual, text = visual + out_proj(y_v), text + out_proj(y_t resampled back)
+
+    Source: CMI-MTL (arXiv 2511.01357); `interleave="gated"` is the block of the authors' released code: two
+    separate scans under one shared gate. Parameter names are those of `mamba_ssm.Mamba`, and of Vision Mamba
+    for the second direction, so `load_state_dict(mixer_state, strict=False)` takes a Mamba mixer's weights.
+
+    A causal block's output at position 0 depends on the first tokens alone: read out by a masked mean, or
+    set `bidirectional=True`, never by a single position.
+
+    Args:
+        d_model: features of both streams.
+        d_state: states of one channel.
+        d_conv: width of the convolution.
+        expand: channels of the scan, in multiples of d_model.
+        dt_rank: rank of the step-size projection, or "auto": ceil(d_model / 16).
+        interleave: "product-sum" or "gated".
+        bidirectional: add a second scan from the last token to the first, with weights of its own.
+        dt_min, dt_max, dt_init_floor: range of the step sizes at initialisation.
+        conv_bias, bias: whether the convolution and the projections in and out have a bias.
+        norm_eps: epsilon of the LayerNorm.
+        backend: which kernels run it, as in `cmimtl_kernels.selective_scan`.
+    Shapes:
+        visual (batch, L_v, d_model) and text (batch, L_t, d_model), any L_v and L_t, with visual_lengths and
+        text_lengths, (batch,) integers, where samples are padded; the outputs have the shapes of the inputs.
+        Padded steps are never read, whatever they hold.
+    Raises:
+        ValueError: an option or an input does not fit; the message names it and what it got.
+    Example:
+        >>> block = CrossMambaBlock(d_model=32)
+        >>> visual, text = block(torch.randn(2, 9, 32), torch.randn(2, 5, 32))
+        >>> visual.shape, text.shape
+        (torch.Size([2, 9, 32]), torch.Size([2, 5, 32]))
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | str = "auto",
+        *,
+        interleave: str = "product-sum",
+        bidirectional: bool = False,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        norm_eps: float = 1e-5,
+        backend: str = "auto",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        for name, value in dict(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"CrossMambaBlock: {name} must be a positive integer, got {value!r}")
+        if dt_rank != "auto" and (not isinstance(dt_rank, int) or dt_rank < 1):
+            raise ValueError(
+                f"CrossMambaBlock: dt_rank must be a positive integer or 'auto', got {dt_rank!r}"
+            )
+        if interleave not in INTERLEAVE_KINDS:
+            raise ValueError(
+                f"CrossMambaBlock: interleave must be one of {INTERLEAVE_KINDS}, got {interleave!r}"
+            )
+        self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
+        self.d_inner = expand * d_model
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.dt_min, self.dt_max, self.dt_init_floor = dt_min, dt_max, dt_init_floor
+        self.interleave, self.bidirectional, self.backend = interleave, bidirectional, backend
+
+        factory = {"device": device, "dtype": dtype}
+        self.norm = nn.LayerNorm(d_model, eps=norm_eps, **factory)
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias, **factory)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **factory)
+        for suffix in self._directions():
+            self._add_direction(suffix, conv_bias, factory)
+        self.reset_parameters()
+
+    def _directions(self) -> tuple[str, ...]:
+        """The suffixes of the parameters of each scan: forward in time, then backward."""
+        return ("", "_b") if self.bidirectional else ("",)
+
+    def _add_direction(self, suffix: str, conv_bias: bool, factory: dict) -> None:
+        conv1d = nn.Conv1d(
+            self.d_inner,
+            self.d_inner,
+            self.d_conv,
+            groups=self.d_inner,
+            padding=self.d_conv - 1,
+            bias=conv_bias,
+            **factory,
+        )
+        x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * self.d_state, bias=False, **factory)
+        dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=True, **factory)
+        for name, module in dict(conv1d=conv1d, x_proj=x_proj, dt_proj=dt_proj).items():
+            self.add_module(name + suffix, module)
+        # Kept in float32 whatever dtype the block has: exp(delta * A) over thousands of steps needs it.
+        device = factory["device"]
+        A_log = nn.Parameter(torch.empty(self.d_inner, self.d_state, dtype=torch.float32, device=device))
+        D = nn.Parameter(torch.empty(self.d_inner, dtype=torch.float32, device=device))
+        # The mark by which Mamba's training code keeps weight decay off them.
+        A_log._no_weight_decay = D._no_weight_decay = True
+        self.register_parameter("A_log" if not suffix else f"A{suffix}_log", A_log)
+        self.register_parameter("D" + suffix, D)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise what Mamba initialises by hand: A_log = log(1..N), D = 1, dt_proj.
+
+        dt_proj.weight ~ U(±dt_rank^-1/2), and dt_proj.bias is the inverse softplus of a step drawn
+        log-uniformly from [dt_min, dt_max], floored at dt_init_floor. Source: Gu & Dao 2023, section 3.6.
+        """
+        for suffix in self._directions():
+            _, _, dt_proj, A_log, D = self._parameters_of(suffix)
+            states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=A_log.device)
+            A_log.copy_(states.log().expand_as(A_log))
+            D.fill_(1.0)
+            bound = self.dt_rank**-0.5
+            dt_proj.weight.uniform_(-bound, bound)
+            low, high = math.log(self.dt_min), math.log(self.dt_max)
+            step = torch.rand(self.d_inner, dtype=torch.float32, device=A_log.device)
+            step = torch.exp(step * (high - low) + low).clamp(min=self.dt_init_floor)
+            dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of it is step
+
+    def _parameters_of(self, suffix: str):
+        """(conv1d, x_proj, dt_proj, A_log, D) of one direction."""
+        A_log = self.A_log if not suffix else getattr(self, f"A{suffix}_log")
+        modules = (getattr(self, name + suffix) for name in ("conv1d", "x_proj", "dt_proj"))
+        return *modules, A_log, getattr(self, "D" + suffix)
+
+    def extra_repr(self) -> str:
+        return (
+            f"d_model={self.d_model}, d_state={self.d_state}, d_conv={self.d_conv},"
+            f" interleave={self.interleave!r}, bidirectional={self.bidirectional},"
+            f" backend={self.backend!r}"
+        )
+
+    def forward(
+        self,
+        visual: Tensor,
+        text: Tensor,
+        visual_lengths: Tensor | None = None,
+        text_lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        self._check_inputs(visual, text)
+        uz_v = self.in_proj(self.norm(_blank_padding(visual, visual_lengths)))
+        uz_t = self.in_proj(self.norm(_blank_padding(text, text_lengths)))
+        fuse = self._product_sum if self.interleave == "product-sum" else self._gated
+        y_v, y_t = fuse(uz_v, uz_t, visual_lengths, text_lengths)
+        return visual + self.out_proj(y_v), text + self.out_proj(y_t)
+
+    def _check_inputs(self, visual: Tensor, text: Tensor) -> None:
+        for name, x in (("visual", visual), ("text", text)):
+            if x.dim() != 3 or x.shape[2] != self.d_model or x.shape[1] == 0:
+                raise ValueError(
+                    f"CrossMambaBlock: {name} must have shape (batch, length >= 1, d_model={self.d_model}),"
+                    f" got {tuple(x.shape)}"
+                )
+        if visual.shape[0] != text.shape[0]:
+            raise ValueError(
+                f"CrossMambaBlock: text must have the batch of visual ({visual.shape[0]}), got {text.shape[0]}"
+            )
+
+    def _product_sum(self, uz_v, uz_t, visual_lengths, text_lengths):
+        """The interleaved scan in each direction, summed. -> (batch, L_v, d_inner), (batch, L_t, d_inner)."""
+        n = uz_v.shape[1]
+        (u_v, z_v), (u_t, z_t) = uz_v.chunk(2, dim=-1), uz_t.chunk(2, dim=-1)
+        z_t = align(z_t, n, text_lengths, visual_lengths)
+        y_v = y_t = None
+        for suffix in self._directions():
+            conv1d, x_proj, dt_proj, A_log, D = self._parameters_of(suffix)
+            reverse = suffix == "_b"
+            c_v = self._convolve(conv1d, u_v, visual_lengths, reverse)
+            c_t = self._convolve(conv1d, u_t, text_lengths, reverse)
+            c_t = align(c_t, n, text_lengths, visual_lengths)
+            delta, B, C = self._project(x_proj, dt_proj, interleave(c_v, c_t))
+            out_v, out_t = cross_selective_scan(
+                c_v,
+                c_t,
+                delta,
+                -torch.exp(A_log.float()),
+                B,
+                C,
+                D,
+                z_v,
+                z_t,
+                dt_proj.bias,
+                delta_softplus=True,
+                lengths=visual_lengths,
+                reverse=reverse,
+                backend=self.backend,
+            )
+            # The gate is shared and applied inside, so adding gated outputs gates the sum.
+            y_v, y_t = (out_v, out_t) if y_v is None else (y_v + out_v, y_t + out_t)
+        return y_v, align(y_t, uz_t.shape[1], visual_lengths, text_lengths)
+
+    def _gated(self, uz_v, uz_t, visual_lengths, text_lengths):
+        """Two separate scans under one gate, as released by the authors. -> as `_product_sum`."""
+        n_v, n_t = uz_v.shape[1], uz_t.shape[1]
+        (u_v, z_v), (u_t, z_t) = uz_v.chunk(2, dim=-1), uz_t.chunk(2, dim=-1)
+        gate = F.silu(z_v * pool(z_t, n_v, text_lengths, visual_lengths))
+        y_v = self._scan_alone(u_v, visual_lengths)
+        y_t = pool(self._scan_alone(u_t, text_lengths), n_v, text_lengths, visual_lengths)
+        return y_v * gate, interpolate(y_t * gate, n_t, visual_lengths, text_lengths)
+
+    def _scan_alone(self, u: Tensor, lengths: Tensor | None) -> Tensor:
+        """One stream's own selective scan in each direction, summed."""
+        total = None
+        for suffix in self._directions():
+            conv1d, x_proj, dt_proj, A_log, D = self._parameters_of(suffix)
+            reverse = suffix == "_b"
+            x = self._convolve(conv1d, u, lengths, reverse)
+            delta, B, C = self._project(x_proj, dt_proj, x)
+            out = selective_scan(
+                x,
+                delta,
+                -torch.exp(A_log.float()),
+                B,
+                C,
+                D,
+                delta_bias=dt_proj.bias,
+                delta_softplus=True,
+                lengths=lengths,
+                reverse=reverse,
+                backend=self.backend,
+            )
+            total = out if total is None else total + out
+        return total
+
+    def _convolve(self, conv1d: nn.Conv1d, u: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+        return causal_conv1d(
+            u,
+            conv1d.weight[:, 0],
+            conv1d.bias,
+            activation="silu",
+            lengths=lengths,
+            reverse=reverse,
+            backend=self.backend,
+        )
+
+    def _project(self, x_proj: nn.Linear, dt_proj: nn.Linear, x: Tensor):
+        """x (batch, steps, d_inner) -> delta (batch, steps, d_inner) without its bias, B, C (batch, steps, d_state)."""
+        r, B, C = x_proj(x).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
+        return F.linear(r, dt_proj.weight), B, C
+
+
+class CrossMamba(nn.Module):
+    """A stack of `CrossMambaBlock`s over the same two streams.
+
+    Args:
+        d_model: features of both streams.
+        n_layers: blocks.
+        options: every other option of `CrossMambaBlock`.
+    Shapes: as `CrossMambaBlock`.
+    Example:
+        >>> fusion = CrossMamba(d_model=32, n_layers=2, bidirectional=True)
+        >>> visual, text = fusion(torch.randn(2, 9, 32), torch.randn(2, 5, 32))
+    """
+
+    def __init__(self, d_model: int, n_layers: int, **options):
+        super().__init__()
+        if not isinstance(n_layers, int) or n_layers < 1:
+            raise ValueError(f"CrossMamba: n_layers must be a positive integer, got {n_layers!r}")
+        self.layers = nn.ModuleList(CrossMambaBlock(d_model, **options) for _ in range(n_layers))
+
+    def forward(
+        self,
+        visual: Tensor,
+        text: Tensor,
+        visual_lengths: Tensor | None = None,
+        text_lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            visual, text = layer(visual, text, visual_lengths, text_lengths)
+        return visual, text
+
+
+def _blank_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x with its padded steps 0, so that nothing in them, NaN included, reaches a weight's gradient."""
+    if lengths is None:
+        return x
+    valid = valid_steps(lengths, x.shape[0], x.shape[1])
+    return torch.where(valid[..., None], x, x.new_zeros(()))

@@ -1,0 +1,381 @@
+"""The public functions: argument checks, autocast, the choice of a backend, the call."""
+
+import torch
+from torch import Tensor
+
+from cmimtl_kernels import backends, reference
+from cmimtl_kernels.reference import accumulation_dtype
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    return_last_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the selective state-space recurrence over the length axis.
+
+    d[t]     = softplus(delta[t] + delta_bias)                      bias and softplus each optional
+    state[t] = exp(d[t] * A) * state[t-1] + d[t] * u[t] * B[t]
+    out[t]   = (<C[t], state[t]> + D * u[t]) * silu(z[t])           D and z each optional
+
+    Source: Gu & Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", algorithm 2.
+
+    Args:
+        u: (batch, length, dim), float32, bfloat16, float16 or float64; any strides.
+        delta: (batch, length, dim), dtype of u. The step size before bias and softplus.
+        A: (dim, dstate), real, any float dtype. Negative in a trained model.
+        B: (batch, length, dstate) or (batch, length, ngroups, dstate), dtype of u; ngroups divides dim.
+        C: as B.
+        D: (dim,), any float dtype. The skip connection.
+        z: (batch, length, dim), dtype of u. The gate.
+        delta_bias: (dim,), any float dtype.
+        delta_softplus: whether softplus is applied to the step size.
+        initial_state: (batch, dim, dstate), any float dtype; zeros where None. Differentiable.
+        lengths: (batch,) integers in [0, length]: the valid steps of each sample. Steps past them are never
+            read, leave the state as it is, and have output 0 and gradient 0.
+        reverse: run from the last valid step to the first.
+        return_last_state: also return the state after the last processed step.
+        backend: "auto", "cuda", "triton", "cpu" or "reference"; see `cmimtl_kernels.backends.explain`.
+    Returns:
+        out: (batch, length, dim), dtype and, where dense, strides of u.
+        last_state: (batch, dim, dstate), float32 (float64 where u is); only with return_last_state.
+            Differentiable.
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message names the argument and what it got.
+        NotImplementedError: the named backend cannot run this input; the message lists every reason.
+    Numerics: computed in float32 (float64 where u is) and rounded once, on store; the same bits on every
+        run, gradients included.
+    Memory: for the backward pass it keeps its inputs and batch * ceil(length / k) * dim * dstate states,
+        k = `backends.BACKENDS[name].checkpoint_every`.
+    Autocast: u, delta, B, C and z are cast to the autocast dtype; A, D, delta_bias and the states are not.
+    Example:
+        >>> u, delta = torch.randn(2, 8, 4), torch.rand(2, 8, 4)
+        >>> A, B, C = -torch.rand(4, 16), torch.randn(2, 8, 16), torch.randn(2, 8, 16)
+        >>> selective_scan(u, delta, A, B, C).shape
+        torch.Size([2, 8, 4])
+    """
+    op = "selective_scan"
+    _check_float(op, "u", u)
+    _check_rank(op, "u", u, 3, "(batch, length, dim)")
+    u, delta, B, C, z = _autocast(u, delta, B, C, z)
+    batch, length, dim = u.shape
+    _check(op, "delta", delta, u, (batch, length, dim))
+    _check_optional(op, "z", z, u, (batch, length, dim))
+    A, D, delta_bias, B, C, initial_state = _check_shared(
+        op, u, length, A, D, delta_bias, B, C, initial_state
+    )
+    lengths = _check_lengths(op, lengths, u, length)
+
+    kernels = backends.choose(op, backend, u.device.type, u.dtype, A.shape[1])
+    if kernels.namespace is None:
+        return reference.selective_scan(
+            u,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            z,
+            delta_bias,
+            delta_softplus=delta_softplus,
+            initial_state=initial_state,
+            lengths=lengths,
+            reverse=reverse,
+            return_last_state=return_last_state,
+        )
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, lengths)
+    every = kernels.checkpoint_every if _needs_grad(tensors) else 0
+    fwd = getattr(torch.ops, kernels.namespace).selective_scan_fwd
+    out, last_state, _ = fwd(*tensors, delta_softplus, reverse, every)
+    return (out, last_state) if return_last_state else out
+
+
+def cross_selective_scan(
+    v: Tensor,
+    t: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z_v: Tensor | None = None,
+    z_t: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    return_last_state: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+    """Run one selective scan over the interleaved products and sums of two streams.
+
+    x            = v[0] * t[0], v[0] + t[0], v[1] * t[1], v[1] + t[1], …      2 * length steps, never stored
+    y            = selective_scan(x, delta, A, B, C, D)
+    g[l]         = silu(z_v[l] * z_t[l])                                      optional
+    out_v, out_t = y[2l] * g[l], y[2l + 1] * g[l]
+
+    Source: CMI-MTL (arXiv 2511.01357), the Cross-Mamba block; the order of the tokens and the shared gate are
+    this library's reading of it.
+
+    Args:
+        v: (batch, length, dim), float32, bfloat16, float16 or float64; any strides. The visual stream.
+        t: (batch, length, dim), dtype of v. The text stream, already aligned to v.
+        delta: (batch, 2 * length, dim), dtype of v. The step sizes of x before bias and softplus.
+        A: (dim, dstate), real, any float dtype.
+        B: (batch, 2 * length, dstate) or (batch, 2 * length, ngroups, dstate), dtype of v.
+        C: as B.
+        D: (dim,), any float dtype.
+        z_v, z_t: (batch, length, dim), dtype of v; both or neither.
+        delta_bias: (dim,), any float dtype.
+        delta_softplus: whether softplus is applied to the step size.
+        initial_state: (batch, dim, dstate); zeros where None. Differentiable.
+        lengths: (batch,) integers in [0, length]: the valid steps of each stream, as in `selective_scan`.
+        reverse: run x from its last valid step to its first.
+        return_last_state: also return the state after the last processed step of x.
+        backend: as in `selective_scan`.
+    Returns:
+        out_v, out_t: (batch, length, dim), dtype of v.
+        last_state: (batch, dim, dstate), float32 (float64 where v is); only with return_last_state.
+    Raises, numerics, autocast: as `selective_scan`.
+    Memory: its inputs and batch * ceil(2 * length / k) * dim * dstate states; x is formed again from v and t.
+    """
+    op = "cross_selective_scan"
+    _check_float(op, "v", v)
+    _check_rank(op, "v", v, 3, "(batch, length, dim)")
+    v, t, delta, B, C, z_v, z_t = _autocast(v, t, delta, B, C, z_v, z_t)
+    batch, length, dim = v.shape
+    _check(op, "t", t, v, (batch, length, dim))
+    _check(op, "delta", delta, v, (batch, 2 * length, dim))
+    if (z_v is None) != (z_t is None):
+        missing, given = ("z_t", "z_v") if z_t is None else ("z_v", "z_t")
+        raise ValueError(f"{op}: {missing} must be given together with {given}, got None")
+    _check_optional(op, "z_v", z_v, v, (batch, length, dim))
+    _check_optional(op, "z_t", z_t, v, (batch, length, dim))
+    A, D, delta_bias, B, C, initial_state = _check_shared(
+        op, v, 2 * length, A, D, delta_bias, B, C, initial_state
+    )
+    lengths = _check_lengths(op, lengths, v, length)
+
+    kernels = backends.choose(op, backend, v.device.type, v.dtype, A.shape[1])
+    if kernels.namespace is None:
+        return reference.cross_selective_scan(
+            v,
+            t,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            z_v,
+            z_t,
+            delta_bias,
+            delta_softplus=delta_softplus,
+            initial_state=initial_state,
+            lengths=lengths,
+            reverse=reverse,
+            return_last_state=return_last_state,
+        )
+    tensors = (v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state, lengths)
+    every = kernels.checkpoint_every if _needs_grad(tensors) else 0
+    fwd = getattr(torch.ops, kernels.namespace).cross_selective_scan_fwd
+    out_v, out_t, last_state, _ = fwd(*tensors, delta_softplus, reverse, every)
+    return (out_v, out_t, last_state) if return_last_state else (out_v, out_t)
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Depthwise causal convolution with bias and activation, fused.
+
+    out[t] = act(bias + sum_k weight[k] * x[t - width + 1 + k])       steps before the first count as 0
+
+    Args:
+        x: (batch, length, dim), float32, bfloat16, float16 or float64; any strides.
+        weight: (dim, width), any float dtype.
+        bias: (dim,), any float dtype.
+        activation: None or "silu".
+        lengths: (batch,) integers in [0, length]: valid steps; the rest is never read and has output 0.
+        reverse: look ahead instead of back: the mirror image in time.
+        backend: as in `selective_scan`.
+    Returns:
+        (batch, length, dim), dtype of x.
+    Raises: as `selective_scan`.
+    Memory: its inputs.
+    """
+    op = "causal_conv1d"
+    _check_float(op, "x", x)
+    _check_rank(op, "x", x, 3, "(batch, length, dim)")
+    (x,) = _autocast(x)
+    acc = accumulation_dtype(x.dtype)
+    if weight.dim() != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] == 0:
+        raise ValueError(
+            f"{op}: weight must have shape (dim={x.shape[2]}, width >= 1), got {tuple(weight.shape)}"
+        )
+    weight = _check(op, "weight", weight, x, tuple(weight.shape), acc)
+    bias = _check_optional(op, "bias", bias, x, (x.shape[2],), acc)
+    if activation not in (None, "silu"):
+        raise ValueError(f"{op}: activation must be None or 'silu', got {activation!r}")
+    lengths = _check_lengths(op, lengths, x, x.shape[1])
+
+    kernels = backends.choose(op, backend, x.device.type, x.dtype, 1)
+    if kernels.namespace is None:
+        return reference.causal_conv1d(
+            x, weight, bias, activation=activation, lengths=lengths, reverse=reverse
+        )
+    fwd = getattr(torch.ops, kernels.namespace).causal_conv1d_fwd
+    return fwd(x, weight, bias, lengths, activation == "silu", reverse)
+
+
+def _autocast(first: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The streams in the autocast dtype where autocast is on for their device; float64 is left alone."""
+    tensors = (first, *others)
+    device_type = first.device.type
+    if not torch.is_autocast_enabled(device_type) or first.dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(None if x is None else x.to(dtype) for x in tensors)
+
+
+def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _check_shared(
+    op: str,
+    u: Tensor,
+    steps: int,
+    A: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None,
+):
+    """Check what both scans have; A, D, delta_bias and the state come back in the accumulation dtype, B and C
+    as (batch, steps, ngroups, dstate)."""
+    batch, _, dim = u.shape
+    acc = accumulation_dtype(u.dtype)
+    if A.is_complex():
+        raise ValueError(f"{op}: A must be real, got {_name(A.dtype)}; complex states are not supported")
+    if A.dim() != 2 or A.shape[0] != dim or A.shape[1] == 0:
+        raise ValueError(
+            f"{op}: A must have shape (dim={dim}, dstate >= 1), got {tuple(A.shape)}"
+        )
+    dstate = A.shape[1]
+    A = _check(op, "A", A, u, (dim, dstate), acc)
+    D = _check_optional(op, "D", D, u, (dim,), acc)
+    delta_bias = _check_optional(op, "delta_bias", delta_bias, u, (dim,), acc)
+    B = _check_map(op, "B", B, u, steps, dstate)
+    C = _check_map(op, "C", C, u, steps, dstate)
+    if B.shape[2] != C.shape[2]:
+        raise ValueError(
+            f"{op}: C must have the groups of B ({B.shape[2]}), got {C.shape[2]} groups"
+        )
+    initial_state = _check_optional(
+        op, "initial_state", initial_state, u, (batch, dim, dstate), acc
+    )
+    return A, D, delta_bias, B, C, initial_state
+
+
+def _check_map(op: str, name: str, x: Tensor, u: Tensor, steps: int, dstate: int) -> Tensor:
+    """B or C -> (batch, steps, ngroups, dstate)."""
+    batch, _, dim = u.shape
+    if x.dim() == 3:
+        return _check(op, name, x, u, (batch, steps, dstate))[:, :, None]
+    if x.dim() != 4 or x.shape[2] == 0 or dim % x.shape[2]:
+        raise ValueError(
+            f"{op}: {name} must have shape {(batch, steps, dstate)} or (batch={batch}, steps={steps},"
+            f" ngroups, dstate={dstate}) with ngroups a divisor of dim={dim}, got {tuple(x.shape)}"
+        )
+    return _check(op, name, x, u, (batch, steps, x.shape[2], dstate))
+
+
+def _check_lengths(op: str, lengths: Tensor | None, u: Tensor, length: int) -> Tensor | None:
+    """lengths as int64. Values are checked on the CPU alone: reading them on a GPU would stop the queue, so
+    kernels clamp them to [0, length]."""
+    if lengths is None:
+        return None
+    if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
+        raise ValueError(f"{op}: lengths must be integers, got {_name(lengths.dtype)}")
+    if tuple(lengths.shape) != (u.shape[0],):
+        raise ValueError(
+            f"{op}: lengths must have shape (batch={u.shape[0]},), got {tuple(lengths.shape)}"
+        )
+    if lengths.device != u.device:
+        raise ValueError(f"{op}: lengths must be on {u.device}, got {lengths.device}")
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and lengths.numel():
+        low, high = int(lengths.min()), int(lengths.max())
+        if low < 0 or high > length:
+            worst = low if low < 0 else high
+            raise ValueError(f"{op}: lengths must be in [0, {length}], got {worst}")
+    return lengths.to(torch.int64)
+
+
+def _check_float(op: str, name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in _FLOATS:
+        raise ValueError(
+            f"{op}: {name} must be float32, bfloat16, float16 or float64, got {_name(x.dtype)}"
+        )
+
+
+def _check_rank(op: str, name: str, x: Tensor, rank: int, shape: str) -> None:
+    if x.dim() != rank:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(x.shape)}")
+
+
+def _check(
+    op: str, name: str, x: Tensor, like: Tensor, shape: tuple[int, ...], to: torch.dtype | None = None
+) -> Tensor:
+    """Check shape, device and dtype of x; with `to` any float dtype is taken and converted."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(x.shape)}")
+    if x.device != like.device:
+        raise ValueError(f"{op}: {name} must be on {like.device}, got {x.device}")
+    if to is None:
+        if x.dtype != like.dtype:
+            raise ValueError(f"{op}: {name} must be {_name(like.dtype)}, got {_name(x.dtype)}")
+        return x
+    _check_float(op, name, x)
+    return x.to(to)
+
+
+def _check_optional(
+    op: str,
+    name: str,
+    x: Tensor | None,
+    like: Tensor,
+    shape: tuple[int, ...],
+    to: torch.dtype | None = None,
+) -> Tensor | None:
+    return None if x is None else _check(op, name, x, like, shape, to)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,97 @@
+"""Resampling of padded streams in time: `align` of the product-sum block, `pool` and `interpolate` of the gated one.
+
+All map a sample's m valid steps to k valid steps, never read a padded step, and return the input itself
+where nothing is to be done. Plain PyTorch: they move (batch, length, dim) once, beside GEMMs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmimtl_kernels.reference import accumulation_dtype, valid_steps
+
+
+def align(x: Tensor, n: int, lengths: Tensor | None = None, n_lengths: Tensor | None = None) -> Tensor:
+    """Linear resampling with half-pixel centres, clamped at the ends; the identity where m == k.
+
+    Output step j reads the input at (j + 1/2) * m / k - 1/2.
+
+    Args:
+        x: (batch, length, dim).
+        n: steps of the output.
+        lengths: (batch,) valid input steps m; length where None.
+        n_lengths: (batch,) valid output steps k; n where None.
+    Returns:
+        (batch, n, dim), dtype of x; 0 past the valid output steps.
+    """
+    if lengths is None and n_lengths is None and x.shape[1] == n:
+        return x
+    m, k = _valid_counts(x, n, lengths, n_lengths)
+    return _gather_linear(x, n, m, k, lambda j: (j + 0.5) * (m / k.clamp(min=1))[:, None] - 0.5)
+
+
+def interpolate(
+    x: Tensor, n: int, lengths: Tensor | None = None, n_lengths: Tensor | None = None
+) -> Tensor:
+    """Linear resampling with aligned corners: output step j reads the input at j * (m - 1) / (k - 1).
+
+    Arguments and result as `align`.
+    """
+    if lengths is None and n_lengths is None and x.shape[1] == n:
+        return x
+    m, k = _valid_counts(x, n, lengths, n_lengths)
+    return _gather_linear(
+        x, n, m, k, lambda j: j * ((m - 1).clamp(min=0) / (k - 1).clamp(min=1))[:, None]
+    )
+
+
+def pool(x: Tensor, n: int, lengths: Tensor | None = None, n_lengths: Tensor | None = None) -> Tensor:
+    """Adaptive average pooling: output step j is the mean of input steps floor(j m / k) … ceil((j + 1) m / k) - 1.
+
+    Arguments and result as `align`. With lengths it builds (batch, n, length) weights.
+    """
+    batch, length, _ = x.shape
+    if lengths is None and n_lengths is None:
+        return x if length == n else F.adaptive_avg_pool1d(x.transpose(1, 2), n).transpose(1, 2)
+    m, k = _valid_counts(x, n, lengths, n_lengths)
+    m, k = m[:, None].long(), k[:, None].clamp(min=1).long()
+    j = torch.arange(n, device=x.device)
+    start, stop = j * m // k, -((j + 1) * m // -k)  # (batch, n)
+    i = torch.arange(length, device=x.device)
+    inside = (i >= start[..., None]) & (i < stop[..., None]) & (i < m[..., None])
+    weight = inside.to(accumulation_dtype(x.dtype)) / (stop - start).clamp(min=1)[..., None]
+    x = _keep(valid_steps(m[:, 0], batch, length), x)
+    out = (weight @ x.to(weight.dtype)).to(x.dtype)
+    return out if n_lengths is None else _keep(valid_steps(n_lengths, batch, n), out)
+
+
+def _valid_counts(
+    x: Tensor, n: int, lengths: Tensor | None, n_lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(m, k), (batch,) float64: float32 could not tell neighbouring steps apart beyond 2**24."""
+    batch, length, _ = x.shape
+    full = torch.ones(batch, dtype=torch.float64, device=x.device)
+    m = full * length if lengths is None else lengths.double()
+    k = full * n if n_lengths is None else n_lengths.double()
+    return m, k
+
+
+def _gather_linear(x: Tensor, n: int, m: Tensor, k: Tensor, position_of) -> Tensor:
+    """Read each sample of x at real positions, linearly between neighbours, clamped to [0, m - 1]."""
+    batch, length, _ = x.shape
+    last = (m - 1).clamp(min=0)[:, None]
+    j = torch.arange(n, dtype=torch.float64, device=x.device)
+    position = torch.minimum(position_of(j).clamp(min=0), last)  # (batch, n)
+    left = position.floor()
+    right = torch.minimum(left + 1, last)
+    weight = (position - left)[..., None].to(accumulation_dtype(x.dtype))  # (batch, n, 1)
+    rows = torch.arange(batch, device=x.device)[:, None]
+    x = _keep(valid_steps(m, batch, length), x)
+    low, high = (x[rows, side.long()].to(weight.dtype) for side in (left, right))
+    out = torch.lerp(low, high, weight.expand_as(low)).to(x.dtype)
+    return _keep(valid_steps(k, batch, n), out)
+
+
+def _keep(valid: Tensor, x: Tensor) -> Tensor:
+    """x where `valid` (batch, length), 0 elsewhere; the gradient of the rest is 0 too."""
+    return torch.where(valid[..., None], x, x.new_zeros(()))
