@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmimtl_kernels.ops import causal_conv1d, cross_selective_scan, selective_scan
+from cmimtl_kernels.ops import causal_conv1d, check_lengths, cross_selective_scan, selective_scan
 from cmimtl_kernels.reference import interleave, valid_steps
 from cmimtl_kernels.resample import align, interpolate, pool
 
@@ -168,6 +168,12 @@ class CrossMambaBlock(nn.Module):
         text_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         self._check_inputs(visual, text)
+        visual_lengths = check_lengths(
+            "CrossMambaBlock", visual_lengths, visual, visual.shape[1], "visual_lengths"
+        )
+        text_lengths = check_lengths(
+            "CrossMambaBlock", text_lengths, text, text.shape[1], "text_lengths"
+        )
         uz_v = self.in_proj(self.norm(_blank_padding(visual, visual_lengths)))
         uz_t = self.in_proj(self.norm(_blank_padding(text, text_lengths)))
         fuse = self._product_sum if self.interleave == "product-sum" else self._gated

@@ -78,7 +78,7 @@ def selective_scan(
     A, D, delta_bias, B, C, initial_state = _check_shared(
         op, u, length, A, D, delta_bias, B, C, initial_state
     )
-    lengths = _check_lengths(op, lengths, u, length)
+    lengths = check_lengths(op, lengths, u, length)
 
     kernels = backends.choose(op, backend, u.device.type, u.dtype, A.shape[1])
     if kernels.namespace is None:
@@ -170,7 +170,7 @@ def cross_selective_scan(
     A, D, delta_bias, B, C, initial_state = _check_shared(
         op, v, 2 * length, A, D, delta_bias, B, C, initial_state
     )
-    lengths = _check_lengths(op, lengths, v, length)
+    lengths = check_lengths(op, lengths, v, length)
 
     kernels = backends.choose(op, backend, v.device.type, v.dtype, A.shape[1])
     if kernels.namespace is None:
@@ -238,7 +238,7 @@ def causal_conv1d(
     bias = _check_optional(op, "bias", bias, x, (x.shape[2],), acc)
     if activation not in (None, "silu"):
         raise ValueError(f"{op}: activation must be None or 'silu', got {activation!r}")
-    lengths = _check_lengths(op, lengths, x, x.shape[1])
+    lengths = check_lengths(op, lengths, x, x.shape[1])
 
     kernels = backends.choose(op, backend, x.device.type, x.dtype, 1)
     if kernels.namespace is None:
@@ -278,6 +278,9 @@ def _check_shared(
     as (batch, steps, ngroups, dstate)."""
     batch, _, dim = u.shape
     acc = accumulation_dtype(u.dtype)
+    for name, x in (("A", A), ("B", B), ("C", C)):
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
     if A.is_complex():
         raise ValueError(f"{op}: A must be real, got {_name(A.dtype)}; complex states are not supported")
     if A.dim() != 2 or A.shape[0] != dim or A.shape[1] == 0:
@@ -313,24 +316,26 @@ def _check_map(op: str, name: str, x: Tensor, u: Tensor, steps: int, dstate: int
     return _check(op, name, x, u, (batch, steps, x.shape[2], dstate))
 
 
-def _check_lengths(op: str, lengths: Tensor | None, u: Tensor, length: int) -> Tensor | None:
+def check_lengths(
+    op: str, lengths: Tensor | None, u: Tensor, length: int, name: str = "lengths"
+) -> Tensor | None:
     """lengths as int64. Values are checked on the CPU alone: reading them on a GPU would stop the queue, so
     kernels clamp them to [0, length]."""
     if lengths is None:
         return None
     if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
-        raise ValueError(f"{op}: lengths must be integers, got {_name(lengths.dtype)}")
+        raise ValueError(f"{op}: {name} must be integers, got {_name(lengths.dtype)}")
     if tuple(lengths.shape) != (u.shape[0],):
         raise ValueError(
-            f"{op}: lengths must have shape (batch={u.shape[0]},), got {tuple(lengths.shape)}"
+            f"{op}: {name} must have shape (batch={u.shape[0]},), got {tuple(lengths.shape)}"
         )
     if lengths.device != u.device:
-        raise ValueError(f"{op}: lengths must be on {u.device}, got {lengths.device}")
+        raise ValueError(f"{op}: {name} must be on {u.device}, got {lengths.device}")
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and lengths.numel():
         low, high = int(lengths.min()), int(lengths.max())
         if low < 0 or high > length:
             worst = low if low < 0 else high
-            raise ValueError(f"{op}: lengths must be in [0, {length}], got {worst}")
+            raise ValueError(f"{op}: {name} must be in [0, {length}], got {worst}")
     return lengths.to(torch.int64)
 
 

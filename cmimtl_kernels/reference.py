@@ -145,11 +145,12 @@ def causal_conv1d(
     dtype = x.dtype
     acc = accumulation_dtype(dtype)
     valid = valid_steps(lengths, batch, length, x.device)
-    x = _keep(valid, x.to(acc)).transpose(1, 2)  # (batch, dim, length)
-    weight = weight.to(acc)
     pad = (0, width - 1) if reverse else (width - 1, 0)
-    kernel = weight.flip(1) if reverse else weight
-    out = F.conv1d(F.pad(x, pad), kernel[:, None], None, groups=dim).transpose(1, 2)
+    x = F.pad(_keep(valid, x.to(acc)), (0, 0, *pad))  # (batch, length + width - 1, dim)
+    out = x.new_zeros(batch, length, dim)
+    for k, weight_k in enumerate(weight.to(acc).unbind(1)):
+        first = width - 1 - k if reverse else k
+        out = out + weight_k * x[:, first : first + length]
     if bias is not None:
         out = out + bias.to(acc)
     if activation == "silu":

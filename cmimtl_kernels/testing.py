@@ -37,13 +37,15 @@ def scan_inputs(
     delta_bias: bool = True,
     initial_state: bool = True,
     lengths: Tensor | None = None,
+    delta_softplus: bool = True,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
 ) -> dict[str, Tensor | None]:
     """Random arguments of `selective_scan`, or of `cross_selective_scan` with `cross`, as a trained model has them.
 
-    A is near -1 … -dstate, and softplus(delta + delta_bias) between 1e-3 and 1.
+    A is near -1 … -dstate, and the step size between 1e-3 and 1: softplus(delta + delta_bias), or without
+    `delta_softplus` the sum itself, which is then made positive, as a state under a negative step explodes.
 
     Returns:
         argument name -> tensor; what is switched off is None.
@@ -66,6 +68,10 @@ def scan_inputs(
         tensors[name] = normal(batch, length, dim) if z else None
     tensors["delta_bias"] = normal(dim) - 3.0 if delta_bias else None
     tensors["initial_state"] = normal(batch, dim, dstate) if initial_state else None
+    if not delta_softplus:
+        for name in ("delta", "delta_bias"):
+            if tensors[name] is not None:
+                tensors[name] = 0.1 * torch.exp(0.5 * tensors[name].clamp(min=-2.0))
     result = {name: _cast(name, x, dtype, device) for name, x in tensors.items()}
     result["lengths"] = lengths
     return result
@@ -149,7 +155,10 @@ def run_with_gradients(
     # Rounded to bfloat16, a value is exact in every dtype, so each function gets the same gradients.
     cotangents = [torch.randn(out.shape, generator=generator).bfloat16().to(out) for out in outputs]
     wanted = {n: x for n, x in leaves.items() if x is not None and x.requires_grad}
-    gradients = torch.autograd.grad(outputs, list(wanted.values()), cotangents)
+    # An input may be without influence (no step at all): its gradient is 0.
+    gradients = torch.autograd.grad(
+        outputs, list(wanted.values()), cotangents, materialize_grads=True
+    )
     results = {f"out_{i}": out.detach() for i, out in enumerate(outputs)}
     return results | {f"d{name}": g for name, g in zip(wanted, gradients, strict=True)}
 
