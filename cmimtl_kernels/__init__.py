@@ -1,4 +1,5 @@
-"""Selective-scan kernels for fusing two modalities, with CrossMambaBlock on top. Needs torch alone."""
+"""Selective-scan kernels for fusing two modalities, with CrossMambaBlock on top. Needs torch
+alone."""
 
 from cmimtl_kernels._version import __version__
 from cmimtl_kernels.block import CrossMamba, CrossMambaBlock

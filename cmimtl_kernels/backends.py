@@ -1,7 +1,8 @@
 """Which backend runs a call, and why not another: one predicate that both decides and explains.
 
 A backend is a name, the op namespace that holds its kernels, and what it cannot do. `why_not` lists
-every reason; `choose` takes the first backend of the device's order without one; `explain` shows all.
+every reason; `choose` takes the first backend of the device's order without one; `explain` shows
+all.
 """
 
 import functools
@@ -113,8 +114,8 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 
-# What `auto` tries, best first. The reference is never among them: it is two orders of magnitude slower,
-# so ending there is worth a warning.
+# What `auto` tries, best first. The reference is never among them: it is two orders of magnitude
+# slower, so ending there is worth a warning.
 _ORDER = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
 
 
@@ -131,7 +132,8 @@ def choose(op: str, backend: str, device_type: str, dtype: torch.dtype, dstate: 
 
     Raises:
         ValueError: no backend has this name.
-        NotImplementedError: the named backend cannot run these inputs; the message lists every reason.
+        NotImplementedError: the named backend cannot run these inputs; the message lists every
+        reason.
     """
     if backend == "auto":
         name = auto(device_type, dtype, dstate)
@@ -142,7 +144,9 @@ def choose(op: str, backend: str, device_type: str, dtype: torch.dtype, dstate: 
         names = ", ".join(("auto", *BACKENDS))
         raise ValueError(f"{op}: backend must be one of {names}, got {backend!r}")
     if reasons := BACKENDS[backend].why_not(device_type, dtype, dstate):
-        raise NotImplementedError(f"{op}: backend {backend!r} cannot run this: {'; '.join(reasons)}")
+        raise NotImplementedError(
+            f"{op}: backend {backend!r} cannot run this: {'; '.join(reasons)}"
+        )
     return BACKENDS[backend]
 
 
@@ -167,8 +171,8 @@ def _warn_slow(op: str, device_type: str, dtype: torch.dtype, dstate: int) -> No
         for name in _ORDER.get(device_type, ())
     )
     message = (
-        f"{op}: no kernel runs this on {device_type} ({reasons or 'none exists for it'}); using the slow PyTorch"
-        " reference. `python -m cmimtl_kernels` shows what was built."
+        f"{op}: no kernel runs this on {device_type} ({reasons or 'none exists for it'}); using the"
+        " slow PyTorch reference. `python -m cmimtl_kernels` shows what was built."
     )
     if message not in _WARNED:
         _WARNED.add(message)

@@ -1,4 +1,5 @@
-"""CrossMambaBlock: two streams fused by one interleaved selective scan; CrossMamba: a stack of them."""
+"""CrossMambaBlock: two streams fused by one interleaved selective scan; CrossMamba: a stack of
+them."""
 
 import math
 
@@ -19,16 +20,18 @@ class CrossMambaBlock(nn.Module):
     n_v, n_t     = norm(visual), norm(text)
     [u_m, z_m]   = in_proj(n_m);  u_m = silu(conv1d(u_m))              m in {v, t}, weights shared
     u_t, z_t     = both resampled to the visual length
-    [r, B, C]    = x_proj(x)                                           x: products and sums of u_v, u_t interleaved
-    y_v, y_t     = cross_selective_scan(u_v, u_t, dt_proj(r), …)       gate silu(z_v * z_t)
-    visual, text = visual + out_proj(y_v), text + out_proj(y_t resampled back)
+    [r, B, C]    = x_proj(x)                                           x: products and sums of u_v,
+    u_t interleaved y_v, y_t     = cross_selective_scan(u_v, u_t, dt_proj(r), …)       gate silu(z_v
+    * z_t) visual, text = visual + out_proj(y_v), text + out_proj(y_t resampled back)
 
-    Source: CMI-MTL (arXiv 2511.01357); `interleave="gated"` is the block of the authors' released code: two
-    separate scans under one shared gate. Parameter names are those of `mamba_ssm.Mamba`, and of Vision Mamba
-    for the second direction, so `load_state_dict(mixer_state, strict=False)` takes a Mamba mixer's weights.
+    Source: CMI-MTL (arXiv 2511.01357); `interleave="gated"` is the block of the authors' released
+        code: two
+    separate scans under one shared gate. Parameter names are those of `mamba_ssm.Mamba`, and of
+    Vision Mamba for the second direction, so `load_state_dict(mixer_state, strict=False)` takes a
+    Mamba mixer's weights.
 
-    A causal block's output at position 0 depends on the first tokens alone: read out by a masked mean, or
-    set `bidirectional=True`, never by a single position.
+    A causal block's output at position 0 depends on the first tokens alone: read out by a masked
+    mean, or set `bidirectional=True`, never by a single position.
 
     Args:
         d_model: features of both streams.
@@ -43,9 +46,9 @@ class CrossMambaBlock(nn.Module):
         norm_eps: epsilon of the LayerNorm.
         backend: which kernels run it, as in `cmimtl_kernels.selective_scan`.
     Shapes:
-        visual (batch, L_v, d_model) and text (batch, L_t, d_model), any L_v and L_t, with visual_lengths and
-        text_lengths, (batch,) integers, where samples are padded; the outputs have the shapes of the inputs.
-        Padded steps are never read, whatever they hold.
+        visual (batch, L_v, d_model) and text (batch, L_t, d_model), any L_v and L_t, with
+        visual_lengths and text_lengths, (batch,) integers, where samples are padded; the outputs
+        have the shapes of the inputs. Padded steps are never read, whatever they hold.
     Raises:
         ValueError: an option or an input does not fit; the message names it and what it got.
     Example:
@@ -76,9 +79,13 @@ class CrossMambaBlock(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        for name, value in dict(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand).items():
+        for name, value in dict(
+            d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand
+        ).items():
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"CrossMambaBlock: {name} must be a positive integer, got {value!r}")
+                raise ValueError(
+                    f"CrossMambaBlock: {name} must be a positive integer, got {value!r}"
+                )
         if dt_rank != "auto" and (not isinstance(dt_rank, int) or dt_rank < 1):
             raise ValueError(
                 f"CrossMambaBlock: dt_rank must be a positive integer or 'auto', got {dt_rank!r}"
@@ -119,9 +126,12 @@ class CrossMambaBlock(nn.Module):
         dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=True, **factory)
         for name, module in dict(conv1d=conv1d, x_proj=x_proj, dt_proj=dt_proj).items():
             self.add_module(name + suffix, module)
-        # Kept in float32 whatever dtype the block has: exp(delta * A) over thousands of steps needs it.
+        # Kept in float32 whatever dtype the block has: exp(delta * A) over thousands of steps needs
+        # it.
         device = factory["device"]
-        A_log = nn.Parameter(torch.empty(self.d_inner, self.d_state, dtype=torch.float32, device=device))
+        A_log = nn.Parameter(
+            torch.empty(self.d_inner, self.d_state, dtype=torch.float32, device=device)
+        )
         D = nn.Parameter(torch.empty(self.d_inner, dtype=torch.float32, device=device))
         # The mark by which Mamba's training code keeps weight decay off them.
         A_log._no_weight_decay = D._no_weight_decay = True
@@ -133,7 +143,8 @@ class CrossMambaBlock(nn.Module):
         """Initialise what Mamba initialises by hand: A_log = log(1..N), D = 1, dt_proj.
 
         dt_proj.weight ~ U(±dt_rank^-1/2), and dt_proj.bias is the inverse softplus of a step drawn
-        log-uniformly from [dt_min, dt_max], floored at dt_init_floor. Source: Gu & Dao 2023, section 3.6.
+        log-uniformly from [dt_min, dt_max], floored at dt_init_floor. Source: Gu & Dao 2023,
+        section 3.6.
         """
         for suffix in self._directions():
             _, _, dt_proj, A_log, D = self._parameters_of(suffix)
@@ -184,16 +195,18 @@ class CrossMambaBlock(nn.Module):
         for name, x in (("visual", visual), ("text", text)):
             if x.dim() != 3 or x.shape[2] != self.d_model or x.shape[1] == 0:
                 raise ValueError(
-                    f"CrossMambaBlock: {name} must have shape (batch, length >= 1, d_model={self.d_model}),"
-                    f" got {tuple(x.shape)}"
+                    f"CrossMambaBlock: {name} must have shape (batch, length >= 1,"
+                    f" d_model={self.d_model}), got {tuple(x.shape)}"
                 )
         if visual.shape[0] != text.shape[0]:
             raise ValueError(
-                f"CrossMambaBlock: text must have the batch of visual ({visual.shape[0]}), got {text.shape[0]}"
+                f"CrossMambaBlock: text must have the batch of visual ({visual.shape[0]}),"
+                f" got {text.shape[0]}"
             )
 
     def _product_sum(self, uz_v, uz_t, visual_lengths, text_lengths):
-        """The interleaved scan in each direction, summed. -> (batch, L_v, d_inner), (batch, L_t, d_inner)."""
+        """The interleaved scan in each direction, summed. -> (batch, L_v, d_inner), (batch, L_t,
+        d_inner)."""
         n = uz_v.shape[1]
         (u_v, z_v), (u_t, z_t) = uz_v.chunk(2, dim=-1), uz_t.chunk(2, dim=-1)
         z_t = align(z_t, n, text_lengths, visual_lengths)
@@ -258,7 +271,9 @@ class CrossMambaBlock(nn.Module):
             total = out if total is None else total + out
         return total
 
-    def _convolve(self, conv1d: nn.Conv1d, u: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+    def _convolve(
+        self, conv1d: nn.Conv1d, u: Tensor, lengths: Tensor | None, reverse: bool
+    ) -> Tensor:
         return causal_conv1d(
             u,
             conv1d.weight[:, 0],
@@ -270,7 +285,8 @@ class CrossMambaBlock(nn.Module):
         )
 
     def _project(self, x_proj: nn.Linear, dt_proj: nn.Linear, x: Tensor):
-        """x (batch, steps, d_inner) -> delta (batch, steps, d_inner) without its bias, B, C (batch, steps, d_state)."""
+        """x (batch, steps, d_inner) -> delta (batch, steps, d_inner) without its bias, B, C (batch,
+        steps, d_state)."""
         r, B, C = x_proj(x).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
         return F.linear(r, dt_proj.weight), B, C
 
@@ -307,7 +323,8 @@ class CrossMamba(nn.Module):
 
 
 def _blank_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """x with its padded steps 0, so that nothing in them, NaN included, reaches a weight's gradient."""
+    """x with its padded steps 0, so that nothing in them, NaN included, reaches a weight's
+    gradient."""
     if lengths is None:
         return x
     valid = valid_steps(lengths, x.shape[0], x.shape[1])

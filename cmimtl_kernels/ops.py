@@ -32,36 +32,42 @@ def selective_scan(
     state[t] = exp(d[t] * A) * state[t-1] + d[t] * u[t] * B[t]
     out[t]   = (<C[t], state[t]> + D * u[t]) * silu(z[t])           D and z each optional
 
-    Source: Gu & Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", algorithm 2.
+    Source: Gu & Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
+    algorithm 2.
 
     Args:
         u: (batch, length, dim), float32, bfloat16, float16 or float64; any strides.
         delta: (batch, length, dim), dtype of u. The step size before bias and softplus.
         A: (dim, dstate), real, any float dtype. Negative in a trained model.
-        B: (batch, length, dstate) or (batch, length, ngroups, dstate), dtype of u; ngroups divides dim.
+        B: (batch, length, dstate) or (batch, length, ngroups, dstate), dtype of u; ngroups divides
+            dim.
         C: as B.
         D: (dim,), any float dtype. The skip connection.
         z: (batch, length, dim), dtype of u. The gate.
         delta_bias: (dim,), any float dtype.
         delta_softplus: whether softplus is applied to the step size.
         initial_state: (batch, dim, dstate), any float dtype; zeros where None. Differentiable.
-        lengths: (batch,) integers in [0, length]: the valid steps of each sample. Steps past them are never
-            read, leave the state as it is, and have output 0 and gradient 0.
+        lengths: (batch,) integers in [0, length]: the valid steps of each sample. Steps past them
+            are never read, leave the state as it is, and have output 0 and gradient 0.
         reverse: run from the last valid step to the first.
         return_last_state: also return the state after the last processed step.
-        backend: "auto", "cuda", "triton", "cpu" or "reference"; see `cmimtl_kernels.backends.explain`.
+        backend: "auto", "cuda", "triton", "cpu" or "reference"; see
+        `cmimtl_kernels.backends.explain`.
     Returns:
         out: (batch, length, dim), dtype and, where dense, strides of u.
         last_state: (batch, dim, dstate), float32 (float64 where u is); only with return_last_state.
             Differentiable.
     Raises:
-        ValueError: a shape, dtype or device does not fit; the message names the argument and what it got.
-        NotImplementedError: the named backend cannot run this input; the message lists every reason.
-    Numerics: computed in float32 (float64 where u is) and rounded once, on store; the same bits on every
-        run, gradients included.
-    Memory: for the backward pass it keeps its inputs and batch * ceil(length / k) * dim * dstate states,
-        k = `backends.BACKENDS[name].checkpoint_every`.
-    Autocast: u, delta, B, C and z are cast to the autocast dtype; A, D, delta_bias and the states are not.
+        ValueError: a shape, dtype or device does not fit; the message names the argument and what
+            it got.
+        NotImplementedError: the named backend cannot run this input; the message lists every
+        reason.
+    Numerics: computed in float32 (float64 where u is) and rounded once, on store; the same bits on
+        every run, gradients included.
+    Memory: for the backward pass it keeps its inputs and batch * ceil(length / k) * dim * dstate
+        states, k = `backends.BACKENDS[name].checkpoint_every`.
+    Autocast: u, delta, B, C and z are cast to the autocast dtype; A, D, delta_bias and the states
+        are not.
     Example:
         >>> u, delta = torch.randn(2, 8, 4), torch.rand(2, 8, 4)
         >>> A, B, C = -torch.rand(4, 16), torch.randn(2, 8, 16), torch.randn(2, 8, 16)
@@ -125,16 +131,18 @@ def cross_selective_scan(
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
     """Run one selective scan over the interleaved products and sums of two streams.
 
-    x            = v[0] * t[0], v[0] + t[0], v[1] * t[1], v[1] + t[1], …      2 * length steps, never stored
-    y            = selective_scan(x, delta, A, B, C, D)
-    g[l]         = silu(z_v[l] * z_t[l])                                      optional
-    out_v, out_t = y[2l] * g[l], y[2l + 1] * g[l]
+    x            = v[0] * t[0], v[0] + t[0], v[1] * t[1], v[1] + t[1], …      2 * length steps,
+    never stored y            = selective_scan(x, delta, A, B, C, D) g[l]         = silu(z_v[l] *
+    z_t[l])                                      optional out_v, out_t = y[2l] * g[l], y[2l + 1] *
+    g[l]
 
-    Source: CMI-MTL (arXiv 2511.01357), the Cross-Mamba block; the order of the tokens and the shared gate are
+    Source: CMI-MTL (arXiv 2511.01357), the Cross-Mamba block; the order of the tokens and the
+        shared gate are
     this library's reading of it.
 
     Args:
-        v: (batch, length, dim), float32, bfloat16, float16 or float64; any strides. The visual stream.
+        v: (batch, length, dim), float32, bfloat16, float16 or float64; any strides. The visual
+            stream.
         t: (batch, length, dim), dtype of v. The text stream, already aligned to v.
         delta: (batch, 2 * length, dim), dtype of v. The step sizes of x before bias and softplus.
         A: (dim, dstate), real, any float dtype.
@@ -145,7 +153,8 @@ def cross_selective_scan(
         delta_bias: (dim,), any float dtype.
         delta_softplus: whether softplus is applied to the step size.
         initial_state: (batch, dim, dstate); zeros where None. Differentiable.
-        lengths: (batch,) integers in [0, length]: the valid steps of each stream, as in `selective_scan`.
+        lengths: (batch,) integers in [0, length]: the valid steps of each stream, as in
+            `selective_scan`.
         reverse: run x from its last valid step to its first.
         return_last_state: also return the state after the last processed step of x.
         backend: as in `selective_scan`.
@@ -153,7 +162,8 @@ def cross_selective_scan(
         out_v, out_t: (batch, length, dim), dtype of v.
         last_state: (batch, dim, dstate), float32 (float64 where v is); only with return_last_state.
     Raises, numerics, autocast: as `selective_scan`.
-    Memory: its inputs and batch * ceil(2 * length / k) * dim * dstate states; x is formed again from v and t.
+    Memory: its inputs and batch * ceil(2 * length / k) * dim * dstate states; x is formed again
+    from v and t.
     """
     op = "cross_selective_scan"
     _check_float(op, "v", v)
@@ -210,14 +220,16 @@ def causal_conv1d(
 ) -> Tensor:
     """Depthwise causal convolution with bias and activation, fused.
 
-    out[t] = act(bias + sum_k weight[k] * x[t - width + 1 + k])       steps before the first count as 0
+    out[t] = act(bias + sum_k weight[k] * x[t - width + 1 + k])       steps before the first count
+    as 0
 
     Args:
         x: (batch, length, dim), float32, bfloat16, float16 or float64; any strides.
         weight: (dim, width), any float dtype.
         bias: (dim,), any float dtype.
         activation: None or "silu".
-        lengths: (batch,) integers in [0, length]: valid steps; the rest is never read and has output 0.
+        lengths: (batch,) integers in [0, length]: valid steps; the rest is never read and has
+            output 0.
         reverse: look ahead instead of back: the mirror image in time.
         backend: as in `selective_scan`.
     Returns:
@@ -232,7 +244,8 @@ def causal_conv1d(
     acc = accumulation_dtype(x.dtype)
     if weight.dim() != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] == 0:
         raise ValueError(
-            f"{op}: weight must have shape (dim={x.shape[2]}, width >= 1), got {tuple(weight.shape)}"
+            f"{op}: weight must have shape (dim={x.shape[2]}, width >= 1),"
+            f" got {tuple(weight.shape)}"
         )
     weight = _check(op, "weight", weight, x, tuple(weight.shape), acc)
     bias = _check_optional(op, "bias", bias, x, (x.shape[2],), acc)
@@ -250,7 +263,8 @@ def causal_conv1d(
 
 
 def _autocast(first: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The streams in the autocast dtype where autocast is on for their device; float64 is left alone."""
+    """The streams in the autocast dtype where autocast is on for their device; float64 is left
+    alone."""
     tensors = (first, *others)
     device_type = first.device.type
     if not torch.is_autocast_enabled(device_type) or first.dtype == torch.float64:
@@ -274,19 +288,22 @@ def _check_shared(
     C: Tensor,
     initial_state: Tensor | None,
 ):
-    """Check what both scans have; A, D, delta_bias and the state come back in the accumulation dtype, B and C
-    as (batch, steps, ngroups, dstate)."""
+    """Check what both scans have.
+
+    A, D, delta_bias and the state come back in the accumulation dtype, B and C as (batch, steps,
+    ngroups, dstate).
+    """
     batch, _, dim = u.shape
     acc = accumulation_dtype(u.dtype)
     for name, x in (("A", A), ("B", B), ("C", C)):
         if not isinstance(x, Tensor):
             raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
     if A.is_complex():
-        raise ValueError(f"{op}: A must be real, got {_name(A.dtype)}; complex states are not supported")
-    if A.dim() != 2 or A.shape[0] != dim or A.shape[1] == 0:
         raise ValueError(
-            f"{op}: A must have shape (dim={dim}, dstate >= 1), got {tuple(A.shape)}"
+            f"{op}: A must be real, got {_name(A.dtype)}; complex states are not supported"
         )
+    if A.dim() != 2 or A.shape[0] != dim or A.shape[1] == 0:
+        raise ValueError(f"{op}: A must have shape (dim={dim}, dstate >= 1), got {tuple(A.shape)}")
     dstate = A.shape[1]
     A = _check(op, "A", A, u, (dim, dstate), acc)
     D = _check_optional(op, "D", D, u, (dim,), acc)
@@ -310,8 +327,9 @@ def _check_map(op: str, name: str, x: Tensor, u: Tensor, steps: int, dstate: int
         return _check(op, name, x, u, (batch, steps, dstate))[:, :, None]
     if x.dim() != 4 or x.shape[2] == 0 or dim % x.shape[2]:
         raise ValueError(
-            f"{op}: {name} must have shape {(batch, steps, dstate)} or (batch={batch}, steps={steps},"
-            f" ngroups, dstate={dstate}) with ngroups a divisor of dim={dim}, got {tuple(x.shape)}"
+            f"{op}: {name} must have shape {(batch, steps, dstate)} or (batch={batch},"
+            f" steps={steps}, ngroups, dstate={dstate}) with ngroups a divisor of"
+            f" dim={dim}, got {tuple(x.shape)}"
         )
     return _check(op, name, x, u, (batch, steps, x.shape[2], dstate))
 
@@ -319,8 +337,11 @@ def _check_map(op: str, name: str, x: Tensor, u: Tensor, steps: int, dstate: int
 def check_lengths(
     op: str, lengths: Tensor | None, u: Tensor, length: int, name: str = "lengths"
 ) -> Tensor | None:
-    """lengths as int64. Values are checked on the CPU alone: reading them on a GPU would stop the queue, so
-    kernels clamp them to [0, length]."""
+    """lengths as int64.
+
+    Values are checked on the CPU alone: reading them on a GPU would stop the queue, so kernels
+    clamp them to [0, length].
+    """
     if lengths is None:
         return None
     if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
@@ -354,7 +375,12 @@ def _check_rank(op: str, name: str, x: Tensor, rank: int, shape: str) -> None:
 
 
 def _check(
-    op: str, name: str, x: Tensor, like: Tensor, shape: tuple[int, ...], to: torch.dtype | None = None
+    op: str,
+    name: str,
+    x: Tensor,
+    like: Tensor,
+    shape: tuple[int, ...],
+    to: torch.dtype | None = None,
 ) -> Tensor:
     """Check shape, device and dtype of x; with `to` any float dtype is taken and converted."""
     if not isinstance(x, Tensor):

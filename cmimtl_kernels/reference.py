@@ -1,8 +1,9 @@
-"""The mathematics in plain PyTorch: slow, obvious and right. Every backend is tested against this file.
+"""The mathematics in plain PyTorch: slow, obvious and right. Every backend is tested against it.
 
 It imports torch alone, calls no kernel, and computes in the accumulation dtype (float64 for float64
 inputs, float32 for every other), so that calling it with `.double()` inputs gives the yardstick of
-the tolerances. Arguments are not checked here; `cmimtl_kernels.ops` checks them once for all backends.
+the tolerances. Arguments are not checked here; `cmimtl_kernels.ops` checks them once for all
+backends.
 """
 
 import torch
@@ -38,7 +39,7 @@ def selective_scan(
     reverse: bool = False,
     return_last_state: bool = False,
 ):
-    """The recurrence of `cmimtl_kernels.selective_scan`, one step at a time. Same arguments and results.
+    """The recurrence of `cmimtl_kernels.selective_scan`, one step at a time; same arguments.
 
     Source: Gu & Dao 2023, algorithm 2 and section 3.3.
     """
@@ -61,7 +62,8 @@ def selective_scan(
     delta = _keep(valid, delta)  # a step of size 0 leaves the state as it is
 
     state = u.new_zeros(batch, dim, dstate) if initial_state is None else initial_state.to(acc)
-    # unbind and not x[:, t]: the backward pass of indexing writes a full-size gradient at every step.
+    # unbind and not x[:, t]: the backward pass of indexing writes a full-size gradient at every
+    # step.
     steps = list(zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True))
     ys: list[Tensor | None] = [None] * length
     for t in reversed(range(length)) if reverse else range(length):
@@ -96,7 +98,8 @@ def cross_selective_scan(
     reverse: bool = False,
     return_last_state: bool = False,
 ):
-    """The scan of `cmimtl_kernels.cross_selective_scan`, with the interleaved sequence written out."""
+    """The scan of `cmimtl_kernels.cross_selective_scan`, with the interleaved sequence written
+    out."""
     batch, length, dim = v.shape
     dtype = v.dtype
     acc = accumulation_dtype(dtype)
@@ -125,7 +128,8 @@ def cross_selective_scan(
 
 
 def interleave(v: Tensor, t: Tensor) -> Tensor:
-    """p_0, s_0, p_1, s_1, … with p = v * t and s = v + t: two (batch, length, dim) -> (batch, 2 * length, dim)."""
+    """p_0, s_0, p_1, s_1, … with p = v * t and s = v + t: two (batch, length, dim) -> (batch, 2 *
+    length, dim)."""
     batch, length, dim = v.shape
     return torch.stack((v * t, v + t), dim=2).reshape(batch, 2 * length, dim)
 
@@ -139,7 +143,8 @@ def causal_conv1d(
     lengths: Tensor | None = None,  # (batch,)
     reverse: bool = False,
 ):
-    """Depthwise convolution that sees steps t - width + 1 … t, or t … t + width - 1 with `reverse`."""
+    """Depthwise convolution that sees steps t - width + 1 … t, or t … t + width - 1 with
+    `reverse`."""
     batch, length, dim = x.shape
     width = weight.shape[1]
     dtype = x.dtype
@@ -164,7 +169,8 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 def _per_channel(x: Tensor, dim: int) -> Tensor:
-    """One step of B or C, (batch, [ngroups,] dstate) -> (batch, dim, dstate): channels share their group's row."""
+    """One step of B or C, (batch, [ngroups,] dstate) -> (batch, dim, dstate): channels share their
+    group's row."""
     if x.dim() == 2:
         return x[:, None].expand(-1, dim, -1)
     return x.repeat_interleave(dim // x.shape[1], dim=1)

@@ -9,14 +9,16 @@ so that there is one text of it, whichever libraries were built.
 Conventions of every kernel:
 
 - B and C are (batch, steps, ngroups, dstate). steps is length, or 2 * length in the cross scan.
-- lengths is int64 on the tensors' device, (batch,), in steps of u, or pairs of steps in the cross scan.
-- A, D, delta_bias and the states are in the accumulation dtype: float32, or float64 where u is.
-- Outputs of the shape of u, z, v, ... keep the strides of that input where it is dense.
-- checkpoints is (batch, ceil(steps / checkpoint_every), dim, dstate): the state before every
-  checkpoint_every-th processed step, with `reverse` counted from the last valid step; undefined where
-  no valid step follows. Empty, (0,), with checkpoint_every = 0, after which no backward pass can run.
-- A gradient or output that does not apply (dD without D, out without recompute_out) is an empty tensor.
-- recompute_out makes the backward pass return the forward's output again; it knows it anyway, and a
+- lengths is int64 on the tensors' device, (batch,), in steps of u, or pairs of steps in the cross
+scan. - A, D, delta_bias and the states are in the accumulation dtype: float32, or float64 where u
+is. - Outputs of the shape of u, z, v, ... keep the strides of that input where it is dense. -
+checkpoints is (batch, ceil(steps / checkpoint_every), dim, dstate): the state before every
+  checkpoint_every-th processed step, with `reverse` counted from the last valid step; undefined
+  where no valid step follows. Empty, (0,), with checkpoint_every = 0, after which no backward pass
+  can run.
+- A gradient or output that does not apply (dD without D, out without recompute_out) is an empty
+tensor. - recompute_out makes the backward pass return the forward's output again; it knows it
+anyway, and a
   caller that asks for it need not keep it.
 """
 
@@ -26,7 +28,9 @@ from torch import Tensor
 from cmimtl_kernels.reference import accumulation_dtype
 
 _SCAN_OPTIONS = "bool delta_softplus, bool reverse, int checkpoint_every"
-_SCAN_TENSORS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+_SCAN_TENSORS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+)
 _CROSS_TENSORS = (
     "Tensor v, Tensor t, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
     "Tensor? z_v, Tensor? z_t, Tensor? delta_bias"
@@ -45,7 +49,8 @@ SCHEMAS = {
     "cross_selective_scan_bwd": "(Tensor dout_v, Tensor dout_t, Tensor? dlast_state,"
     f" {_CROSS_TENSORS}, {_STATE}, Tensor checkpoints, {_SCAN_OPTIONS}, bool recompute_out)"
     " -> (Tensor dv, Tensor dt, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD,"
-    " Tensor dz_v, Tensor dz_t, Tensor ddelta_bias, Tensor dinitial_state, Tensor out_v, Tensor out_t)",
+    " Tensor dz_v, Tensor dz_t, Tensor ddelta_bias, Tensor dinitial_state,"
+    " Tensor out_v, Tensor out_t)",
     "causal_conv1d_fwd": "(Tensor x, Tensor weight, Tensor? bias, Tensor? lengths,"
     " bool silu, bool reverse) -> Tensor out",
     "causal_conv1d_bwd": "(Tensor dout, Tensor x, Tensor weight, Tensor? bias, Tensor? lengths,"
@@ -106,7 +111,19 @@ def _scan_bwd_shared(u, delta, A, B, C, D, z, delta_bias, initial_state):
 
 
 def _fake_scan_fwd(
-    u, delta, A, B, C, D, z, delta_bias, initial_state, lengths, delta_softplus, reverse, checkpoint_every
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    delta_bias,
+    initial_state,
+    lengths,
+    delta_softplus,
+    reverse,
+    checkpoint_every,
 ):
     return torch.empty_like(u), *_scan_fwd_extras(u, delta, A, checkpoint_every)
 
@@ -124,12 +141,16 @@ def _fake_cross_fwd(
     v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state, lengths, delta_softplus, reverse,
     checkpoint_every,
 ):  # fmt: skip
-    return torch.empty_like(v), torch.empty_like(t), *_scan_fwd_extras(v, delta, A, checkpoint_every)
+    return (
+        torch.empty_like(v),
+        torch.empty_like(t),
+        *_scan_fwd_extras(v, delta, A, checkpoint_every),
+    )
 
 
 def _fake_cross_bwd(
-    dout_v, dout_t, dlast_state, v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state, lengths,
-    checkpoints, delta_softplus, reverse, checkpoint_every, recompute_out,
+    dout_v, dout_t, dlast_state, v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state,
+    lengths, checkpoints, delta_softplus, reverse, checkpoint_every, recompute_out,
 ):  # fmt: skip
     first, last = _scan_bwd_shared(v, delta, A, B, C, D, z_v, delta_bias, initial_state)
     outs = (_optional_like(x if recompute_out else None, x) for x in (v, t))
@@ -179,7 +200,9 @@ def _scan_backward(ops):
         *inputs, checkpoints = ctx.saved_tensors
         _check_checkpoints("selective_scan", ctx.options)
         dout = torch.zeros_like(inputs[0]) if dout is None else dout
-        *grads, _ = ops.selective_scan_bwd(dout, dlast_state, *inputs, checkpoints, *ctx.options, False)
+        *grads, _ = ops.selective_scan_bwd(
+            dout, dlast_state, *inputs, checkpoints, *ctx.options, False
+        )
         return *_present(grads, inputs[:9]), None, None, None, None
 
     return backward

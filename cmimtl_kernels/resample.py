@@ -1,7 +1,8 @@
-"""Resampling of padded streams in time: `align` of the product-sum block, `pool` and `interpolate` of the gated one.
+"""Resampling of padded streams in time, for the blocks: `align`, `pool` and `interpolate`.
 
-All map a sample's m valid steps to k valid steps, never read a padded step, and return the input itself
-where nothing is to be done. Plain PyTorch: they move (batch, length, dim) once, beside GEMMs.
+All map a sample's m valid steps to k valid steps, never read a padded step, and return the input
+itself where nothing is to be done. Plain PyTorch: they move (batch, length, dim) once, beside
+GEMMs.
 """
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from cmimtl_kernels.reference import accumulation_dtype, valid_steps
 
 
-def align(x: Tensor, n: int, lengths: Tensor | None = None, n_lengths: Tensor | None = None) -> Tensor:
+def align(
+    x: Tensor, n: int, lengths: Tensor | None = None, n_lengths: Tensor | None = None
+) -> Tensor:
     """Linear resampling with half-pixel centres, clamped at the ends; the identity where m == k.
 
     Output step j reads the input at (j + 1/2) * m / k - 1/2.
@@ -33,9 +36,9 @@ def align(x: Tensor, n: int, lengths: Tensor | None = None, n_lengths: Tensor | 
 def interpolate(
     x: Tensor, n: int, lengths: Tensor | None = None, n_lengths: Tensor | None = None
 ) -> Tensor:
-    """Linear resampling with aligned corners: output step j reads the input at j * (m - 1) / (k - 1).
+    """Linear resampling with aligned corners.
 
-    Arguments and result as `align`.
+    Output step j reads the input at j * (m - 1) / (k - 1). Arguments and result as `align`.
     """
     if lengths is None and n_lengths is None and x.shape[1] == n:
         return x
@@ -45,10 +48,13 @@ def interpolate(
     )
 
 
-def pool(x: Tensor, n: int, lengths: Tensor | None = None, n_lengths: Tensor | None = None) -> Tensor:
-    """Adaptive average pooling: output step j is the mean of input steps floor(j m / k) … ceil((j + 1) m / k) - 1.
+def pool(
+    x: Tensor, n: int, lengths: Tensor | None = None, n_lengths: Tensor | None = None
+) -> Tensor:
+    """Adaptive average pooling.
 
-    Arguments and result as `align`. With lengths it builds (batch, n, length) weights.
+    Output step j is the mean of input steps floor(j m / k) … ceil((j + 1) m / k) - 1. Arguments and
+    result as `align`. With lengths it builds (batch, n, length) weights.
     """
     batch, length, _ = x.shape
     if lengths is None and n_lengths is None:
@@ -77,7 +83,8 @@ def _valid_counts(
 
 
 def _gather_linear(x: Tensor, n: int, m: Tensor, k: Tensor, position_of) -> Tensor:
-    """Read each sample of x at real positions, linearly between neighbours, clamped to [0, m - 1]."""
+    """Read each sample of x at real positions, linearly between neighbours, clamped to [0, m -
+    1]."""
     batch, length, _ = x.shape
     last = (m - 1).clamp(min=0)[:, None]
     j = torch.arange(n, dtype=torch.float64, device=x.device)

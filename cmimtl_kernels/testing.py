@@ -1,7 +1,7 @@
-"""Input makers and comparisons for testing a scan against the reference; public, so that others can use them.
+"""Input makers and comparisons for testing a scan against the reference; for other projects too.
 
-    inputs = scan_inputs(batch=2, length=33, dim=8)
-    check_op("selective_scan", inputs, backend="cpu", delta_softplus=True)
+inputs = scan_inputs(batch=2, length=33, dim=8)
+check_op("selective_scan", inputs, backend="cpu", delta_softplus=True)
 """
 
 from collections.abc import Callable
@@ -42,10 +42,11 @@ def scan_inputs(
     device: str = "cpu",
     seed: int = 0,
 ) -> dict[str, Tensor | None]:
-    """Random arguments of `selective_scan`, or of `cross_selective_scan` with `cross`, as a trained model has them.
+    """Random arguments of `selective_scan`, or of `cross_selective_scan` with `cross`.
 
-    A is near -1 … -dstate, and the step size between 1e-3 and 1: softplus(delta + delta_bias), or without
-    `delta_softplus` the sum itself, which is then made positive, as a state under a negative step explodes.
+    They are as a trained model has them: A near -1 … -dstate, the step size between 1e-3 and 1.
+    The step size is softplus(delta + delta_bias), or without `delta_softplus` the sum itself,
+    which is then made positive, as a state under a negative step explodes.
 
     Returns:
         argument name -> tensor; what is switched off is None.
@@ -111,8 +112,8 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
     """The same values of a (batch, length, dim) tensor under other strides.
 
     layout: "contiguous"; "sliced": every dimension a slice of a larger tensor filled with NaN;
-    "transposed": stored as (batch, dim, length), as mamba has it; "expanded": one sample for the whole batch
-    (its values are those of sample 0), stride 0.
+    "transposed": stored as (batch, dim, length), as mamba has it; "expanded": one sample for the
+    whole batch (its values are those of sample 0), stride 0.
     """
     if layout == "contiguous":
         return x.contiguous()
@@ -129,7 +130,8 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
 
 
 def relative_l2(actual: Tensor, expected: Tensor) -> float:
-    """||actual - expected|| / ||expected||, in float64; ||actual|| where expected is 0; inf where NaNs differ."""
+    """||actual - expected|| / ||expected||, in float64; ||actual|| where expected is 0; inf where
+    NaNs differ."""
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     if not torch.equal(actual.isnan(), expected.isnan()):
         return float("inf")
@@ -141,8 +143,9 @@ def relative_l2(actual: Tensor, expected: Tensor) -> float:
 def run_with_gradients(
     function: Callable, inputs: dict[str, Tensor | None], seed: int = 1, **options
 ) -> dict[str, Tensor]:
-    """Outputs `out_0`, `out_1`, … of function(**inputs, **options) and the gradient `d<name>` of every input.
+    """Run function(**inputs, **options) forward and backward.
 
+    Returns the outputs as `out_0`, `out_1`, … and the gradient of every input as `d<name>`.
     The incoming gradients are random and the same for every function.
     """
     leaves = {
@@ -152,7 +155,8 @@ def run_with_gradients(
     outputs = function(**leaves, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     generator = torch.Generator().manual_seed(seed)
-    # Rounded to bfloat16, a value is exact in every dtype, so each function gets the same gradients.
+    # Rounded to bfloat16, a value is exact in every dtype, so each function gets the same
+    # gradients.
     cotangents = [torch.randn(out.shape, generator=generator).bfloat16().to(out) for out in outputs]
     wanted = {n: x for n, x in leaves.items() if x is not None and x.requires_grad}
     # An input may be without influence (no step at all): its gradient is 0.
@@ -166,7 +170,8 @@ def run_with_gradients(
 def compare(
     op: str, inputs: dict[str, Tensor | None], *, backend: str, **options
 ) -> dict[str, float]:
-    """Relative L2 error of every output and every gradient of a public op against the float64 reference."""
+    """Relative L2 error of every output and every gradient of a public op against the float64
+    reference."""
     if op != "causal_conv1d":
         options["return_last_state"] = True
     actual = run_with_gradients(getattr(ops, op), inputs, backend=backend, **options)
@@ -180,7 +185,9 @@ def compare(
     return {name: relative_l2(actual[name], expected[name]) for name in expected}
 
 
-def check_op(op: str, inputs: dict[str, Tensor | None], *, backend: str, **options) -> dict[str, float]:
+def check_op(
+    op: str, inputs: dict[str, Tensor | None], *, backend: str, **options
+) -> dict[str, float]:
     """`compare`, held to the tolerances of the inputs' dtype.
 
     Raises:

@@ -13,8 +13,8 @@ from cmimtl_kernels import testing
 
 SCANS = ("selective_scan", "cross_selective_scan")
 
-# Around one vector, one checkpoint, several checkpoints, the tokens of ViT-B/16 at 384, a power of two; the
-# cross scan has two steps for each.
+# Around one vector, one checkpoint, several checkpoints, the tokens of ViT-B/16 at 384, a power of
+# two; the cross scan has two steps for each.
 LENGTHS = {
     "selective_scan": (1, 2, 31, 32, 33, 127, 128, 129, 577, 2047, 2048, 2049),
     "cross_selective_scan": (1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 127, 577, 1023, 1024, 1025),
@@ -44,7 +44,9 @@ class Case:
     lengths: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
-        parts = [f"{k}={str(v).removeprefix('torch.')}" for k, v in (self.sizes | self.options).items()]
+        parts = [
+            f"{k}={str(v).removeprefix('torch.')}" for k, v in (self.sizes | self.options).items()
+        ]
         if self.layout != "contiguous":
             parts.append(self.layout)
         if self.lengths is not None:
@@ -83,7 +85,8 @@ def poison_padding(inputs: dict[str, Tensor | None]) -> None:
 
 
 def check(case: Case, *, backend: str, device: str = "cpu") -> None:
-    """Forward and every gradient of the case against the float64 reference, within `testing.TOLERANCES`."""
+    """Forward and every gradient of the case against the float64 reference, within
+    `testing.TOLERANCES`."""
     testing.check_op(case.op, case.inputs(device), backend=backend, **case.options)
 
 
@@ -118,7 +121,9 @@ def scan_cases(op: str) -> list[Case]:
     cases += [
         Case(op, {"batch": 0}, soft),
         Case(op, {"length": 0}, soft),
-        Case(op, {"batch": 1, "length": 300, "dim": 2, "dstate": 8}, soft),  # fewer channels than lanes
+        Case(
+            op, {"batch": 1, "length": 300, "dim": 2, "dstate": 8}, soft
+        ),  # fewer channels than lanes
         Case(op, {"batch": 1, "length": 300, "dim": 2, "dstate": 8}, back, "contiguous", (211,)),
     ]
     return cases
@@ -128,18 +133,30 @@ def conv_cases() -> list[Case]:
     op = "causal_conv1d"
     silu = {"activation": "silu"}
     mirrored = {"activation": "silu", "reverse": True}
-    cases = [Case(op, {"length": n, "dim": 9}, o) for n in (1, 2, 3, 4, 33, 129) for o in (silu, mirrored)]
+    cases = [
+        Case(op, {"length": n, "dim": 9}, o)
+        for n in (1, 2, 3, 4, 33, 129)
+        for o in (silu, mirrored)
+    ]
     cases += [Case(op, {"dim": dim, "length": 20}, silu) for dim in DIMS]
-    cases += [Case(op, {"width": w, "length": 20}, o) for w in (1, 2, 3, 4, 5, 9) for o in (silu, mirrored)]
+    cases += [
+        Case(op, {"width": w, "length": 20}, o)
+        for w in (1, 2, 3, 4, 5, 9)
+        for o in (silu, mirrored)
+    ]
     cases += [Case(op), Case(op, {"bias": False}), Case(op, {"bias": False}, mirrored)]
     for dtype in DTYPES:
-        cases += [Case(op, {"dtype": dtype, "dim": 24}, o, "contiguous", (33, 5)) for o in (silu, mirrored)]
+        cases += [
+            Case(op, {"dtype": dtype, "dim": 24}, o, "contiguous", (33, 5))
+            for o in (silu, mirrored)
+        ]
     cases += [
         Case(op, {"batch": 5, "length": 40, "dim": 11}, o, layout, lengths)
         for layout in ("sliced", "transposed", "expanded")
         for o in (silu, mirrored)
         for lengths in (None, (0, 1, 2, 31, 40))
-        if layout != "expanded" or lengths is None  # one sample for all cannot have padding of its own
+        if layout != "expanded"
+        or lengths is None  # one sample for all cannot have padding of its own
     ]
     cases += [Case(op, {"batch": 0}, silu), Case(op, {"length": 0}, silu)]
     return cases

@@ -1,4 +1,5 @@
-"""CrossMambaBlock against its equations written out plainly, and what it promises about padding and causality."""
+"""CrossMambaBlock against its equations written out plainly, and what it promises about padding and
+causality."""
 
 import pytest
 import torch
@@ -133,8 +134,8 @@ def test_parameters(kind, bidirectional):
     block = _block(kind, bidirectional, d_model=32)
     names = {n for n, _ in block.named_parameters()}
     mixer = {
-        "A_log", "D", "in_proj.weight", "conv1d.weight", "conv1d.bias", "x_proj.weight", "dt_proj.weight",
-        "dt_proj.bias", "out_proj.weight",
+        "A_log", "D", "in_proj.weight", "conv1d.weight", "conv1d.bias", "x_proj.weight",
+        "dt_proj.weight", "dt_proj.bias", "out_proj.weight",
     }  # fmt: skip
     second = {
         "A_b_log", "D_b", "conv1d_b.weight", "conv1d_b.bias", "x_proj_b.weight", "dt_proj_b.weight",

@@ -1,4 +1,5 @@
-"""The reference, against the equations written out for one channel and one state, and by finite differences."""
+"""The reference, against the equations written out for one channel and one state, and by finite
+differences."""
 
 import math
 
@@ -34,7 +35,9 @@ def test_one_channel_by_hand():
 
 def test_cross_scan_by_hand():
     x = testing.scan_inputs(batch=1, length=3, dim=1, dstate=1, cross=True, dtype=torch.float64)
-    out_v, out_t, last = reference.cross_selective_scan(**x, delta_softplus=True, return_last_state=True)
+    out_v, out_t, last = reference.cross_selective_scan(
+        **x, delta_softplus=True, return_last_state=True
+    )
     flat = {n: None if t is None else t.flatten().tolist() for n, t in x.items()}
     tokens, gates = [], []
     for v, t, z_v, z_t in zip(flat["v"], flat["t"], flat["z_v"], flat["z_t"], strict=True):
@@ -65,10 +68,11 @@ def test_convolution_by_hand(reverse):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("op", ["selective_scan", "cross_selective_scan"])
 def test_gradcheck(op, reverse):
+    cross = op == "cross_selective_scan"
+    lengths = torch.tensor([3, 4])
     inputs = testing.scan_inputs(
-        length=4, dim=2, dstate=3, ngroups=2, cross=op == "cross_selective_scan", dtype=torch.float64,
-        lengths=torch.tensor([3, 4]),
-    )  # fmt: skip
+        2, 4, 2, 3, ngroups=2, cross=cross, lengths=lengths, dtype=torch.float64
+    )
     names = [n for n, x in inputs.items() if x is not None and x.is_floating_point()]
     leaves = [inputs[n].requires_grad_() for n in names]
     options = {"delta_softplus": True, "reverse": reverse, "return_last_state": True}
@@ -79,9 +83,18 @@ def test_gradcheck(op, reverse):
 
 
 def test_softplus_has_no_threshold_and_no_overflow():
-    x = torch.tensor([-800.0, -40.0, 0.0, 19.0, 25.0, 800.0], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor(
+        [-800.0, -40.0, 0.0, 19.0, 25.0, 800.0], dtype=torch.float64, requires_grad=True
+    )
     y = reference._softplus(x)
-    expected = [0.0, math.exp(-40), math.log(2), math.log1p(math.exp(19)), 25 + math.exp(-25), 800.0]
+    expected = [
+        0.0,
+        math.exp(-40),
+        math.log(2),
+        math.log1p(math.exp(19)),
+        25 + math.exp(-25),
+        800.0,
+    ]
     assert y.tolist() == pytest.approx(expected, rel=1e-14)
     (slope,) = torch.autograd.grad(y.sum(), x)
     assert slope.isfinite().all()

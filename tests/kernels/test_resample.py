@@ -1,4 +1,5 @@
-"""align, pool and interpolate against PyTorch's own resampling, and against their promise about padding."""
+"""align, pool and interpolate against PyTorch's own resampling, and against their promise about
+padding."""
 
 import pytest
 import torch
@@ -47,7 +48,9 @@ def test_each_sample_is_resampled_by_its_own_lengths(kind):
 
 
 @pytest.mark.parametrize("kind", [align, interpolate, pool])
-@pytest.mark.parametrize("lengths, n_lengths", [((0, 3), (4, 4)), ((3, 3), (0, 4)), ((0, 0), (0, 0))])
+@pytest.mark.parametrize(
+    "lengths, n_lengths", [((0, 3), (4, 4)), ((3, 3), (0, 4)), ((0, 0), (0, 0))]
+)
 def test_a_sample_without_steps_gives_zeros(kind, lengths, n_lengths):
     x = torch.randn(2, 3, 2)
     out = kind(x, 4, torch.tensor(lengths), torch.tensor(n_lengths))

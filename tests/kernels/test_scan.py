@@ -45,7 +45,9 @@ def test_convolution_matches_reference(case, backend, device):
 
 def test_largest_state_on_cpu():
     matrix.check(
-        matrix.Case("selective_scan", {"dstate": 1024, "length": 5, "dim": 3}, {"delta_softplus": True}),
+        matrix.Case(
+            "selective_scan", {"dstate": 1024, "length": 5, "dim": 3}, {"delta_softplus": True}
+        ),
         backend="cpu",
     )
 
@@ -93,7 +95,9 @@ def test_constant_input_decays_geometrically(backend, device):
         *(x.to(device) for x in (u, torch.ones_like(u), torch.full((3, 1), rate), ones, ones)),
         backend=backend,
     )
-    expected = torch.exp(rate * torch.arange(length, dtype=torch.float64))[None, :, None].expand(1, -1, 3)
+    expected = torch.exp(rate * torch.arange(length, dtype=torch.float64))[None, :, None].expand(
+        1, -1, 3
+    )
     assert testing.relative_l2(out, expected) < 2e-6
 
 
@@ -167,14 +171,18 @@ def test_a_nan_stays_in_its_sample(backend, device, cross, reverse):
 @pytest.mark.parametrize("shift", [-60.0, -20.0, 20.0, 80.0], ids=lambda s: f"shift={s:g}")
 @pytest.mark.parametrize("op", matrix.SCANS)
 def test_extreme_step_sizes(backend, device, op, shift):
-    """softplus far below its linear part, where the step is almost 0, and far above it, where exp underflows to 0."""
+    """softplus far below its linear part, where the step is almost 0, and far above it, where exp
+    underflows to 0."""
     inputs = testing.scan_inputs(cross=op == "cross_selective_scan", device=device)
     inputs["delta"] = inputs["delta"] + shift
     if shift < 0:
-        inputs["A"] = inputs["A"] / 100  # else the gradient of A is 0 in float32 and has no relative error
+        inputs["A"] = (
+            inputs["A"] / 100
+        )  # else the gradient of A is 0 in float32 and has no relative error
     errors = testing.compare(op, inputs, backend=backend, delta_softplus=True)
     tolerated = {n: e for n, e in errors.items() if not e <= testing.TOLERANCES[torch.float32][1]}
-    # Where the state is forgotten at once its gradients underflow: absolutely small, relatively arbitrary.
+    # Where the state is forgotten at once its gradients underflow: absolutely small, relatively
+    # arbitrary.
     assert set(tolerated) <= {"dA", "dinitial_state"} if shift > 0 else not tolerated, tolerated
 
 
@@ -190,10 +198,13 @@ def test_growing_states(backend, device):
 @on_every_target
 @pytest.mark.parametrize("op", matrix.SCANS)
 def test_the_same_bits_every_run(backend, device, op):
-    inputs = testing.scan_inputs(batch=3, length=70, dim=40, cross=op == "cross_selective_scan", device=device)
+    inputs = testing.scan_inputs(
+        batch=3, length=70, dim=40, cross=op == "cross_selective_scan", device=device
+    )
     function = {"selective_scan": selective_scan, "cross_selective_scan": cross_selective_scan}[op]
     first, second = (
-        testing.run_with_gradients(function, inputs, backend=backend, delta_softplus=True) for _ in range(2)
+        testing.run_with_gradients(function, inputs, backend=backend, delta_softplus=True)
+        for _ in range(2)
     )
     for name in first:
         assert torch.equal(first[name], second[name]), name
@@ -205,7 +216,9 @@ def test_outputs_and_gradients_keep_the_strides_of_their_input(backend, device, 
     inputs = testing.scan_inputs(length=40, dim=12, device=device)
     for name in ("u", "delta", "z"):
         inputs[name] = testing.with_layout(inputs[name], layout)
-    results = testing.run_with_gradients(selective_scan, inputs, backend=backend, delta_softplus=True)
+    results = testing.run_with_gradients(
+        selective_scan, inputs, backend=backend, delta_softplus=True
+    )
     x = torch.zeros(2, 40, 12, device=device)
     x = testing.with_layout(x, layout)
     results["conv"] = causal_conv1d(x, torch.ones(12, 4, device=device), backend=backend)
@@ -226,14 +239,17 @@ def test_checkpoints_are_the_states_on_the_way(backend, device, reverse, lengths
     inputs["lengths"] = None if lengths is None else torch.tensor(lengths, device=device)
     B, C = inputs["B"][:, :, None], inputs["C"][:, :, None]
     tensors = dict(inputs, B=B, C=C).values()
-    _, last, checkpoints = ops.selective_scan_fwd(*tensors, True, reverse, every)
+    _, _, checkpoints = ops.selective_scan_fwd(*tensors, True, reverse, every)
     assert checkpoints.shape == (2, 3, 8, 16)
     for sample in range(2):
         valid = 70 if lengths is None else lengths[sample]
         for k in range((valid + every - 1) // every):
-            # processing stops after k * every steps: at the front, or counted from the last valid step
-            part = {n: x if x is None or n in ("A", "D", "delta_bias") else x[sample : sample + 1]
-                    for n, x in inputs.items()}
+            # processing stops after k * every steps: at the front, or counted from the last valid
+            # step
+            part = {
+                n: x if x is None or n in ("A", "D", "delta_bias") else x[sample : sample + 1]
+                for n, x in inputs.items()
+            }
             done = slice(valid - k * every, valid) if reverse else slice(0, k * every)
             for name in ("u", "delta", "B", "C", "z"):
                 part[name] = part[name][:, done]
@@ -252,6 +268,8 @@ def test_the_backward_pass_can_return_the_output_again(backend, device, op, reve
     tensors = list(inputs.values())
     *outs, _, checkpoints = getattr(ops, f"{op}_fwd")(*tensors, True, reverse, 32)
     grads = [torch.ones_like(out) for out in outs]
-    results = getattr(ops, f"{op}_bwd")(*grads, None, *tensors, checkpoints, True, reverse, 32, True)
+    results = getattr(ops, f"{op}_bwd")(
+        *grads, None, *tensors, checkpoints, True, reverse, 32, True
+    )
     for again, out in zip(results[-len(outs) :], outs, strict=True):
         assert testing.relative_l2(again, out) < 2e-6

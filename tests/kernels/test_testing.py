@@ -26,20 +26,26 @@ def test_check_op_sees_a_wrong_result(monkeypatch, wrong, factor):
     right = testing.run_with_gradients
 
     def spoiled(function, inputs, *args, backend=None, **options):
-        results = right(function, inputs, *args, **options | ({"backend": backend} if backend else {}))
+        results = right(
+            function, inputs, *args, **options | ({"backend": backend} if backend else {})
+        )
         if backend:
             results[wrong] = results[wrong] * factor
         return results
 
     monkeypatch.setattr(testing, "run_with_gradients", spoiled)
     with pytest.raises(AssertionError, match=f"selective_scan on reference: {wrong} "):
-        testing.check_op("selective_scan", testing.scan_inputs(), backend="reference", delta_softplus=True)
+        testing.check_op(
+            "selective_scan", testing.scan_inputs(), backend="reference", delta_softplus=True
+        )
 
 
 @pytest.mark.parametrize("op", matrix.SCANS)
 @pytest.mark.parametrize("softplus", [False, True])
 def test_random_inputs_have_a_state_of_moderate_size(op, softplus):
-    inputs = testing.scan_inputs(length=500, cross=op == "cross_selective_scan", delta_softplus=softplus)
+    inputs = testing.scan_inputs(
+        length=500, cross=op == "cross_selective_scan", delta_softplus=softplus
+    )
     *_, last = getattr(reference, op)(**inputs, delta_softplus=softplus, return_last_state=True)
     assert 1e-3 < last.abs().mean() < 1e2
 
@@ -55,7 +61,7 @@ def test_layouts(layout):
 
 
 def test_unknown_layout():
-    with pytest.raises(ValueError, match="layout must be one of .* got 'diagonal'"):
+    with pytest.raises(ValueError, match=r"layout must be one of .* got 'diagonal'"):
         testing.with_layout(torch.zeros(1, 1, 1), "diagonal")
 
 
@@ -67,7 +73,8 @@ def test_poisoned_padding_is_all_and_only_the_padding():
 
 
 def test_gradients_are_the_same_for_every_dtype():
-    """The incoming gradients do not depend on the dtype, else errors of rounding would be blamed on kernels."""
+    """The incoming gradients do not depend on the dtype, else errors of rounding would be blamed on
+    kernels."""
     seen = {}
     for dtype in (torch.float64, torch.bfloat16):
         x = torch.zeros(2, 3, dtype=dtype)
