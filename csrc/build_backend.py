@@ -1,0 +1,69 @@
+"""Build backend: setuptools, asking for torch only where none is installed yet.
+
+A plain `pip install .` builds in an isolated environment where `import torch` fails, and a torch in
+build-system.requires would be downloaded a second time for every build. But pip runs that build with
+the interpreter of the environment it installs into, whose site-packages can be looked up: a torch
+found there is read for its headers and nothing is asked for. Where there is none (a new environment,
+or a front end that hides it, as uv and `python -m build` do) torch is an ordinary build requirement.
+Either way gives the same binary, because csrc/ uses PyTorch's stable ABI alone.
+"""
+
+import os
+import re
+import shutil
+import site
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import build_meta as _setuptools
+from setuptools.build_meta import *  # noqa: F403  the hooks that are not changed below
+
+MIN_TORCH = (2, 10)  # the first release whose stable ABI has everything that csrc/ calls
+
+
+def site_dirs() -> list[Path]:
+    """Where packages may be: this build's own environment first, then the one it installs into."""
+    roots = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    roots += site.getsitepackages()
+    if site.ENABLE_USER_SITE:
+        roots.append(site.getusersitepackages())
+    return [Path(root) for root in dict.fromkeys(roots) if root]
+
+
+def torch_version(torch: Path, name: str = "__version__") -> str:
+    """A string out of torch/version.py, such as "2.10.0" or, for "cuda", "13.0"; "" where unset."""
+    file = torch / "version.py"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    match = re.search(rf"^{name}\b.*= '([^']*)'", text, re.MULTILINE)
+    return match[1] if match else ""
+
+
+def find_torch() -> Path | None:
+    """The folder of a torch that is new enough, found without importing it (no driver, no second)."""
+    for root in site_dirs():
+        numbers = re.match(r"(\d+)\.(\d+)", torch_version(root / "torch"))
+        if numbers and tuple(map(int, numbers.groups())) >= MIN_TORCH:
+            return root / "torch"
+    return None
+
+
+def find_nvcc() -> str | None:
+    """nvcc of CUDA_HOME or CUDA_PATH, on the PATH, in /usr/local/cuda or from PyPI, in this order."""
+    homes = [Path(os.environ[key]) for key in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(key)]
+    found = [str(home / "bin/nvcc") for home in homes]
+    found += [shutil.which("nvcc") or "", "/usr/local/cuda/bin/nvcc"]
+    found += [str(nvcc) for root in site_dirs() for nvcc in root.glob("nvidia/cu*/bin/nvcc")]
+    return next((nvcc for nvcc in found if os.access(nvcc, os.X_OK)), None)
+
+
+def _native_requires() -> list[str]:
+    return [] if find_torch() else [f"torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}"]
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    return _setuptools.get_requires_for_build_wheel(config_settings) + _native_requires()
+
+
+def get_requires_for_build_editable(config_settings=None):
+    return _setuptools.get_requires_for_build_editable(config_settings) + _native_requires()
