@@ -1,9 +1,9 @@
 """Native build: csrc/cpu -> cmimtl_kernels/_cpu.so, csrc/cuda -> cmimtl_kernels/_cuda.so.
 
 Both libraries use PyTorch's stable ABI and no Python API: one build serves every Python and every
-torch from MIN_TORCH on, and torch is not imported here. Beside each library lies a small JSON record
-of how it was built, or of why it was not; cmimtl_kernels/_library.py reads it. A library that cannot be
-built does not fail the install: `python -m cmimtl_kernels` tells why.
+torch from MIN_TORCH on, and torch is not imported here. Beside each library lies a small JSON
+record of how it was built, or of why it was not; cmimtl_kernels/_library.py reads it. A library
+that cannot be built does not fail the install: `python -m cmimtl_kernels` tells why.
 
 Environment variables:
     CMIMTL_REQUIRE_EXT=1    a library that should be built and fails to fails the install
@@ -37,10 +37,10 @@ from build_backend import MIN_TORCH, find_nvcc, find_torch, torch_version  # noq
 CUDA_ARCHS = "8.0;9.0;10.0;12.0+PTX"
 STANDARD = "-std=c++20"
 HOST_FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden"]
-# No errno and no trap to keep lets loops vectorise; contraction lets a * b + c be one FMA. None of them
-# changes what NaN and infinity do.
+# No errno and no trap to keep lets loops vectorise; contraction lets a * b + c be one FMA. None of
+# them changes what NaN and infinity do.
 MATH_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
-# The oldest torch to run under, as TORCH_TARGET_VERSION wants it: major in bits 56-63, minor in 48-55.
+# The oldest torch to run under: major in bits 56-63, minor in bits 48-55.
 TARGET = f"-DTORCH_TARGET_VERSION={MIN_TORCH[0] << 56 | MIN_TORCH[1] << 48:#x}ULL"
 
 
@@ -56,7 +56,7 @@ def run(command: list[str]) -> str:
     """Run a command in ROOT, echoing it and its output.
 
     Raises:
-        RuntimeError: it failed. The first line is the telling one of its output, the rest the output.
+        RuntimeError: it failed. The first line is the telling one of its output, then all of it.
     """
     print(shlex.join(command), flush=True)
     done = subprocess.run(
@@ -226,7 +226,7 @@ def build_library(ext: Extension, out: Path) -> dict:
     shutil.copy2(ROOT / library, out)
 
     record = {
-        "sources": source_digest(device),
+        "sources": digests(device),
         "torch headers": torch_version(torch),
         "compiler": run([*cxx, "--version"]).splitlines()[0],
     }
@@ -239,8 +239,8 @@ def build_library(ext: Extension, out: Path) -> dict:
 def torch_library(name: str, torch: Path, build: Path, cxx: list[str]) -> Path:
     """The folder of lib<name>.so to link against.
 
-    Only its soname matters, since torch is always loaded first. An empty stand-in takes the place of
-    one that this torch lacks, so the CUDA library can be built beside a CPU build of torch.
+    Only its soname matters, since torch is always loaded first. An empty stand-in takes the place
+    of one that this torch lacks, so the CUDA library can be built beside a CPU build of torch.
     """
     if (torch / "lib" / f"lib{name}.so").is_file() or sys.platform != "linux":
         return torch / "lib"
@@ -252,12 +252,10 @@ def torch_library(name: str, torch: Path, build: Path, cxx: list[str]) -> Path:
     return stub
 
 
-def source_digest(device: str) -> str:
-    """A digest of everything that a library is compiled from; _library.py computes it the same way."""
-    digest = hashlib.sha256()
-    for path in sources("*.h", f"{device}/*"):
-        digest.update(path.encode() + b"\0" + (ROOT / path).read_bytes())
-    return digest.hexdigest()
+def digests(device: str) -> dict[str, str]:
+    """SHA-256 of every file a library is compiled from; _library.py tells by it what changed."""
+    files = sources("*.h", f"{device}/*")
+    return {file: hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in files}
 
 
 class PlatformWheel(bdist_wheel):

@@ -1,7 +1,8 @@
 """Loads the compiled libraries, or tells why one is not there.
 
-setup.py puts `_cpu.so` and `_cuda.so` beside this file, each with a JSON record: how it was built, or why
-it was not. The libraries hold implementations alone; registration.py defines the ops that they implement.
+setup.py puts `_cpu.so` and `_cuda.so` beside this file, each with a JSON record: how it was built,
+or why it was not. The libraries hold implementations alone; registration.py defines the ops that
+they implement.
 """
 
 import hashlib
@@ -17,52 +18,54 @@ HERE = Path(__file__).parent
 def load_libraries() -> dict[str, str | None]:
     """Load every compiled library; call it once, at import and after the ops are defined.
 
-    At import, because `torch.compile` cannot trace through the loading of a library. No library needs
-    a device or a driver to load, so importing this package never initialises CUDA.
+    At import, because `torch.compile` cannot trace through the loading of a library. No library
+    needs a device or a driver to load, so importing this package never initialises CUDA.
 
     Returns:
-        {"cpu": ..., "cuda": ...}: None where the library is loaded, else one line that tells why not.
+        {"cpu": ..., "cuda": ...}: None where the library is loaded, else one line that tells why
+        not.
     """
     return {name: _load(name) for name in NAMES}
 
 
 def record(name: str) -> dict:
-    """What setup.py noted about a library: {"built": bool, "reason": str, "log": str, ...}, or {}."""
+    """What setup.py noted about a library; {} where it never ran.
+
+    Keys: built; then sources, torch headers, compiler (and nvcc, architectures) of a library that
+    was built, or reason, and log after a failure, of one that was not.
+    """
     file = HERE / f"_{name}.json"
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError:
-        return {"built": False, "reason": f"{file.name} is not readable"}
+    except ValueError as error:
+        return {"built": False, "reason": f"{file.name} cannot be read: {error}"}
 
 
-def changed_since_build(name: str) -> bool:
-    """Whether a checkout's csrc/ differs from what this library was built from; False outside of one."""
-    csrc = HERE.parent / "csrc"
-    built_from = record(name).get("sources")
-    if built_from is None or not csrc.is_dir():
-        return False
-    files = [
-        path for pattern in ("*.h", f"{name}/*") for path in csrc.glob(pattern) if path.is_file()
+def changed_sources(name: str) -> list[str]:
+    """Files of this checkout that are not as they were when the library was built from them.
+
+    Empty where nothing changed, and where the package was not installed from here with `-e`.
+    """
+    root = HERE.parent
+    if not (root / "csrc").is_dir():
+        return []
+    return [
+        path
+        for path, digest in record(name).get("sources", {}).items()
+        if not (root / path).is_file()
+        or hashlib.sha256((root / path).read_bytes()).hexdigest() != digest
     ]
-    digest = hashlib.sha256()
-    for path in sorted(files, key=lambda file: file.relative_to(csrc).as_posix()):
-        name_in_checkout = path.relative_to(csrc.parent).as_posix()
-        digest.update(name_in_checkout.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest() != built_from
 
 
 def _load(name: str) -> str | None:
     library = HERE / f"_{name}.so"
     if not library.is_file():
-        return record(name).get(
-            "reason", "not built: this is a source tree that was never installed"
-        )
+        return record(name).get("reason", "not built: a source tree that was never installed")
     try:
         torch.ops.load_library(str(library))
-    except (OSError, RuntimeError) as error:
-        # OSError: the loader found a symbol or library missing. RuntimeError: registration was refused.
+    except OSError as error:  # a symbol or a library is missing, or the file is cut short
         detail = str(error.__cause__ or error).strip().splitlines()[0]
         return f"built, but torch {torch.__version__} cannot load it: {detail}"
     return None

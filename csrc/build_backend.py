@@ -1,11 +1,11 @@
 """Build backend: setuptools, asking for torch only where none is installed yet.
 
-A plain `pip install .` builds in an isolated environment where `import torch` fails, and a torch in
-build-system.requires would be downloaded a second time for every build. But pip runs that build with
-the interpreter of the environment it installs into, whose site-packages can be looked up: a torch
-found there is read for its headers and nothing is asked for. Where there is none (a new environment,
-or a front end that hides it, as uv and `python -m build` do) torch is an ordinary build requirement.
-Either way gives the same binary, because csrc/ uses PyTorch's stable ABI alone.
+A plain `pip install .` builds in an isolated environment where `import torch` fails, and a torch
+in build-system.requires would be downloaded a second time for every build. But pip runs that build
+with the interpreter of the environment it installs into, whose site-packages can be looked up: a
+torch found there is read for its headers and nothing is asked for. Where there is none (a new
+environment, or a front end that hides it, as uv and `python -m build` do) torch is an ordinary
+build requirement. Either way gives the same binary: csrc/ uses PyTorch's stable ABI alone.
 """
 
 import os
@@ -40,7 +40,7 @@ def torch_version(torch: Path, name: str = "__version__") -> str:
 
 
 def find_torch() -> Path | None:
-    """The folder of a torch that is new enough, found without importing it (no driver, no second)."""
+    """The folder of a torch that is new enough, found without importing it."""
     for root in site_dirs():
         numbers = re.match(r"(\d+)\.(\d+)", torch_version(root / "torch"))
         if numbers and tuple(map(int, numbers.groups())) >= MIN_TORCH:
@@ -49,7 +49,7 @@ def find_torch() -> Path | None:
 
 
 def find_nvcc() -> str | None:
-    """nvcc of CUDA_HOME or CUDA_PATH, on the PATH, in /usr/local/cuda or from PyPI, in this order."""
+    """The first nvcc of CUDA_HOME, CUDA_PATH, the PATH, /usr/local/cuda and a package from PyPI."""
     homes = [Path(os.environ[key]) for key in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(key)]
     found = [str(home / "bin/nvcc") for home in homes]
     found += [shutil.which("nvcc") or "", "/usr/local/cuda/bin/nvcc"]
