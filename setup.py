@@ -65,9 +65,7 @@ def run(command: list[str]) -> str:
     sys.stdout.write(done.stdout)
     if done.returncode:
         lines = done.stdout.splitlines() or [f"{command[0]} exited with {done.returncode}"]
-        telling = re.compile(
-            r"\berror:|\bfatal\b|cannot find|not found|No such file", re.IGNORECASE
-        )
+        telling = re.compile(r"\berror:|cannot find|not found|No such file", re.IGNORECASE)
         summary = next(filter(telling.search, lines), lines[-1]).strip()
         raise RuntimeError(f"{summary}\n{done.stdout[-8000:]}")
     return done.stdout
@@ -144,7 +142,10 @@ class BuildNative(build_ext):
             for root in [Path(self.build_lib), *([ROOT] if self.inplace else [])]:
                 for suffix in (".so", ".json"):
                     (root / name).with_suffix(suffix).unlink(missing_ok=True)
+        self.failures: list[str] = []
         super().run()
+        if self.failures and env("CMIMTL_REQUIRE_EXT") == "1":
+            raise SystemExit(f"CMIMTL_REQUIRE_EXT=1, but {'; '.join(self.failures)}")
 
     def build_extension(self, ext):
         out = Path(self.build_lib, self.get_ext_filename(ext.name))
@@ -156,14 +157,9 @@ class BuildNative(build_ext):
         except Exception as error:
             reason, _, log = str(error).partition("\n")
             record = {"built": False, "reason": reason, "log": log}
-            self.warn(f"{ext.name} was not built: {reason}")
+            self.failures.append(f"{ext.name} was not built: {reason}")
+            self.warn(self.failures[-1])
         out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        if "log" in record and env("CMIMTL_REQUIRE_EXT") == "1":
-            if self.inplace:
-                self.copy_extensions_to_source()
-            raise SystemExit(
-                f"CMIMTL_REQUIRE_EXT=1 and {ext.name} was not built: {record['reason']}"
-            )
 
     def copy_extensions_to_source(self):  # editable installs and build_ext --inplace
         for name in map(self.get_ext_filename, (ext.name for ext in self.extensions)):
@@ -266,7 +262,7 @@ class PlatformWheel(bdist_wheel):
 
 
 if __name__ == "__main__":
-    headers = sources("*.py", "**/*.h", "**/*.inc", "**/*.cuh")  # so that the sdist has them
+    headers = sources("*.py", "*.h", "cpu/*", "cuda/*")  # named so that the sdist has them
     setup(
         ext_modules=[
             Extension("cmimtl_kernels._cpu", sources("cpu/*.cpp"), depends=headers),

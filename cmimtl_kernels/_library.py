@@ -5,6 +5,7 @@ or why it was not. The libraries hold implementations alone; registration.py def
 they implement.
 """
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -15,8 +16,9 @@ NAMES = ("cpu", "cuda")
 HERE = Path(__file__).parent
 
 
+@functools.cache
 def load_libraries() -> dict[str, str | None]:
-    """Load every compiled library; call it once, at import and after the ops are defined.
+    """Load every compiled library; first called at import, after the ops are defined.
 
     At import, because `torch.compile` cannot trace through the loading of a library. No library
     needs a device or a driver to load, so importing this package never initialises CUDA.

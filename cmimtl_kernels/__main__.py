@@ -1,0 +1,93 @@
+"""`python -m cmimtl_kernels`: what was built, what runs on this machine, and what to do if not."""
+
+import platform
+import sys
+
+import torch
+
+from cmimtl_kernels import _library, backends
+from cmimtl_kernels._version import __version__
+
+LOG_LINES = 30  # of a failed build: enough for the first error of a compiler
+
+
+def report() -> str:
+    """The report, ending in a newline."""
+    lines = [
+        f"cmimtl_kernels {__version__} in {_library.HERE}",
+        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"CPU: {_cpu()}, {torch.get_num_threads()} threads",
+        f"GPU: {_gpu()}",
+        "",
+        "Backends",
+    ]
+    for name, backend in backends.BACKENDS.items():
+        reason = backend.unavailable()
+        state = _built(name) if reason is None else f"unavailable: {reason}"
+        lines.append(f"  {name:<10} {state}")
+    lines += ["", 'backend="auto" picks (float32, dstate 16)']
+    for device in dict.fromkeys(("cpu", "cuda", *_other_device())):
+        present = device != "cuda" or torch.cuda.is_available()
+        picked = backends.auto(device) if present else "nothing: there is no such device here"
+        lines.append(f"  {device:<10} {picked}")
+    for name in _library.NAMES:
+        lines += _trouble(name)
+    return "\n".join(lines) + "\n"
+
+
+def _cpu() -> str:
+    level = torch.backends.cpu.get_cpu_capability()
+    if backends.BACKENDS["cpu"].unavailable():
+        return f"{platform.machine()}, torch uses {level}"
+    return f"{platform.machine()}, the kernels use {torch.ops.cmimtl_cpu.isa()}, torch {level}"
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return f"none (torch was built with CUDA {torch.version.cuda or 'switched off'})"
+    names = (torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return f"{', '.join(names)} (torch was built with CUDA {torch.version.cuda})"
+
+
+def _other_device() -> tuple[str, ...]:
+    accelerator = torch.accelerator.current_accelerator()
+    return () if accelerator is None else (accelerator.type,)
+
+
+def _built(name: str) -> str:
+    note = _library.record(name) if name in _library.NAMES else {}
+    if not note:
+        return "ok"
+    tools = [note[key] for key in ("nvcc", "compiler") if key in note]
+    return f"ok: built by {', '.join(tools)} against torch {note['torch headers']}"
+
+
+def _trouble(name: str) -> list[str]:
+    """What went wrong with a library, and what to do about it; nothing where all is well."""
+    note, reason = _library.record(name), _library.load_libraries()[name]
+    lines = [f"The {name} library: {reason}"]
+    if changed := _library.changed_sources(name):
+        lines = [f"The {name} library is older than {', '.join(changed)}"]
+    elif reason is None or (note.get("built") is False and "log" not in note):
+        return []  # loaded, or left out for the reason given above
+    log = note.get("log", "").splitlines()
+    lines += [f"  | {line}" for line in log[:LOG_LINES]]
+    if len(log) > LOG_LINES:
+        lines.append(f"  | and {len(log) - LOG_LINES} lines more in {_library.HERE}/_{name}.json")
+    return ["", *lines, f"To build it again: {_install_command()}"]
+
+
+def _install_command() -> str:
+    root = _library.HERE.parent
+    if (root / "setup.py").is_file() and (root / "csrc").is_dir():
+        return f"pip install --no-deps -e {root}"
+    return "pip install --force-reinstall --no-deps --no-cache-dir cmimtl"  # no cached wheel
+
+
+def main() -> int:
+    sys.stdout.write(report())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
