@@ -1,0 +1,157 @@
+"""Who may know whom, and that importing is cheap: it compiles nothing and calls nobody."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STDLIB = sys.stdlib_module_names
+KERNELS = sorted((ROOT / "cmimtl_kernels").rglob("*.py"))
+MODEL = sorted((ROOT / "cmimtl").rglob("*.py"))
+NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu"})
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages that a file imports anywhere in it; "" for a relative import."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add("" if node.level else node.module.partition(".")[0])
+    return names
+
+
+def included(path: Path) -> set[str]:
+    """The headers that a C++ or CUDA file names, as written."""
+    return set(re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', path.read_text(), re.MULTILINE))
+
+
+def python(code: str) -> str:
+    """What a new interpreter, without a GPU, prints; AssertionError where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": "", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Goes before the import in question: nothing after it may start a program or open a connection.
+GUARD = """
+import sys
+FORBIDDEN = {"socket.connect", "subprocess.Popen", "os.system", "os.posix_spawn", "os.fork"}
+def guard(event, args):
+    if event in FORBIDDEN:
+        raise RuntimeError(f"an import may not do this: {event} {args}")
+sys.addaudithook(guard)
+"""
+
+
+def test_imported_sees_every_form_of_import(tmp_path):
+    file = tmp_path / "file.py"
+    file.write_text(
+        "import a.b, c\nfrom d.e import f\ndef g():\n    from . import h\n    import i\n"
+    )
+    assert imported(file) == {"a", "c", "d", "", "i"}
+
+
+def test_included_sees_every_form_of_include(tmp_path):
+    file = tmp_path / "file.h"
+    file.write_text('#include <a/b.h>\n  # include "c.h"\n// #include <d>\n')
+    assert included(file) == {"a/b.h", "c.h"}
+
+
+def test_guard_stops_a_program_and_a_connection():
+    for line in (
+        "import os; os.system('true')",
+        "import subprocess; subprocess.run(['/bin/true'])",
+        "import socket; socket.socket().connect(('127.0.0.1', 9))",
+    ):
+        with pytest.raises(AssertionError, match="an import may not do this"):
+            python(f"{GUARD}\n{line}")
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_kernel_library_knows_torch_alone(path):
+    assert imported(path) - STDLIB <= {"torch", "cmimtl_kernels"}
+
+
+def test_reference_knows_torch_alone():
+    assert imported(ROOT / "cmimtl_kernels" / "reference.py") == {"torch"}
+
+
+def test_only_the_fusion_part_of_the_model_knows_the_kernels():
+    users = {path.name for path in MODEL if "cmimtl_kernels" in imported(path)}
+    assert users <= {"fusion.py"}
+
+
+@pytest.mark.parametrize("name", ["tests", "benchmarks"])
+def test_packages_and_build_know_no(name):
+    for path in [*KERNELS, *MODEL, ROOT / "setup.py", ROOT / "csrc" / "build_backend.py"]:
+        assert name not in imported(path), path
+
+
+@pytest.mark.parametrize("path", NATIVE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_native_code_knows_its_neighbours_alone(path):
+    headers, room = included(path), path.parent.name
+    other = {"cpu": "cuda/", "cuda": "cpu/"}
+    assert not [h for h in headers if room in other and h.startswith((other[room], "../"))]
+    if room == "csrc" or path.suffix == ".cu":
+        assert not [h for h in headers if h.startswith(("torch/", "ATen/", "c10/"))]
+    assert "Python.h" not in headers
+
+
+def test_importing_the_kernels_needs_nothing_but_torch():
+    python(f"""
+import sys, torch
+before = {{name.partition(".")[0] for name in sys.modules}}
+{GUARD}
+import cmimtl_kernels
+after = {{name.partition(".")[0] for name in sys.modules}}
+new = after - before - set(sys.stdlib_module_names)
+assert new == {{"cmimtl_kernels"}}, new
+assert not torch.cuda.is_initialized()
+""")
+
+
+def test_importing_the_model_package_costs_nothing():
+    python(f"""
+{GUARD}
+before = set(sys.modules)
+import cmimtl
+new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+assert new - set(sys.stdlib_module_names) == {{"cmimtl"}}, new
+""")
+
+
+def test_a_name_of_the_model_package_says_what_it_needs():
+    python("""
+import sys
+sys.modules["transformers"] = None  # as if it were not installed
+import cmimtl
+try:
+    cmimtl.CMIMTLConfig
+except ModuleNotFoundError as error:
+    message = str(error)
+assert message == (
+    "cmimtl: transformers must be installed for CMIMTLConfig, got none;"
+    " `pip install 'cmimtl[models]'` installs it"
+), message
+""")
+
+
+def test_model_package_has_no_other_names():
+    import cmimtl
+
+    assert set(cmimtl.__all__) <= set(dir(cmimtl))
+    with pytest.raises(AttributeError, match="module 'cmimtl' has no attribute 'Config'"):
+        cmimtl.Config  # noqa: B018
