@@ -6,9 +6,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cmimtl_kernels.ops import causal_conv1d, check_lengths, cross_selective_scan, selective_scan
-from cmimtl_kernels.reference import interleave, valid_steps
+from cmimtl_kernels.reference import valid_steps
 from cmimtl_kernels.resample import align, interpolate, pool
 
 INTERLEAVE_KINDS = ("product-sum", "gated")
@@ -44,6 +45,8 @@ class CrossMambaBlock(nn.Module):
         dt_min, dt_max, dt_init_floor: range of the step sizes at initialisation.
         conv_bias, bias: whether the convolution and the projections in and out have a bias.
         norm_eps: epsilon of the LayerNorm.
+        recompute: keep only the inputs of the norm and the outputs of in_proj for the backward
+            pass, which forms everything between the two big projections again.
         backend: which kernels run it, as in `cmimtl_kernels.selective_scan`.
     Shapes:
         visual (batch, L_v, d_model) and text (batch, L_t, d_model), any L_v and L_t, with
@@ -51,6 +54,9 @@ class CrossMambaBlock(nn.Module):
         have the shapes of the inputs. Padded steps are never read, whatever they hold.
     Raises:
         ValueError: an option or an input does not fit; the message names it and what it got.
+    Memory:
+        With `recompute`, batch * (L_v + L_t) * (1 + 2 * expand) * d_model elements are kept for the
+        backward pass: the streams and the outputs of in_proj.
     Example:
         >>> block = CrossMambaBlock(d_model=32)
         >>> visual, text = block(torch.randn(2, 9, 32), torch.randn(2, 5, 32))
@@ -74,6 +80,7 @@ class CrossMambaBlock(nn.Module):
         conv_bias: bool = True,
         bias: bool = False,
         norm_eps: float = 1e-5,
+        recompute: bool = True,
         backend: str = "auto",
         device=None,
         dtype=None,
@@ -99,6 +106,7 @@ class CrossMambaBlock(nn.Module):
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         self.dt_min, self.dt_max, self.dt_init_floor = dt_min, dt_max, dt_init_floor
         self.interleave, self.bidirectional, self.backend = interleave, bidirectional, backend
+        self.recompute = recompute
 
         factory = {"device": device, "dtype": dtype}
         self.norm = nn.LayerNorm(d_model, eps=norm_eps, **factory)
@@ -185,11 +193,28 @@ class CrossMambaBlock(nn.Module):
         text_lengths = check_lengths(
             "CrossMambaBlock", text_lengths, text, text.shape[1], "text_lengths"
         )
-        uz_v = self.in_proj(self.norm(_blank_padding(visual, visual_lengths)))
-        uz_t = self.in_proj(self.norm(_blank_padding(text, text_lengths)))
+        lengths = visual_lengths, text_lengths
+        sizes = [visual.shape[1], text.shape[1]]
+        uz = self._keep_inputs(self._project_in, visual, text, *lengths)
         fuse = self._product_sum if self.interleave == "product-sum" else self._gated
-        y_v, y_t = fuse(uz_v, uz_t, visual_lengths, text_lengths)
-        return visual + self.out_proj(y_v), text + self.out_proj(y_t)
+        y_v, y_t = self._keep_inputs(fuse, uz, sizes, *lengths).split(sizes, 1)
+        return visual + y_v, text + y_t
+
+    def _keep_inputs(self, part, *inputs):
+        """part(*inputs), of which autograd keeps the inputs alone.
+
+        The backward pass runs the part again up to the last tensor that it needs, the input of the
+        projection at its end, so that no big GEMM is computed twice.
+        """
+        # torch.func has no hooks on saved tensors, by which checkpoint works.
+        if not self.recompute or not torch.is_grad_enabled() or _inside_torch_func():
+            return part(*inputs)
+        return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    def _project_in(self, visual, text, visual_lengths, text_lengths):
+        """Both streams one after the other through one GEMM. -> (batch, L_v + L_t, 2 * d_inner)"""
+        streams = (_blank_padding(visual, visual_lengths), _blank_padding(text, text_lengths))
+        return self.in_proj(self.norm(torch.cat(streams, 1)))
 
     def _check_inputs(self, visual: Tensor, text: Tensor) -> None:
         for name, x in (("visual", visual), ("text", text)):
@@ -204,11 +229,13 @@ class CrossMambaBlock(nn.Module):
                 f" got {text.shape[0]}"
             )
 
-    def _product_sum(self, uz_v, uz_t, visual_lengths, text_lengths):
-        """The interleaved scan in each direction, summed. -> (batch, L_v, d_inner), (batch, L_t,
-        d_inner)."""
-        n = uz_v.shape[1]
-        (u_v, z_v), (u_t, z_t) = uz_v.chunk(2, dim=-1), uz_t.chunk(2, dim=-1)
+    def _product_sum(self, uz, sizes, visual_lengths, text_lengths):
+        """The interleaved scan in each direction, summed and projected.
+
+        -> (batch, L_v + L_t, d_model): what each stream gains.
+        """
+        n, n_t = sizes
+        (u_v, z_v), (u_t, z_t) = (x.chunk(2, dim=-1) for x in uz.split(sizes, 1))
         z_t = align(z_t, n, text_lengths, visual_lengths)
         y_v = y_t = None
         for suffix in self._directions():
@@ -217,7 +244,7 @@ class CrossMambaBlock(nn.Module):
             c_v = self._convolve(conv1d, u_v, visual_lengths, reverse)
             c_t = self._convolve(conv1d, u_t, text_lengths, reverse)
             c_t = align(c_t, n, text_lengths, visual_lengths)
-            delta, B, C = self._project(x_proj, dt_proj, interleave(c_v, c_t))
+            delta, B, C = self._project_tokens(x_proj, dt_proj, c_v, c_t)
             out_v, out_t = cross_selective_scan(
                 c_v,
                 c_t,
@@ -236,16 +263,18 @@ class CrossMambaBlock(nn.Module):
             )
             # The gate is shared and applied inside, so adding gated outputs gates the sum.
             y_v, y_t = (out_v, out_t) if y_v is None else (y_v + out_v, y_t + out_t)
-        return y_v, align(y_t, uz_t.shape[1], visual_lengths, text_lengths)
+        y_t = align(y_t, n_t, visual_lengths, text_lengths)
+        return self.out_proj(torch.cat((y_v, y_t), 1))
 
-    def _gated(self, uz_v, uz_t, visual_lengths, text_lengths):
+    def _gated(self, uz, sizes, visual_lengths, text_lengths):
         """Two separate scans under one gate, as released by the authors. -> as `_product_sum`."""
-        n_v, n_t = uz_v.shape[1], uz_t.shape[1]
-        (u_v, z_v), (u_t, z_t) = uz_v.chunk(2, dim=-1), uz_t.chunk(2, dim=-1)
+        n_v, n_t = sizes
+        (u_v, z_v), (u_t, z_t) = (x.chunk(2, dim=-1) for x in uz.split(sizes, 1))
         gate = F.silu(z_v * pool(z_t, n_v, text_lengths, visual_lengths))
         y_v = self._scan_alone(u_v, visual_lengths)
         y_t = pool(self._scan_alone(u_t, text_lengths), n_v, text_lengths, visual_lengths)
-        return y_v * gate, interpolate(y_t * gate, n_t, visual_lengths, text_lengths)
+        y_t = interpolate(y_t * gate, n_t, visual_lengths, text_lengths)
+        return self.out_proj(torch.cat((y_v * gate, y_t), 1))
 
     def _scan_alone(self, u: Tensor, lengths: Tensor | None) -> Tensor:
         """One stream's own selective scan in each direction, summed."""
@@ -284,10 +313,20 @@ class CrossMambaBlock(nn.Module):
             backend=self.backend,
         )
 
+    def _project_tokens(self, x_proj: nn.Linear, dt_proj: nn.Linear, v: Tensor, t: Tensor):
+        """`_project` of the interleaved tokens of v and t, (batch, length, d_inner) each.
+
+        The projection's few columns are interleaved and not the tokens themselves.
+        """
+        return self._split(dt_proj, torch.stack((x_proj(v * t), x_proj(v + t)), 2).flatten(1, 2))
+
     def _project(self, x_proj: nn.Linear, dt_proj: nn.Linear, x: Tensor):
         """x (batch, steps, d_inner) -> delta (batch, steps, d_inner) without its bias, B, C (batch,
         steps, d_state)."""
-        r, B, C = x_proj(x).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
+        return self._split(dt_proj, x_proj(x))
+
+    def _split(self, dt_proj: nn.Linear, projected: Tensor):
+        r, B, C = projected.split((self.dt_rank, self.d_state, self.d_state), dim=-1)
         return F.linear(r, dt_proj.weight), B, C
 
 
@@ -320,6 +359,10 @@ class CrossMamba(nn.Module):
         for layer in self.layers:
             visual, text = layer(visual, text, visual_lengths, text_lengths)
         return visual, text
+
+
+def _inside_torch_func() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _blank_padding(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -4,10 +4,11 @@ inputs = scan_inputs(batch=2, length=33, dim=8)
 check_op("selective_scan", inputs, backend="cpu", delta_softplus=True)
 """
 
+import gc
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmimtl_kernels import ops, reference
 
@@ -201,3 +202,31 @@ def check_op(
         worst = ", ".join(f"{name} {e:.2e} > {limits[name]:.0e}" for name, e in bad.items())
         raise AssertionError(f"{op} on {backend}: {worst}")
     return errors
+
+
+def kept_bytes(module: nn.Module, *inputs: Tensor) -> int:
+    """Bytes held between module(*inputs) and its backward pass.
+
+    The inputs, and all that autograd and checkpointing keep; parameters and outputs do not count.
+    """
+
+    def storages() -> dict[int, int]:
+        found = (x.untyped_storage() for x in gc.get_objects() if issubclass(type(x), Tensor))
+        return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    gc.collect()
+    before = storages()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        outputs = module(*inputs)
+    # What checkpointing keeps passes by the hooks, but is held by Python.
+    kept |= {pointer: size for pointer, size in storages().items() if pointer not in before}
+    kept |= {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in inputs}
+    for x in (*module.parameters(), *(outputs if isinstance(outputs, tuple) else (outputs,))):
+        kept.pop(x.untyped_storage().data_ptr(), None)
+    return sum(kept.values())

@@ -189,3 +189,24 @@ def test_one_step_moves_every_parameter():
     torch.optim.SGD(stack.parameters(), lr=1.0).step()
     still = [n for n, p in stack.named_parameters() if torch.equal(p, before[n])]
     assert not still
+
+
+@every_kind
+def test_recomputation_changes_nothing_but_memory(kind, bidirectional):
+    """The same bits, and only the streams and in_proj's outputs are kept."""
+    streams = tuple(x.requires_grad_() for x in _streams(n_v=32, n_t=20))
+    results, kept = {}, {}
+    for recompute in (True, False):
+        block = _block(kind, bidirectional, recompute=recompute)
+        kept[recompute] = testing.kept_bytes(block, *streams)
+        outs = block(*streams)
+        wanted = [*streams, *block.parameters()]
+        results[recompute] = [
+            *outs,
+            *torch.autograd.grad(sum(x.square().sum() for x in outs), wanted),
+        ]
+    for a, b in zip(results[True], results[False], strict=True):
+        assert torch.equal(a, b)
+    d_model, expand, batch, tokens = 16, 2, 2, 32 + 20
+    assert kept[True] <= 4 * batch * tokens * (1 + 2 * expand) * d_model
+    assert kept[False] > 2 * kept[True]

@@ -80,3 +80,20 @@ def test_gradients_are_the_same_for_every_dtype():
         x = torch.zeros(2, 3, dtype=dtype)
         seen[dtype] = testing.run_with_gradients(lambda x: x * 1, {"x": x})["dx"].double()
     assert torch.equal(seen[torch.float64], seen[torch.bfloat16])
+
+
+def test_kept_bytes_counts_what_a_module_keeps():
+    x = torch.randn(10, 4, requires_grad=True)
+    linear = torch.nn.Linear(4, 3)
+    assert testing.kept_bytes(linear, x) == 4 * 40  # its input
+    twice = torch.nn.Sequential(linear, torch.nn.Sigmoid(), torch.nn.Linear(3, 2))
+    assert testing.kept_bytes(twice, x) == 4 * (40 + 30)  # the sigmoid's output serves two
+
+    class Checkpointed(torch.nn.Module):
+        def forward(self, x):
+            hidden = x * 2
+            return torch.utils.checkpoint.checkpoint(
+                twice, hidden, use_reentrant=False, preserve_rng_state=False
+            )
+
+    assert testing.kept_bytes(Checkpointed(), x) == 4 * (40 + 40)  # its input and the checkpoint's
