@@ -155,7 +155,7 @@ class BuildNative(build_ext):
         except NotBuilt as reason:
             record = {"built": False, "reason": str(reason)}
         except Exception as error:
-            reason, _, log = str(error).partition("\n")
+            reason, _, log = (str(error) or repr(error)).partition("\n")
             record = {"built": False, "reason": reason, "log": log}
             self.failures.append(f"{ext.name} was not built: {reason}")
             self.warn(self.failures[-1])

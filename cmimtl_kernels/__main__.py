@@ -1,6 +1,7 @@
 """`python -m cmimtl_kernels`: what was built, what runs on this machine, and what to do if not."""
 
 import platform
+import shlex
 import sys
 
 import torch
@@ -80,7 +81,7 @@ def _trouble(name: str) -> list[str]:
 def _install_command() -> str:
     root = _library.HERE.parent
     if (root / "setup.py").is_file() and (root / "csrc").is_dir():
-        return f"pip install --no-deps -e {root}"
+        return f"pip install --no-deps -e {shlex.quote(str(root))}"
     return "pip install --force-reinstall --no-deps --no-cache-dir cmimtl"  # no cached wheel
 
 

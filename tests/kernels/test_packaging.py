@@ -1,0 +1,273 @@
+"""The native build and what is said about it, on copies of the tree with sources of one line."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cmimtl_kernels import __main__, _library, backends
+
+ROOT = Path(__file__).parents[2]
+GOOD = 'extern "C" __attribute__((visibility("default"))) int answer() { return 42; }\n'
+BROKEN = GOOD + "oops;\n"
+SETTINGS = "CMIMTL_REQUIRE_EXT", "CMIMTL_CUDA", "TORCH_CUDA_ARCH_LIST", "CXX", "CXXFLAGS"
+
+
+def load_module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of what the build reads, with one CPU source that needs no torch header."""
+    root = tmp_path / "a tree"  # with a space: every path must survive it
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc/build_backend.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    python_alone = shutil.ignore_patterns("_c*.so", "_c*.json", "__pycache__")
+    shutil.copytree(ROOT / "cmimtl_kernels", root / "cmimtl_kernels", ignore=python_alone)
+    write(root, "csrc/cpu/tiny.cpp", GOOD)
+    write(root, "csrc/sizes.h", "#pragma once\n")
+    return root
+
+
+def write(root, name, text):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+
+
+def setup_py(root, *command, **settings):
+    """Run setup.py in a copy of the tree, with these environment variables alone of SETTINGS."""
+    env = {key: value for key, value in os.environ.items() if key not in SETTINGS}
+    return subprocess.run(
+        [sys.executable, "setup.py", *command],
+        cwd=root,
+        env=env | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def build(root, **settings):
+    done = setup_py(root, "build_ext", "--inplace", **settings)
+    assert done.returncode == 0, done.stdout
+    return record(root, "cpu")
+
+
+def record(root, name):
+    return json.loads((root / "cmimtl_kernels" / f"_{name}.json").read_text())
+
+
+def load(root, monkeypatch):
+    """What load_libraries() says in a copy of the tree."""
+    monkeypatch.setattr(_library, "HERE", root / "cmimtl_kernels")
+    return _library.load_libraries.__wrapped__()
+
+
+def test_what_was_built_loads(tree, monkeypatch):
+    note = build(tree)
+    assert note["built"]
+    assert set(note["sources"]) == {"csrc/cpu/tiny.cpp", "csrc/sizes.h"}
+    assert load(tree, monkeypatch) == {
+        "cpu": None,
+        "cuda": "this version has no CUDA sources (csrc/cuda is empty)",
+    }
+
+
+def test_sources_that_changed_since_the_build_are_named(tree, monkeypatch):
+    build(tree)
+    monkeypatch.setattr(_library, "HERE", tree / "cmimtl_kernels")
+    assert _library.changed_sources("cpu") == []
+    write(tree, "csrc/cpu/tiny.cpp", GOOD + "// edited\n")
+    assert _library.changed_sources("cpu") == ["csrc/cpu/tiny.cpp"]
+    (tree / "csrc/sizes.h").unlink()
+    assert _library.changed_sources("cpu") == ["csrc/cpu/tiny.cpp", "csrc/sizes.h"]
+    shutil.rmtree(tree / "csrc")  # as in an installed wheel
+    assert _library.changed_sources("cpu") == []
+
+
+def test_failed_build_is_kept_and_shown_and_leaves_no_old_library(tree):
+    build(tree)
+    assert (tree / "cmimtl_kernels/_cpu.so").is_file()
+    write(tree, "csrc/cpu/tiny.cpp", BROKEN)
+    note = build(tree)  # returns 0: it never fails an install
+    assert not (tree / "cmimtl_kernels/_cpu.so").exists()
+    assert not note["built"]
+    assert re.match(r"csrc/cpu/tiny.cpp:2:1: error: .oops.", note["reason"])
+
+    done = subprocess.run(
+        [sys.executable, "-m", "cmimtl_kernels"],
+        cwd=tree, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"  cpu        unavailable: {note['reason']}\n" in done.stdout
+    assert "  cpu        reference\n" in done.stdout  # what auto picks
+    assert "  | " + note["log"].splitlines()[0] in done.stdout
+    assert f"To build it again: pip install --no-deps -e '{tree}'\n" in done.stdout
+
+
+def test_require_ext_makes_a_failed_build_fatal(tree):
+    write(tree, "csrc/cpu/tiny.cpp", BROKEN)
+    done = setup_py(tree, "build_ext", "--inplace", CMIMTL_REQUIRE_EXT="1")
+    assert done.returncode != 0
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("CMIMTL_REQUIRE_EXT=1, but cmimtl_kernels._cpu was not built: csrc/cpu")
+    assert not record(tree, "cpu")["built"]
+
+
+def test_missing_compiler_is_named(tree, monkeypatch):
+    note = build(tree, CXX="/nowhere/c++")
+    assert note["reason"] == (
+        "no C++ compiler: /nowhere/c++ not found (install g++ or clang, or set CXX)"
+    )
+    assert load(tree, monkeypatch)["cpu"] == note["reason"]
+
+
+def test_builds_without_ninja(tree, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("as", "ld"):
+        (tools / name).symlink_to(shutil.which(name))
+    write(tree, "csrc/cpu/other.cpp", GOOD.replace("answer", "other"))
+    assert build(tree, PATH=str(tools), CXX=shutil.which("c++"))["built"]
+
+
+@pytest.mark.parametrize(
+    "text, size, message",
+    [
+        ('extern "C" int missing();\nint used = missing();\n', None, "undefined symbol: missing"),
+        (GOOD, 100, "file too short|cannot read file"),
+    ],
+)
+def test_library_that_does_not_load_gives_a_reason(tree, monkeypatch, text, size, message):
+    write(tree, "csrc/cpu/tiny.cpp", text)
+    build(tree)
+    library = tree / "cmimtl_kernels/_cpu.so"
+    library.write_bytes(library.read_bytes()[:size])
+    reason = load(tree, monkeypatch)["cpu"]
+    assert re.match(rf"built, but torch \S+ cannot load it: .*({message})", reason)
+
+
+def test_tree_that_was_never_installed_says_so(tree, monkeypatch):
+    reason = "not built: a source tree that was never installed"
+    assert load(tree, monkeypatch) == {"cpu": reason, "cuda": reason}
+
+
+def test_record_that_cannot_be_read_gives_a_reason(tree, monkeypatch):
+    write(tree, "cmimtl_kernels/_cpu.json", "{")
+    assert load(tree, monkeypatch)["cpu"].startswith("_cpu.json cannot be read: ")
+
+
+def test_wheel_serves_every_python_and_has_no_old_library(tree):
+    def wheel():
+        done = setup_py(tree, "bdist_wheel")
+        assert done.returncode == 0, done.stdout
+        (file,) = (tree / "dist").glob("*.whl")
+        assert re.match(r"cmimtl-[\d.]+-py3-none-(?!any)", file.name)
+        with zipfile.ZipFile(file) as content:
+            return set(content.namelist())
+
+    build(tree)  # an editable install of the same tree, whose library the wheel must not take
+    files = wheel()
+    assert {f"cmimtl_kernels/{name}" for name in ("_cpu.so", "_cpu.json", "py.typed")} <= files
+    write(tree, "csrc/cpu/tiny.cpp", BROKEN)
+    files = wheel()
+    assert "cmimtl_kernels/_cpu.json" in files
+    assert "cmimtl_kernels/_cpu.so" not in files
+
+
+@pytest.mark.skipif(
+    load_module(ROOT / "csrc/build_backend.py").find_nvcc() is None, reason="no nvcc found"
+)
+def test_cuda_library_builds_and_loads_without_a_gpu(tree, monkeypatch):
+    write(tree, "csrc/cuda/tiny.cpp", GOOD)
+    write(tree, "csrc/cuda/scan.cu", "__global__ void f(float* x) { x[threadIdx.x] = 0.f; }\n")
+    build(tree, CMIMTL_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
+    note = record(tree, "cuda")
+    assert note["built"], note
+    assert note["architectures"] == "9.0"
+    assert "release" in note["nvcc"] or "cuda" in note["nvcc"]
+    if load_module(ROOT / "csrc/build_backend.py").find_torch():
+        assert load(tree, monkeypatch)["cuda"] is None
+
+
+def fake_torch(folder, version, cuda):
+    (folder / "torch").mkdir()
+    text = f"__version__ = '{version}'\ncuda: Optional[str] = {cuda!r}\n"
+    (folder / "torch/version.py").write_text(text)
+    return folder / "torch"
+
+
+@pytest.mark.parametrize(
+    "version, wanted", [(None, True), ("2.9.1", True), ("2.10.0", False), ("3.0.0a0+git", False)]
+)
+def test_torch_is_a_build_requirement_only_where_none_is_there(
+    tmp_path, monkeypatch, version, wanted
+):
+    backend = load_module(ROOT / "csrc/build_backend.py")
+    if version:
+        fake_torch(tmp_path, version, None)
+    monkeypatch.setattr(backend, "site_dirs", lambda: [tmp_path])
+    for hook in (backend.get_requires_for_build_wheel, backend.get_requires_for_build_editable):
+        assert ("torch>=2.10" in hook()) is wanted
+
+
+@pytest.mark.parametrize(
+    "setting, cuda, nvcc, reason",
+    [
+        ("0", "13.0", "nvcc", "switched off by CMIMTL_CUDA=0"),
+        ("", None, "nvcc", "torch is not a CUDA build (CMIMTL_CUDA=1 builds it all the same)"),
+        ("", "13.0", None, "no nvcc found (set CUDA_HOME, or put nvcc on the PATH)"),
+        ("", "13.0", "nvcc", None),
+        ("1", None, "nvcc", None),
+    ],
+)
+def test_why_cuda_is_not_built(tmp_path, monkeypatch, setting, cuda, nvcc, reason):
+    setup = load_module(ROOT / "setup.py")
+    monkeypatch.setenv("CMIMTL_CUDA", setting)
+    monkeypatch.setattr(setup, "find_nvcc", lambda: nvcc)
+    assert setup.not_wanted("cuda", fake_torch(tmp_path, "2.10.0", cuda)) == reason
+
+
+def test_cuda_that_must_be_built_needs_nvcc(tmp_path, monkeypatch):
+    setup = load_module(ROOT / "setup.py")
+    monkeypatch.setenv("CMIMTL_CUDA", "1")
+    monkeypatch.setattr(setup, "find_nvcc", lambda: None)
+    extension = setup.Extension("cmimtl_kernels._cuda", ["csrc/cuda/tiny.cu"])
+    with pytest.raises(RuntimeError, match="CMIMTL_CUDA=1, but no nvcc was found"):
+        setup.build_library(extension, tmp_path / "_cuda.so")
+
+
+def test_architectures_become_flags(monkeypatch):
+    setup = load_module(ROOT / "setup.py")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a; 12.0+PTX")
+    assert setup.gencode() == [
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+
+
+def test_report_of_this_machine():
+    text = __main__.report()
+    for name, backend in backends.BACKENDS.items():
+        reason = backend.unavailable()
+        assert f"\n  {name:<10} {'ok' if reason is None else 'unavailable: ' + reason}" in text
+    assert f"\n  cpu        {backends.auto('cpu')}\n" in text
+
+
+def test_report_of_an_old_library(monkeypatch):
+    monkeypatch.setattr(_library, "changed_sources", lambda name: ["csrc/cpu/a.cpp", "csrc/b.h"])
+    assert "\nThe cpu library is older than csrc/cpu/a.cpp, csrc/b.h\n" in __main__.report()
