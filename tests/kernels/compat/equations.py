@@ -1,7 +1,7 @@
 """mamba_ssm's and causal_conv1d's functions from their equations, one step at a time.
 
-Plain PyTorch, written from the definitions and not from the library under test: channels first, float64 or float32
-as the inputs are, results rounded once. They are the yardstick of the compatibility modules.
+Plain PyTorch, written from the definitions and not from the library under test: channels first, in
+the dtype of the inputs. They are the yardstick of the compatibility modules.
 """
 
 import torch
