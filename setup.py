@@ -9,7 +9,7 @@ Environment variables:
     CMIMTL_REQUIRE_EXT=1    a library that should be built and fails to fails the install
     CMIMTL_CUDA=0|1         never, or always, build CUDA; the default builds it where nvcc is found
                             and torch is a CUDA build
-    TORCH_CUDA_ARCH_LIST    "8.0;9.0;10.0;12.0+PTX" unless set
+    TORCH_CUDA_ARCH_LIST    "8.0;9.0;10.0;12.0+PTX", or what nvcc knows of it, unless set
     MAX_JOBS                files compiled at once; the number of cores unless set
     CXX, CXXFLAGS, NVCC_FLAGS, CUDA_HOME    as usual
 """
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "csrc"))
 from build_backend import MIN_TORCH, find_nvcc, find_torch, torch_version  # noqa: E402
 
-CUDA_ARCHS = "8.0;9.0;10.0;12.0+PTX"
+CUDA_ARCHS = ("8.0", "9.0", "10.0", "12.0")
 STANDARD = "-std=c++20"
 HOST_FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden"]
 # No errno and no trap to keep lets loops vectorise; contraction lets a * b + c be one FMA. None of
@@ -77,10 +77,31 @@ def sources(*patterns: str) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in found if path.is_file())
 
 
-def gencode() -> list[str]:
-    """nvcc's flags for TORCH_CUDA_ARCH_LIST."""
+def architectures(nvcc: str) -> list[str]:
+    """TORCH_CUDA_ARCH_LIST, or what this nvcc knows of CUDA_ARCHS with PTX of the last.
+
+    Raises:
+        RuntimeError: an entry of TORCH_CUDA_ARCH_LIST is no number.
+    """
+    if wanted := env("TORCH_CUDA_ARCH_LIST").strip():
+        archs = re.split(r"[;, ]+", wanted)
+        for arch in archs:
+            if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
+                raise RuntimeError(
+                    f"TORCH_CUDA_ARCH_LIST must hold numbers such as 9.0 or 12.0+PTX, got {arch!r}"
+                )
+        return archs
+    known = set(re.findall(r"compute_(\d+)", run([nvcc, "--list-gpu-arch"])))
+    archs = [arch for arch in CUDA_ARCHS if arch.replace(".", "") in known]
+    if not archs:
+        raise RuntimeError(f"{nvcc} must know one of {', '.join(CUDA_ARCHS)}, got none")
+    return [*archs[:-1], f"{archs[-1]}+PTX"]
+
+
+def gencode(archs: list[str]) -> list[str]:
+    """nvcc's flags for architectures such as "9.0" or "12.0+PTX"."""
     flags = []
-    for arch in re.split(r"[;, ]+", env("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS).strip()):
+    for arch in archs:
         number = arch.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if arch.endswith("+PTX"):
@@ -118,10 +139,17 @@ def build_all(compiles: list[tuple[list[str], str, str]], link: list[str], libra
 
 
 def not_wanted(device: str, torch: Path | None) -> str | None:
-    """Why a library is not built on this machine although nothing is wrong, or None."""
-    if device == "cpu" or env("CMIMTL_CUDA") == "1":
+    """Why a library is not built on this machine although nothing is wrong, or None.
+
+    Raises:
+        RuntimeError: CMIMTL_CUDA is neither 0 nor 1.
+    """
+    setting = env("CMIMTL_CUDA")
+    if setting not in ("", "0", "1"):
+        raise RuntimeError(f"CMIMTL_CUDA must be 0, 1 or unset, got {setting!r}")
+    if device == "cpu" or setting == "1":
         return None
-    if env("CMIMTL_CUDA") == "0":
+    if setting == "0":
         return "switched off by CMIMTL_CUDA=0"
     if torch and not torch_version(torch, "cuda"):
         return "torch is not a CUDA build (CMIMTL_CUDA=1 builds it all the same)"
@@ -201,7 +229,8 @@ def build_library(ext: Extension, out: Path) -> dict:
     cpp = [*ccache, *cxx, STANDARD, "-Wall", *HOST_FLAGS, *MATH_FLAGS, "-Icsrc", TARGET]
     cpp += ["-isystem", str(torch / "include"), *(["-DUSE_CUDA"] if cuda else [])]
     cpp += shlex.split(env("CXXFLAGS"))
-    cu = [*ccache, nvcc or "", STANDARD, "-O3", "-Icsrc", *gencode()]
+    archs = architectures(nvcc) if cuda else []
+    cu = [*ccache, nvcc or "", STANDARD, "-O3", "-Icsrc", *gencode(archs)]
     cu += ["-Xcompiler", ",".join(HOST_FLAGS), *shlex.split(env("NVCC_FLAGS"))]
     compiles = []
     for source in ext.sources:  # .cu files see no torch header, which would cost 8 s each
@@ -228,7 +257,7 @@ def build_library(ext: Extension, out: Path) -> dict:
     }
     if cuda:
         record["nvcc"] = run([nvcc, "--version"]).strip().splitlines()[-1]
-        record["architectures"] = env("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)
+        record["architectures"] = ";".join(archs)
     return record
 
 

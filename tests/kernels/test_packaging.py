@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -188,6 +189,19 @@ def test_wheel_serves_every_python_and_has_no_old_library(tree):
     assert "cmimtl_kernels/_cpu.so" not in files
 
 
+def test_sdist_holds_what_the_build_reads(tree):
+    for name in ("csrc/cpu/body.inc", "csrc/cuda/scan.cuh"):
+        write(tree, name, "")
+    done = setup_py(tree, "sdist")
+    assert done.returncode == 0, done.stdout
+    (file,) = (tree / "dist").glob("*.tar.gz")
+    with tarfile.open(file) as content:
+        names = {name.partition("/")[2] for name in content.getnames()}
+    csrc = {path.relative_to(tree).as_posix() for path in (tree / "csrc").rglob("*.*")}
+    assert {name for name in csrc if "__pycache__" not in name} <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
+
+
 @pytest.mark.skipif(
     load_module(ROOT / "csrc/build_backend.py").find_nvcc() is None, reason="no nvcc found"
 )
@@ -250,10 +264,42 @@ def test_cuda_that_must_be_built_needs_nvcc(tmp_path, monkeypatch):
         setup.build_library(extension, tmp_path / "_cuda.so")
 
 
+def test_setting_that_is_no_setting_is_named(monkeypatch):
+    setup = load_module(ROOT / "setup.py")
+    monkeypatch.setenv("CMIMTL_CUDA", "yes")
+    with pytest.raises(RuntimeError, match="CMIMTL_CUDA must be 0, 1 or unset, got 'yes'"):
+        setup.not_wanted("cuda", None)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;Hopper")
+    with pytest.raises(RuntimeError, match=r"must hold numbers such as 9.0 .*, got 'Hopper'"):
+        setup.architectures("nvcc")
+
+
+@pytest.mark.parametrize(
+    "known, archs",
+    [
+        ("compute_75 compute_80 compute_90 compute_100 compute_120", "8.0;9.0;10.0;12.0+PTX"),
+        ("compute_50 compute_80 compute_90", "8.0;9.0+PTX"),  # nvcc 12.4
+    ],
+)
+def test_default_architectures_are_those_that_nvcc_knows(monkeypatch, known, archs):
+    setup = load_module(ROOT / "setup.py")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(setup, "run", lambda command: known)
+    assert setup.architectures("nvcc") == archs.split(";")
+
+
+def test_nvcc_that_knows_none_of_the_architectures_is_named(monkeypatch):
+    setup = load_module(ROOT / "setup.py")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(setup, "run", lambda command: "compute_50")
+    with pytest.raises(RuntimeError, match=r"^/old/nvcc must know one of 8.0, .*, got none$"):
+        setup.architectures("/old/nvcc")
+
+
 def test_architectures_become_flags(monkeypatch):
     setup = load_module(ROOT / "setup.py")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a; 12.0+PTX")
-    assert setup.gencode() == [
+    assert setup.gencode(setup.architectures("nvcc")) == [
         "-gencode=arch=compute_90a,code=sm_90a",
         "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=compute_120",
