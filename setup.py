@@ -256,7 +256,7 @@ def build_library(ext: Extension, out: Path) -> dict:
         "compiler": run([*cxx, "--version"]).splitlines()[0],
     }
     if cuda:
-        record["nvcc"] = run([nvcc, "--version"]).strip().splitlines()[-1]
+        record["nvcc"] = "nvcc " + re.search(r"release .*", run([nvcc, "--version"]))[0]
         record["architectures"] = ";".join(archs)
     return record
 

@@ -71,6 +71,8 @@ def _trouble(name: str) -> list[str]:
         lines = [f"The {name} library is older than {', '.join(changed)}"]
     elif reason is None or (note.get("built") is False and "log" not in note):
         return []  # loaded, or left out for the reason given above
+    elif name == "cuda" and torch.version.cuda is None:
+        return []  # to build it again would change nothing
     log = note.get("log", "").splitlines()
     lines += [f"  | {line}" for line in log[:LOG_LINES]]
     if len(log) > LOG_LINES:

@@ -65,6 +65,8 @@ def _load(name: str) -> str | None:
     library = HERE / f"_{name}.so"
     if not library.is_file():
         return record(name).get("reason", "not built: a source tree that was never installed")
+    if name == "cuda" and torch.version.cuda is None:
+        return f"built, but torch {torch.__version__} is not a CUDA build"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:  # a symbol or a library is missing, or the file is cut short

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from cmimtl_kernels import __main__, _library, backends
 
@@ -212,9 +213,17 @@ def test_cuda_library_builds_and_loads_without_a_gpu(tree, monkeypatch):
     note = record(tree, "cuda")
     assert note["built"], note
     assert note["architectures"] == "9.0"
-    assert "release" in note["nvcc"] or "cuda" in note["nvcc"]
-    if load_module(ROOT / "csrc/build_backend.py").find_torch():
-        assert load(tree, monkeypatch)["cuda"] is None
+    assert re.match(r"nvcc release \d+\.\d+", note["nvcc"])
+    version = torch.__version__
+    expected = None if torch.version.cuda else f"built, but torch {version} is not a CUDA build"
+    assert load(tree, monkeypatch)["cuda"] == expected
+
+
+def test_cuda_library_beside_a_cpu_build_of_torch(tree, monkeypatch):
+    write(tree, "cmimtl_kernels/_cuda.so", "")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    reason = load(tree, monkeypatch)["cuda"]
+    assert reason == f"built, but torch {torch.__version__} is not a CUDA build"
 
 
 def fake_torch(folder, version, cuda):
