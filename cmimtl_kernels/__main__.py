@@ -1,8 +1,10 @@
 """`python -m cmimtl_kernels`: what was built, what runs on this machine, and what to do if not."""
 
+import json
 import platform
 import shlex
 import sys
+from importlib import metadata
 
 import torch
 
@@ -84,7 +86,12 @@ def _install_command() -> str:
     root = _library.HERE.parent
     if (root / "setup.py").is_file() and (root / "csrc").is_dir():
         return f"pip install --no-deps -e {shlex.quote(str(root))}"
-    return "pip install --force-reinstall --no-deps --no-cache-dir cmimtl"  # no cached wheel
+    # Where it was installed from, PEP 610; a release from an index has no such file.
+    note = metadata.distribution("cmimtl").read_text("direct_url.json")
+    origin = json.loads(note) if note else {"url": "cmimtl"}
+    url = ("git+" if "vcs_info" in origin else "") + origin["url"]
+    # pip may have kept the wheel that has no library.
+    return f"pip install --force-reinstall --no-deps --no-cache-dir {shlex.quote(url)}"
 
 
 def main() -> int:

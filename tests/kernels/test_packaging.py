@@ -326,3 +326,22 @@ def test_report_of_this_machine():
 def test_report_of_an_old_library(monkeypatch):
     monkeypatch.setattr(_library, "changed_sources", lambda name: ["csrc/cpu/a.cpp", "csrc/b.h"])
     assert "\nThe cpu library is older than csrc/cpu/a.cpp, csrc/b.h\n" in __main__.report()
+
+
+@pytest.mark.parametrize(
+    "note, origin",
+    [
+        (None, "cmimtl"),
+        ('{"url": "file:///home/a b", "dir_info": {}}', "'file:///home/a b'"),
+        ('{"url": "https://x.org/y", "vcs_info": {"vcs": "git"}}', "git+https://x.org/y"),
+    ],
+)
+def test_advice_outside_of_a_checkout_takes_no_cached_wheel(tmp_path, monkeypatch, note, origin):
+    class Installed:
+        def read_text(self, name):
+            return note if name == "direct_url.json" else None
+
+    monkeypatch.setattr(_library, "HERE", tmp_path / "cmimtl_kernels")
+    monkeypatch.setattr(__main__.metadata, "distribution", lambda name: Installed())
+    command = "pip install --force-reinstall --no-deps --no-cache-dir"
+    assert __main__._install_command() == f"{command} {origin}"
