@@ -121,7 +121,7 @@ def cross_selective_scan(
     )
     out_v, out_t = out.view(batch, length, 2, dim).unbind(2)
     if z_v is not None:
-        gate = F.silu(_keep(valid, z_v.to(acc) * z_t.to(acc)))
+        gate = F.silu(_keep(valid, z_v.to(acc)) * _keep(valid, z_t.to(acc)))
         out_v, out_t = out_v * gate, out_t * gate
     out_v, out_t = out_v.to(dtype), out_t.to(dtype)
     return (out_v, out_t, last_state) if return_last_state else (out_v, out_t)
