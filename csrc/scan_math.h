@@ -106,11 +106,19 @@ inline V log1p_unit(V y, double) {
   return s * p;
 }
 
+// e^-|x|, not below the smallest normal number.
+template <class T, class V, class I>
+inline V exp_of_minus_magnitude(V x) {
+  const V bound = T(FloatTraits<T>::kMaxExponent * kLn2) - V{};
+  V magnitude = x < 0 ? V(-x) : x;
+  magnitude = magnitude > bound ? bound : magnitude;  // a NaN stays
+  return exp2_product<T, V, I>(magnitude, V(T(-kLog2E) - V{}));
+}
+
 // softplus(x) = log(1 + e^x) and its slope, the sigmoid, from one exponential.
 template <class T, class V, class I>
 inline void softplus(V x, V& value, V& slope) {
-  const V magnitude = x < 0 ? V(-x) : x;
-  const V e = exp2_any<T, V, I>(magnitude * T(-kLog2E));
+  const V e = exp_of_minus_magnitude<T, V, I>(x);
   const V positive = x < 0 ? V{} : x;
   value = positive + log1p_unit(e, T());
   slope = (x < 0 ? e : V(1 - V{})) / (1 + e);
@@ -118,8 +126,7 @@ inline void softplus(V x, V& value, V& slope) {
 
 template <class T, class V, class I>
 inline V sigmoid(V x) {
-  const V magnitude = x < 0 ? V(-x) : x;
-  const V e = exp2_any<T, V, I>(magnitude * T(-kLog2E));
+  const V e = exp_of_minus_magnitude<T, V, I>(x);
   return (x < 0 ? e : V(1 - V{})) / (1 + e);
 }
 

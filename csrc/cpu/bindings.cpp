@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -49,13 +50,18 @@ Memory allocate(int64_t bytes) {
   return Memory(p);
 }
 
-// Calls task(batch, block, scratch) for every sample and block, on all threads. Which thread runs which task changes no bit
-// of the result: tasks share no output.
+// Calls task(batch, first, last) for blocks first … last - 1 of every sample, on all threads. A sample's blocks are dealt to
+// as few tasks as give every thread as many. Which thread and task runs a block changes no bit of the result.
 template <class F>
-void each_task(int64_t batch, int64_t blocks, int64_t scratch_bytes, const F& task) {
-  torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
-    const Memory scratch = allocate(scratch_bytes);
-    for (int64_t i = begin; i < end; ++i) task(i / blocks, i % blocks, scratch.get());
+void each_task(int64_t batch, int64_t blocks, const F& task) {
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t parts = threads / std::gcd(batch, threads);
+  parts = parts < blocks ? parts : blocks;
+  torch::stable::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t part = i % parts;
+      task(i / parts, blocks * part / parts, blocks * (part + 1) / parts);
+    }
   });
 }
 
@@ -98,8 +104,9 @@ Forward forward(const char* op, ScanInputs x) {
     result.checkpoints = nothing(x.u[0], acc);
   }
   const Kernels& k = kernels(p.dtype);
-  each_task(s.batch, k.scan_blocks(s), k.forward_bytes(s.dstate),
-            [&](int64_t batch, int64_t block, void* scratch) { k.forward(p, batch, block, scratch); });
+  each_task(s.batch, k.scan_blocks(s), [&](int64_t batch, int64_t first, int64_t last) {
+    k.forward(p, batch, first, last, allocate(k.forward_bytes(s.dstate, last - first)).get());
+  });
   return result;
 }
 
@@ -154,8 +161,9 @@ Backward backward(const char* op, const Tensor* dout, const Optional& dlast_stat
   const auto take = [&](int64_t count) { return std::exchange(next, next + count * word); };
   void *dB = take(map), *dC = take(map), *dA = take(states), *dD = take(channels), *dbias = take(channels);
 
-  each_task(s.batch, blocks, k.backward_bytes(s.dstate), [&](int64_t batch, int64_t block, void* scratch) {
-    k.backward(q, dB, dC, dA, dD, dbias, batch, block, scratch);
+  each_task(s.batch, blocks, [&](int64_t batch, int64_t first, int64_t last) {
+    const Memory scratch = allocate(k.backward_bytes(s.dstate, last - first));
+    k.backward(q, dB, dC, dA, dD, dbias, batch, first, last, scratch.get());
   });
   constexpr int64_t kStepsPerTask = 64;
   torch::stable::parallel_for(0, s.batch * s.steps, kStepsPerTask, [&](int64_t begin, int64_t end) {
@@ -243,8 +251,10 @@ Tensor causal_conv1d_fwd(Tensor x, Tensor weight, Optional bias, Optional length
   Tensor y = torch::stable::empty_like(x);
   p.out = out(y);
   const Kernels& k = kernels(p.dtype);
-  each_task(p.batch, k.conv_blocks(p.dim), k.conv_bytes(p.width),
-            [&](int64_t batch, int64_t block, void* scratch) { k.conv_forward(p, batch, block, scratch); });
+  each_task(p.batch, k.conv_blocks(p.dim), [&](int64_t batch, int64_t first, int64_t last) {
+    const Memory scratch = allocate(k.conv_bytes(p.width));
+    for (int64_t block = first; block < last; ++block) k.conv_forward(p, batch, block, scratch.get());
+  });
   return y;
 }
 
@@ -264,8 +274,10 @@ std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd(Tensor dout, Tensor x, Tens
   const int64_t word = acc == ScalarType::Double ? 8 : 4, channels = p.batch * p.dim;
   const Memory parts = allocate(word * channels * (p.width + 1) + 64);
   char *dweight_parts = static_cast<char*>(parts.get()), *dbias_parts = dweight_parts + word * channels * p.width;
-  each_task(p.batch, k.conv_blocks(p.dim), k.conv_bytes(p.width), [&](int64_t batch, int64_t block, void* scratch) {
-    k.conv_backward(q, dweight_parts, dbias_parts, batch, block, scratch);
+  each_task(p.batch, k.conv_blocks(p.dim), [&](int64_t batch, int64_t first, int64_t last) {
+    const Memory scratch = allocate(k.conv_bytes(p.width));
+    for (int64_t block = first; block < last; ++block)
+      k.conv_backward(q, dweight_parts, dbias_parts, batch, block, scratch.get());
   });
   sum_samples(k, dweight_parts, p.batch, p.dim * p.width, dweight.mutable_data_ptr());
   if (bias) sum_samples(k, dbias_parts, p.batch, p.dim, dbias.mutable_data_ptr());

@@ -1,16 +1,16 @@
 // What forward and backward share: the geometry of a task and the tiles of a chunk of processed steps.
 //
-// A task is one sample and one block of channels. It goes through the sample's valid steps in the order of the recurrence,
-// `chunk` processed steps at a time, a whole checkpoint interval where there are checkpoints. Processed step i is step i
-// of the sequence, or counted from the last valid one with `reverse`. In the cross scan two neighbouring steps
-// are the product and the sum of one pair.
+// A task is one sample and some blocks of channels. It goes through the sample's valid steps in the order of the recurrence,
+// `chunk` processed steps at a time, a whole checkpoint interval where there are checkpoints, and in each chunk through its
+// channels, so that rows stream from memory. Processed step i is step i of the sequence, or counted from the last valid
+// one with `reverse`. In the cross scan two neighbouring steps are the product and the sum of one pair.
 #pragma once
 
 #include "tile.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-// The channels that one task handles: blocks of two tiles that never straddle a group of B and C.
+// Channels whose parts of dB and dC are added up first: two tiles, never of two groups of B and C.
 struct Block {
   int64_t channel;  // the first
   int count;        // <= kBlockChannels
@@ -26,6 +26,33 @@ inline Block block_of(const ScanSizes& s, int64_t index) {
   const int64_t group = index / blocks, offset = index % blocks * kBlockChannels;
   const int64_t left = per_group - offset;
   return {group * per_group + offset, int(left < kBlockChannels ? left : kBlockChannels), group};
+}
+
+// A task: some neighbouring blocks of one sample. How blocks are dealt out to tasks changes no result.
+struct Task {
+  int64_t batch, first_block, last_block;  // blocks first … last - 1
+  int64_t blocks() const { return last_block - first_block; }
+};
+
+// The channels of one tile, and its place among the tiles of the task.
+struct Tile {
+  int64_t channel;
+  int channels;  // <= kChannels
+  int64_t slot;
+};
+
+// Calls f(tile) for the tiles of one block of the task.
+template <class F>
+inline void each_tile(const Task& task, const Block& block, int64_t index, F f) {
+  for (int k = 0; k * kChannels < block.count; ++k) {
+    const int left = block.count - k * kChannels;
+    f(Tile{block.channel + k * kChannels, left < kChannels ? left : kChannels,
+           (index - task.first_block) * (kBlockChannels / kChannels) + k});
+  }
+}
+template <class F>
+inline void each_tile(const ScanSizes& s, const Task& task, F f) {
+  for (int64_t i = task.first_block; i < task.last_block; ++i) each_tile(task, block_of(s, i), i, f);
 }
 
 inline int64_t valid_length(const ScanForward& p, int64_t batch) {
@@ -80,11 +107,10 @@ inline void each_step(const Chunk& c, int vectors, F f) {
     for (int i = 0; i < c.count; ++i) f((v * kSteps + i) * kLanes, v * kLanes);
 }
 
-// One value for each channel of a tile, 0 past the last.
+// One value for each channel of a tile; 0 past the last, and where there is no tensor.
 template <class T>
-void load_channels(const void* data, int64_t channel, int count, T* out, T missing) {
-  for (int c = 0; c < kChannels; ++c)
-    out[c] = c >= count ? T(0) : data ? static_cast<const T*>(data)[channel + c] : missing;
+void load_channels(const void* data, int64_t channel, int count, T* out) {
+  for (int c = 0; c < kChannels; ++c) out[c] = data && c < count ? static_cast<const T*>(data)[channel + c] : T(0);
 }
 
 // States of a tile: (channel, dstate) in memory, [vector][state][lane] here.
@@ -98,11 +124,11 @@ void load_states(const T* from, int64_t dstate, int count, T scale, T* to) {
   }
 }
 template <class T>
-void store_states(const T* from, int64_t dstate, int count, T scale, T* to) {
+void store_states(const T* from, int64_t dstate, int count, T* to) {
   constexpr int kLanes = Simd<T>::kLanes;
   for (int c = 0; c < count; ++c) {
     const T* lane = from + c / kLanes * dstate * kLanes + c % kLanes;
-    for (int64_t n = 0; n < dstate; ++n) to[c * dstate + n] = lane[n * kLanes] * scale;
+    for (int64_t n = 0; n < dstate; ++n) to[c * dstate + n] = lane[n * kLanes];
   }
 }
 
@@ -161,13 +187,15 @@ void sum_lanes(const T* from, int64_t dstate, T* to) {
   }
 }
 
-// Hands out pieces of a task's scratch memory, aligned to a cache line.
+// Hands out pieces of a task's scratch memory, aligned to a cache line. Three lines between two pieces keep tiles, whose
+// size is a power of two, from sharing the sets of the first-level cache step by step.
 struct Scratch {
+  static constexpr int64_t kGap = 3 * 64, kPieces = 40;
   char* next;
   template <class T>
   T* take(int64_t count) {
     T* piece = reinterpret_cast<T*>(next);
-    next += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+    next += (count * int64_t(sizeof(T)) + 63) / 64 * 64 + kGap;
     return piece;
   }
 };

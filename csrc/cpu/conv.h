@@ -24,7 +24,7 @@ struct ConvScratch {
     tile = memory.take<T>(kSteps * kChannels);
   }
   static int64_t bytes(int64_t width) {
-    return int64_t(sizeof(T)) * kChannels * (2 * width + 2 + 2 * (kSteps + 2 * width) + kSteps) + 64 * 8;
+    return int64_t(sizeof(T)) * kChannels * (2 * width + 2 + 2 * (kSteps + 2 * width) + kSteps) + Scratch::kPieces * (64 + Scratch::kGap);
   }
 };
 
@@ -75,7 +75,7 @@ void load_weights(const ConvForward& p, const ConvTask& t, T* weight, T* bias) {
   const T* from = static_cast<const T*>(p.weight) + t.channel * p.width;
   for (int64_t k = 0; k < p.width; ++k)
     for (int c = 0; c < kChannels; ++c) weight[k * kChannels + c] = c < t.channels ? from[c * p.width + k] : T(0);
-  load_channels(p.bias, t.channel, t.channels, bias, T(0));
+  load_channels(p.bias, t.channel, t.channels, bias);
 }
 
 // bias + sum_k weight[k] * rows[k], the row of the output being the last of `width` rows.

@@ -91,39 +91,42 @@ void backward_group(const BackwardSlice<T>& s) {
 
 template <class T>
 struct BackwardScratch {
-  T *A2, *state, *carry, *dA;       // [tile][vector][state][lane]
-  T *largest, *D, *bias, *dD, *dbias;  // [tile][channel]
-  T *B, *C;                         // [step][state]
-  T *dB, *dC;                       // [step][state][lane]
+  T *A2, *carry, *dA;                  // [slot][vector][state][lane]
+  T *largest, *D, *bias, *dD, *dbias;  // [slot][channel]
+  T* state;                            // [vector][state][lane]
+  T *B, *C;                            // [step][state]
+  T *dB, *dC;                          // [step][state][lane]
   T *delta, *slope, *raw, *x, *delta_x, *dy, *y, *dx, *ddelta, *z, *gate, *dgate;  // a tile each
   T *decay, *history;
 
-  BackwardScratch(Scratch memory, int64_t dstate) {
-    for (T** states : {&A2, &state, &carry, &dA}) *states = memory.take<T>(kBlockChannels * dstate);
-    for (T** channels : {&largest, &D, &bias, &dD, &dbias}) *channels = memory.take<T>(kBlockChannels);
+  BackwardScratch(Scratch memory, int64_t dstate, int64_t blocks) {
+    for (T** states : {&A2, &carry, &dA}) *states = memory.take<T>(blocks * kBlockChannels * dstate);
+    for (T** channels : {&largest, &D, &bias, &dD, &dbias}) *channels = memory.take<T>(blocks * kBlockChannels);
+    state = memory.take<T>(kChannels * dstate);
     for (T** map : {&B, &C}) *map = memory.take<T>(kSteps * dstate);
     for (T** map : {&dB, &dC}) *map = memory.take<T>(kSteps * dstate * Simd<T>::kLanes);
     for (T** tile : {&delta, &slope, &raw, &x, &delta_x, &dy, &y, &dx, &ddelta, &z, &gate, &dgate})
       *tile = memory.take<T>(kSteps * kChannels);
     for (T** group : {&decay, &history}) *group = memory.take<T>((kSteps + 1) * kBackwardGroup * Simd<T>::kLanes);
   }
-  static int64_t bytes(int64_t dstate) {
-    const int64_t lanes = Simd<T>::kLanes;
-    return int64_t(sizeof(T)) * (kBlockChannels * (4 * dstate + 5) + kSteps * dstate * 2 * (1 + lanes) +
-                                 12 * kSteps * kChannels + 2 * (kSteps + 1) * kBackwardGroup * lanes) +
-           64 * 32;
+  static int64_t bytes(int64_t dstate, int64_t blocks) {
+    const int64_t lanes = Simd<T>::kLanes, tiles = 12 * kSteps * kChannels + 2 * (kSteps + 1) * kBackwardGroup * lanes;
+    return int64_t(sizeof(T)) * (blocks * kBlockChannels * (3 * dstate + 5) + kChannels * dstate +
+                                 2 * kSteps * dstate * (1 + lanes) + tiles) +
+           Scratch::kPieces * (64 + Scratch::kGap);
   }
 };
 
 // The chunk's elementwise inputs: d_t and its slope, x, d_t x, the gate and what it does to the gradients.
 template <class T>
-void stage_backward(const BackwardScratch<T>& w, const ScanBackward& q, const Chunk& c, int64_t batch, int64_t channel,
-                    int channels, int tile, bool want_y) {
+void stage_backward(const BackwardScratch<T>& w, const ScanBackward& q, const Chunk& c, int64_t batch, const Tile& tile,
+                    bool want_y) {
   using V = typename Simd<T>::V;
   using I = typename Simd<T>::I;
   const ScanForward& p = q.forward;
-  const int vectors = (channels + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
-  const T *D = w.D + tile * kChannels, *bias = w.bias + tile * kChannels;
+  const int64_t channel = tile.channel;
+  const int channels = tile.channels, vectors = (channels + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
+  const T *D = w.D + tile.slot * kChannels, *bias = w.bias + tile.slot * kChannels;
 
   load(p.dtype, p.delta, batch, channel, channels, c.steps, w.delta);
   step_sizes<T>(p, c, vectors, bias, w.delta, w.slope);
@@ -172,13 +175,14 @@ void stage_backward(const BackwardScratch<T>& w, const ScanBackward& q, const Ch
 
 // From the sums over states to the gradients of the inputs, and their stores.
 template <class T>
-void finish_backward(const BackwardScratch<T>& w, const ScanBackward& q, const Chunk& c, int64_t batch, int64_t channel,
-                     int channels, int tile) {
+void finish_backward(const BackwardScratch<T>& w, const ScanBackward& q, const Chunk& c, int64_t batch,
+                     const Tile& tile) {
   using V = typename Simd<T>::V;
   const ScanForward& p = q.forward;
-  const int vectors = (channels + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
-  const T* D = w.D + tile * kChannels;
-  T *dD = w.dD + tile * kChannels, *dbias = w.dbias + tile * kChannels;
+  const int64_t channel = tile.channel;
+  const int channels = tile.channels, vectors = (channels + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
+  const T* D = w.D + tile.slot * kChannels;
+  T *dD = w.dD + tile.slot * kChannels, *dbias = w.dbias + tile.slot * kChannels;
   const T* x = p.streams == 2 ? w.x : w.raw;
 
   each_step<T>(c, vectors, [&](int i, int channel) {
@@ -217,35 +221,36 @@ void finish_backward(const BackwardScratch<T>& w, const ScanBackward& q, const C
 
 // One tile of one chunk.
 template <class T>
-void backward_tile(const BackwardScratch<T>& w, const ScanBackward& q, const Chunk& c, int64_t batch, int64_t channel,
-                   int channels, int tile) {
+void backward_tile(const BackwardScratch<T>& w, const ScanBackward& q, const Chunk& c, int64_t batch, const Tile& tile,
+                   const Prefetch& next) {
   constexpr int kLanes = Simd<T>::kLanes;
   const ScanForward& p = q.forward;
-  const int64_t dstate = p.size.dstate, states = tile * kChannels * dstate;
-  const int vectors = (channels + kLanes - 1) / kLanes;
+  const int64_t dstate = p.size.dstate, states = tile.slot * kChannels * dstate;
+  const int vectors = (tile.channels + kLanes - 1) / kLanes;
   const bool want_y = p.z[0].data || p.out[0].data;
-  const int64_t place = (batch * p.size.nchunks + c.begin / chunk_steps(p.size)) * p.size.dim + channel;
-  load_states(static_cast<const T*>(p.checkpoints) + place * dstate, dstate, channels, T(1), w.state + states);
-  stage_backward(w, q, c, batch, channel, channels, tile, want_y);
+  const int64_t place = (batch * p.size.nchunks + c.begin / chunk_steps(p.size)) * p.size.dim + tile.channel;
+  load_states(static_cast<const T*>(p.checkpoints) + place * dstate, dstate, tile.channels, T(1), w.state);
+  stage_backward(w, q, c, batch, tile, want_y);
 
   bool usual[Simd<T>::kVectors];
   for (int v = 0; v < vectors; ++v)
-    usual[v] = moderate(w.delta + v * kSteps * kLanes, c.count, at(w.largest + tile * kChannels + v * kLanes));
+    usual[v] = moderate(w.delta + v * kSteps * kLanes, c.count, at(w.largest + tile.slot * kChannels + v * kLanes));
   // States outside, vectors inside: the sums dB and dC of one group, 8 KiB, stay in the first-level cache.
   each_group<kBackwardGroup>(dstate, [&]<int kGroup>(int64_t n) {
+    if (n + kGroup == dstate || n == 0) next.portion(n != 0, 2);
     for (int v = 0; v < vectors; ++v) {
-      const int64_t at_state = states + (v * dstate + n) * kLanes;
-      const int at_step = v * kSteps * kLanes;
+      const int64_t of_tile = (v * dstate + n) * kLanes, of_task = states + of_tile;
+      const int row = v * kSteps * kLanes;
       backward_group<kGroup>(BackwardSlice<T>{
-          c.count, usual[v], w.delta + at_step, w.delta_x + at_step, w.dy + at_step, want_y ? w.y + at_step : nullptr,
-          w.dx + at_step, w.ddelta + at_step, w.B + n, w.C + n, dstate, w.A2 + at_state, w.state + at_state,
-          w.carry + at_state, w.dA + at_state, w.dB + n * kLanes, w.dC + n * kLanes, w.decay, w.history});
+          c.count, usual[v], w.delta + row, w.delta_x + row, w.dy + row, want_y ? w.y + row : nullptr, w.dx + row,
+          w.ddelta + row, w.B + n, w.C + n, dstate, w.A2 + of_task, w.state + of_tile, w.carry + of_task,
+          w.dA + of_task, w.dB + n * kLanes, w.dC + n * kLanes, w.decay, w.history});
     }
   });
-  finish_backward(w, q, c, batch, channel, channels, tile);
+  finish_backward(w, q, c, batch, tile);
 }
 
-// What a task leaves for the sums over tasks: dB and dC of its channels, and the weights' gradients of its sample.
+// What tasks leave for the sums over them: dB and dC of a block of channels, and the weights' gradients of its sample.
 template <class T>
 struct Partial {
   T *dB, *dC;           // (blocks, batch, steps, dstate)
@@ -253,57 +258,63 @@ struct Partial {
 };
 
 template <class T>
-void backward_task(const ScanBackward& q, const Partial<T>& partial, int64_t batch, int64_t index, void* memory) {
+void backward_task(const ScanBackward& q, const Partial<T>& partial, const Task& task, void* memory) {
   constexpr int kLanes = Simd<T>::kLanes;
   const ScanForward& p = q.forward;
-  const int64_t dstate = p.size.dstate, dim = p.size.dim;
-  const BackwardScratch<T> w(Scratch{static_cast<char*>(memory)}, dstate);
-  const Block block = block_of(p.size, index);
+  const int64_t dstate = p.size.dstate, dim = p.size.dim, batch = task.batch, chunk = chunk_steps(p.size);
+  const BackwardScratch<T> w(Scratch{static_cast<char*>(memory)}, dstate, task.blocks());
   const int64_t valid = valid_length(p, batch), total = valid * p.streams;
 
-  each_tile(block, [&](int tile, int64_t channel, int channels) {
-    const int64_t first = tile * kChannels * dstate;
-    load_states(static_cast<const T*>(p.A) + channel * dstate, dstate, channels, T(kLog2E), w.A2 + first);
-    largest_rates(w.A2 + first, dstate, (channels + kLanes - 1) / kLanes, w.largest + tile * kChannels);
+  each_tile(p.size, task, [&](const Tile& tile) {
+    const int64_t first = tile.slot * kChannels * dstate, channel = tile.channel;
+    load_states(static_cast<const T*>(p.A) + channel * dstate, dstate, tile.channels, T(kLog2E), w.A2 + first);
+    largest_rates(w.A2 + first, dstate, (tile.channels + kLanes - 1) / kLanes, w.largest + tile.slot * kChannels);
     const T* carry = static_cast<const T*>(q.dlast_state);
-    load_states(carry ? carry + (batch * dim + channel) * dstate : nullptr, dstate, channels, T(1), w.carry + first);
+    load_states(carry ? carry + (batch * dim + channel) * dstate : nullptr, dstate, tile.channels, T(1),
+                w.carry + first);
     for (int64_t i = 0; i < kChannels * dstate; ++i) w.dA[first + i] = 0;
-    for (int i = 0; i < kChannels; ++i) w.dD[tile * kChannels + i] = w.dbias[tile * kChannels + i] = 0;
-    load_channels(p.D, channel, channels, w.D + tile * kChannels, T(0));
-    load_channels(p.delta_bias, channel, channels, w.bias + tile * kChannels, T(0));
+    for (int c = 0; c < kChannels; ++c) w.dD[tile.slot * kChannels + c] = w.dbias[tile.slot * kChannels + c] = 0;
+    load_channels(p.D, channel, tile.channels, w.D + tile.slot * kChannels);
+    load_channels(p.delta_bias, channel, tile.channels, w.bias + tile.slot * kChannels);
   });
 
-  const int chunk = chunk_steps(p.size);
   for (int64_t begin = (total + chunk - 1) / chunk * chunk - chunk; begin >= 0; begin -= chunk) {
     const Chunk c = chunk_at(p, valid, begin);
-    load_maps(p, c, batch, block.group, w.B, w.C);
-    for (int64_t i = 0; i < c.count * dstate * kLanes; ++i) w.dB[i] = w.dC[i] = 0;
-    each_tile(block, [&](int tile, int64_t channel, int channels) {
-      backward_tile(w, q, c, batch, channel, channels, tile);
-    });
-    const int64_t rows = (index * p.size.batch + batch) * p.size.steps;
-    for (int i = 0; i < c.count; ++i) {
-      const int64_t row = (rows + c.steps.origin + c.steps.sign * i) * dstate;
-      sum_lanes(w.dB + i * dstate * kLanes, dstate, partial.dB + row);
-      sum_lanes(w.dC + i * dstate * kLanes, dstate, partial.dC + row);
+    Chunk after;
+    if (begin) after = chunk_at(p, valid, begin - chunk);
+    int64_t group = -1;
+    for (int64_t i = task.first_block; i < task.last_block; ++i) {
+      const Block block = block_of(p.size, i);
+      if (block.group != group) load_maps(p, c, batch, group = block.group, w.B, w.C);
+      for (int64_t k = 0; k < c.count * dstate * kLanes; ++k) w.dB[k] = w.dC[k] = 0;
+      each_tile(task, block, i, [&](const Tile& tile) {
+        Prefetch next = next_inputs(p, task, c, begin ? &after : nullptr, tile);
+        backward_tile(w, q, c, batch, tile, next);
+      });
+      const int64_t rows = (i * p.size.batch + batch) * p.size.steps;
+      for (int k = 0; k < c.count; ++k) {
+        const int64_t row = (rows + c.steps.origin + c.steps.sign * k) * dstate;
+        sum_lanes(w.dB + k * dstate * kLanes, dstate, partial.dB + row);
+        sum_lanes(w.dC + k * dstate * kLanes, dstate, partial.dC + row);
+      }
     }
   }
 
-  each_tile(block, [&](int tile, int64_t channel, int channels) {
-    const int64_t first = tile * kChannels * dstate, place = batch * dim + channel;
-    store_states(w.dA + first, dstate, channels, T(1), partial.dA + place * dstate);
-    for (int i = 0; i < channels; ++i) {
-      partial.dD[place + i] = w.dD[tile * kChannels + i];
-      partial.dbias[place + i] = w.dbias[tile * kChannels + i];
+  each_tile(p.size, task, [&](const Tile& tile) {
+    const int64_t first = tile.slot * kChannels * dstate, place = batch * dim + tile.channel;
+    store_states(w.dA + first, dstate, tile.channels, partial.dA + place * dstate);
+    for (int c = 0; c < tile.channels; ++c) {
+      partial.dD[place + c] = w.dD[tile.slot * kChannels + c];
+      partial.dbias[place + c] = w.dbias[tile.slot * kChannels + c];
     }
     if (q.dinitial_state)
-      store_states(w.carry + first, dstate, channels, T(1), static_cast<T*>(q.dinitial_state) + place * dstate);
-    clear_rest(p.dtype, q.ddelta, batch, channel, channels, total, p.size.steps, w.dx);
-    for (int m = 0; m < p.streams; ++m) {
-      clear_rest(p.dtype, q.du[m], batch, channel, channels, valid, p.size.length, w.dx);
-      if (q.dz[m].data) clear_rest(p.dtype, q.dz[m], batch, channel, channels, valid, p.size.length, w.dx);
-      if (p.out[m].data) clear_rest(p.dtype, p.out[m], batch, channel, channels, valid, p.size.length, w.dx);
-    }
+      store_states(w.carry + first, dstate, tile.channels, static_cast<T*>(q.dinitial_state) + place * dstate);
+    const auto clear = [&](const Out& x, int64_t from, int64_t length) {
+      if (x.data) clear_rest(p.dtype, x, batch, tile.channel, tile.channels, from, length, w.dx);
+    };
+    clear(q.ddelta, total, p.size.steps);
+    for (int m = 0; m < p.streams; ++m)
+      for (const Out* x : {&q.du[m], &q.dz[m], &p.out[m]}) clear(*x, valid, p.size.length);
   });
 }
 

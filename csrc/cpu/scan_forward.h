@@ -52,16 +52,20 @@ void forward_group(const ForwardSlice<T>& s) {
   V state[kGroup];
 #pragma GCC unroll 8
   for (int n = 0; n < kGroup; ++n) state[n] = at(s.state + n * kLanes);
-  for (int i = 0; i < s.count; ++i) {
-    const T *B = s.B + i * s.dstate, *C = s.C + i * s.dstate, *decay = s.decay + i * kGroup * kLanes;
-    const V delta_x = at(s.delta_x + i * kLanes);
-    V y = at(s.y + i * kLanes), odd = V{};
+  // Copies, since the compiler must take every store for one that may change *s.
+  const int count = s.count;
+  const int64_t dstate = s.dstate;
+  const T *B = s.B, *C = s.C, *decay = s.decay, *delta_x_of = s.delta_x;
+  T* y_of = s.y;
+  for (int i = 0; i < count; ++i, B += dstate, C += dstate, decay += kGroup * kLanes) {
+    const V delta_x = at(delta_x_of + i * kLanes);
+    V y = at(y_of + i * kLanes), odd = V{};
 #pragma GCC unroll 8
     for (int n = 0; n < kGroup; ++n) {
       state[n] = at(decay + n * kLanes) * state[n] + delta_x * B[n];
       (n % 2 ? odd : y) += state[n] * C[n];
     }
-    at(s.y + i * kLanes) = y + odd;
+    at(y_of + i * kLanes) = y + odd;
   }
 #pragma GCC unroll 8
   for (int n = 0; n < kGroup; ++n) at(s.state + n * kLanes) = state[n];
@@ -80,41 +84,38 @@ inline void each_group(int64_t dstate, F f) {
 
 template <class T>
 struct ForwardScratch {
-  T *A2, *largest, *state;   // [tile][vector][state][lane], [tile][vector][lane], as A2
-  T *D, *bias;               // [tile][channel]
-  T *B, *C;                  // [step][state]
-  T *delta, *x, *y, *z;      // a tile each
+  T *A2, *state;           // [slot][vector][state][lane]
+  T *largest, *D, *bias;   // [slot][channel]
+  T *B, *C;                // [step][state]
+  T *delta, *x, *y, *z;    // a tile each
   T* decay;
 
-  ForwardScratch(Scratch memory, int64_t dstate) {
-    A2 = memory.take<T>(kBlockChannels * dstate);
-    state = memory.take<T>(kBlockChannels * dstate);
-    largest = memory.take<T>(kBlockChannels);
-    D = memory.take<T>(kBlockChannels);
-    bias = memory.take<T>(kBlockChannels);
-    B = memory.take<T>(kSteps * dstate);
-    C = memory.take<T>(kSteps * dstate);
+  ForwardScratch(Scratch memory, int64_t dstate, int64_t blocks) {
+    for (T** states : {&A2, &state}) *states = memory.take<T>(blocks * kBlockChannels * dstate);
+    for (T** channels : {&largest, &D, &bias}) *channels = memory.take<T>(blocks * kBlockChannels);
+    for (T** map : {&B, &C}) *map = memory.take<T>(kSteps * dstate);
     for (T** tile : {&delta, &x, &y, &z}) *tile = memory.take<T>(kSteps * kChannels);
-    decay = memory.take<T>(kSteps * 8 * Simd<T>::kLanes);
+    decay = memory.take<T>(kSteps * kForwardGroup * Simd<T>::kLanes);
   }
-  static int64_t bytes(int64_t dstate) {
-    return int64_t(sizeof(T)) * (kBlockChannels * (2 * dstate + 3) + kSteps * (2 * dstate + 4 * kChannels + 8 * 16)) +
-           64 * 16;
+  static int64_t bytes(int64_t dstate, int64_t blocks) {
+    const int64_t tiles = kSteps * (4 * kChannels + kForwardGroup * Simd<T>::kLanes);
+    return int64_t(sizeof(T)) * (blocks * kBlockChannels * (2 * dstate + 3) + 2 * kSteps * dstate + tiles) +
+           Scratch::kPieces * (64 + Scratch::kGap);
   }
 };
 
 // One tile of one chunk: loads, the recurrence of every vector and group, gate, stores.
 template <class T>
-void forward_tile(const ForwardScratch<T>& w, const ScanForward& p, const Chunk& c, int64_t batch, int64_t channel,
-                  int channels, int tile) {
+void forward_tile(const ForwardScratch<T>& w, const ScanForward& p, const Chunk& c, int64_t batch, const Tile& tile,
+                  const Prefetch& next) {
   using V = typename Simd<T>::V;
   using I = typename Simd<T>::I;
   constexpr int kLanes = Simd<T>::kLanes;
-  const int vectors = (channels + kLanes - 1) / kLanes;
-  const int64_t dstate = p.size.dstate;
-  const T *D = w.D + tile * kChannels, *bias = w.bias + tile * kChannels;
-  T* states = w.state + tile * kChannels * dstate;
-  const T* A2 = w.A2 + tile * kChannels * dstate;
+  const int64_t channel = tile.channel, dstate = p.size.dstate;
+  const int channels = tile.channels, vectors = (channels + kLanes - 1) / kLanes;
+  const T *D = w.D + tile.slot * kChannels, *bias = w.bias + tile.slot * kChannels;
+  const T *largest = w.largest + tile.slot * kChannels, *A2 = w.A2 + tile.slot * kChannels * dstate;
+  T* states = w.state + tile.slot * kChannels * dstate;
 
   load(p.dtype, p.delta, batch, channel, channels, c.steps, w.delta);
   step_sizes<T>(p, c, vectors, bias, w.delta, nullptr);
@@ -132,13 +133,13 @@ void forward_tile(const ForwardScratch<T>& w, const ScanForward& p, const Chunk&
   });
 
   for (int v = 0; v < vectors; ++v) {
-    const T* delta = w.delta + v * kSteps * kLanes;
-    const bool usual = moderate(delta, c.count, at(w.largest + tile * kChannels + v * kLanes));
+    next.portion(v, vectors);
+    const int row = v * kSteps * kLanes;
+    const bool usual = moderate(w.delta + row, c.count, at(largest + v * kLanes));
     each_group<kForwardGroup>(dstate, [&]<int kGroup>(int64_t n) {
       const int64_t first = (v * dstate + n) * kLanes;
-      forward_group<kGroup>(ForwardSlice<T>{c.count, usual, delta, w.x + v * kSteps * kLanes,
-                                            w.y + v * kSteps * kLanes, w.B + n, w.C + n, dstate, A2 + first,
-                                            states + first, w.decay});
+      forward_group<kGroup>(ForwardSlice<T>{c.count, usual, w.delta + row, w.x + row, w.y + row, w.B + n, w.C + n,
+                                            dstate, A2 + first, states + first, w.decay});
     });
   }
 
@@ -168,51 +169,68 @@ void load_maps(const ScanForward& p, const Chunk& c, int64_t batch, int64_t grou
   }
 }
 
-// Calls f(tile, channel, channels) for the tiles of a block.
-template <class F>
-inline void each_tile(const Block& block, F f) {
-  for (int tile = 0; tile * kChannels < block.count; ++tile) {
-    const int left = block.count - tile * kChannels;
-    f(tile, block.channel + tile * kChannels, left < kChannels ? left : kChannels);
+// What a tile of forward reads, to be fetched while the tile before it is computed: the neighbour's, or at the end of the
+// task's channels the first of the next chunk.
+inline Prefetch next_inputs(const ScanForward& p, const Task& task, const Chunk& c, const Chunk* after, const Tile& tile) {
+  const Block last = block_of(p.size, task.last_block - 1);
+  const bool wrap = tile.channel + tile.channels >= last.channel + last.count;
+  Prefetch next;
+  if (wrap && !after) return next;
+  const int64_t channel = wrap ? block_of(p.size, task.first_block).channel : tile.channel + tile.channels;
+  const int64_t left = p.size.dim - channel;
+  const int channels = int(left < kChannels ? left : kChannels);
+  const Chunk& from = wrap ? *after : c;
+  next.add(p.dtype, p.delta, task.batch, channel, channels, from.steps);
+  for (int m = 0; m < p.streams; ++m) {
+    next.add(p.dtype, p.u[m], task.batch, channel, channels, from.streams[m]);
+    next.add(p.dtype, p.z[m], task.batch, channel, channels, from.streams[m]);
   }
+  return next;
 }
 
 template <class T>
-void forward_task(const ScanForward& p, int64_t batch, int64_t index, void* memory) {
+void forward_task(const ScanForward& p, const Task& task, void* memory) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const int64_t dstate = p.size.dstate, dim = p.size.dim;
-  const ForwardScratch<T> w(Scratch{static_cast<char*>(memory)}, dstate);
-  const Block block = block_of(p.size, index);
-  const int64_t valid = valid_length(p, batch);
+  const int64_t dstate = p.size.dstate, dim = p.size.dim, batch = task.batch, chunk = chunk_steps(p.size);
+  const ForwardScratch<T> w(Scratch{static_cast<char*>(memory)}, dstate, task.blocks());
+  const int64_t valid = valid_length(p, batch), total = valid * p.streams;
 
-  each_tile(block, [&](int tile, int64_t channel, int channels) {
-    const int64_t first = tile * kChannels * dstate;
-    load_states(static_cast<const T*>(p.A) + channel * dstate, dstate, channels, T(kLog2E), w.A2 + first);
-    largest_rates(w.A2 + first, dstate, (channels + kLanes - 1) / kLanes, w.largest + tile * kChannels);
+  each_tile(p.size, task, [&](const Tile& tile) {
+    const int64_t first = tile.slot * kChannels * dstate, channel = tile.channel;
+    load_states(static_cast<const T*>(p.A) + channel * dstate, dstate, tile.channels, T(kLog2E), w.A2 + first);
+    largest_rates(w.A2 + first, dstate, (tile.channels + kLanes - 1) / kLanes, w.largest + tile.slot * kChannels);
     const T* initial = static_cast<const T*>(p.initial_state);
-    load_states(initial ? initial + (batch * dim + channel) * dstate : nullptr, dstate, channels, T(1), w.state + first);
-    load_channels(p.D, channel, channels, w.D + tile * kChannels, T(0));
-    load_channels(p.delta_bias, channel, channels, w.bias + tile * kChannels, T(0));
+    load_states(initial ? initial + (batch * dim + channel) * dstate : nullptr, dstate, tile.channels, T(1),
+                w.state + first);
+    load_channels(p.D, channel, tile.channels, w.D + tile.slot * kChannels);
+    load_channels(p.delta_bias, channel, tile.channels, w.bias + tile.slot * kChannels);
   });
 
-  for (int64_t begin = 0; begin < valid * p.streams; begin += chunk_steps(p.size)) {
+  for (int64_t begin = 0; begin < total; begin += chunk) {
     const Chunk c = chunk_at(p, valid, begin);
-    load_maps(p, c, batch, block.group, w.B, w.C);
-    each_tile(block, [&](int tile, int64_t channel, int channels) {
-      if (p.checkpoints) {
-        const int64_t place = (batch * p.size.nchunks + begin / chunk_steps(p.size)) * dim + channel;
-        store_states(w.state + tile * kChannels * dstate, dstate, channels, T(1),
-                     static_cast<T*>(p.checkpoints) + place * dstate);
-      }
-      forward_tile(w, p, c, batch, channel, channels, tile);
-    });
+    Chunk after;
+    const bool more = begin + chunk < total;
+    if (more) after = chunk_at(p, valid, begin + chunk);
+    int64_t group = -1;
+    for (int64_t i = task.first_block; i < task.last_block; ++i) {
+      const Block block = block_of(p.size, i);
+      if (block.group != group) load_maps(p, c, batch, group = block.group, w.B, w.C);
+      each_tile(task, block, i, [&](const Tile& tile) {
+        if (p.checkpoints) {
+          const int64_t place = (batch * p.size.nchunks + begin / chunk) * dim + tile.channel;
+          store_states(w.state + tile.slot * kChannels * dstate, dstate, tile.channels,
+                       static_cast<T*>(p.checkpoints) + place * dstate);
+        }
+        forward_tile(w, p, c, batch, tile, next_inputs(p, task, c, more ? &after : nullptr, tile));
+      });
+    }
   }
 
-  each_tile(block, [&](int tile, int64_t channel, int channels) {
-    store_states(w.state + tile * kChannels * dstate, dstate, channels, T(1),
-                 static_cast<T*>(p.last_state) + (batch * dim + channel) * dstate);
+  each_tile(p.size, task, [&](const Tile& tile) {
+    store_states(w.state + tile.slot * kChannels * dstate, dstate, tile.channels,
+                 static_cast<T*>(p.last_state) + (batch * dim + tile.channel) * dstate);
     for (int m = 0; m < p.streams; ++m)
-      clear_rest(p.dtype, p.out[m], batch, channel, channels, valid, p.size.length, w.y);
+      clear_rest(p.dtype, p.out[m], batch, tile.channel, tile.channels, valid, p.size.length, w.y);
   });
 }
 

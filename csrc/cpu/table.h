@@ -11,16 +11,16 @@ template <class T>
 constexpr Kernels table() {
   return {
       [](const ScanSizes& s) { return block_count(s); },
-      [](int64_t dstate) { return ForwardScratch<T>::bytes(dstate); },
-      [](const ScanForward& p, int64_t batch, int64_t block, void* scratch) {
-        forward_task<T>(p, batch, block, scratch);
+      [](int64_t dstate, int64_t blocks) { return ForwardScratch<T>::bytes(dstate, blocks); },
+      [](const ScanForward& p, int64_t batch, int64_t first, int64_t last, void* scratch) {
+        forward_task<T>(p, Task{batch, first, last}, scratch);
       },
-      [](int64_t dstate) { return BackwardScratch<T>::bytes(dstate); },
-      [](const ScanBackward& q, void* dB, void* dC, void* dA, void* dD, void* dbias, int64_t batch, int64_t block,
-         void* scratch) {
+      [](int64_t dstate, int64_t blocks) { return BackwardScratch<T>::bytes(dstate, blocks); },
+      [](const ScanBackward& q, void* dB, void* dC, void* dA, void* dD, void* dbias, int64_t batch, int64_t first,
+         int64_t last, void* scratch) {
         const Partial<T> partial{static_cast<T*>(dB), static_cast<T*>(dC), static_cast<T*>(dA), static_cast<T*>(dD),
                                  static_cast<T*>(dbias)};
-        backward_task<T>(q, partial, batch, block, scratch);
+        backward_task<T>(q, partial, Task{batch, first, last}, scratch);
       },
       [](const ScanBackward& q, void* dB, void* dC, int64_t batch, int64_t step, void* scratch) {
         const Partial<T> partial{static_cast<T*>(dB), static_cast<T*>(dC), nullptr, nullptr, nullptr};
