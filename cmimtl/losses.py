@@ -1,0 +1,84 @@
+"""The three losses of the objective: classification, contrast of image and question, generation."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def classification_loss(logits: Tensor, answer_scores: Tensor) -> Tensor:
+    """Binary cross-entropy against soft scores, summed over classes, mean over samples.
+
+    Args:
+        logits, answer_scores: (batch, classes); scores in [0, 1].
+    """
+    loss = F.binary_cross_entropy_with_logits(
+        logits.float(), answer_scores.float(), reduction="sum"
+    )
+    return loss / logits.shape[0]
+
+
+def contrastive_loss(
+    queries: Tensor,
+    question: Tensor,
+    temperature: Tensor,
+    *,
+    image_index: Tensor | None = None,
+    question_index: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Symmetric cross-entropy between images and questions over the batch of all processes.
+
+    sim(i, j) = max over queries of <queries[i], question[j]> / temperature. Pairs with the same
+    image or the same question are positives of each other.
+
+    Args:
+        queries: (batch, num_queries, dim), normalised: a pass over the image alone.
+        question: (batch, dim), normalised.
+        temperature: scalar.
+        image_index, question_index: (batch,) integers, equal for the same image or question across
+            processes. Where either is None, each sample is a positive of itself alone by it.
+        label_smoothing: share of the target that is spread over all samples.
+    """
+    queries, question = gather(queries), gather(question)
+    similarity = (
+        torch.einsum("iqd,jd->iqj", queries.float(), question.float()).amax(1) / temperature
+    )
+    positive = torch.eye(len(question), dtype=torch.bool, device=question.device)
+    for index in (image_index, question_index):
+        if index is not None:
+            index = gather(index)
+            positive = positive | (index[:, None] == index)
+    return (
+        _cross_entropy(similarity, positive, label_smoothing)
+        + _cross_entropy(similarity.T, positive.T, label_smoothing)
+    ) / 2
+
+
+def _cross_entropy(logits: Tensor, positive: Tensor, label_smoothing: float) -> Tensor:
+    """Rows of logits against the uniform distribution over the row's positives, smoothed."""
+    target = positive.float() / positive.sum(1, keepdim=True)
+    target = (1 - label_smoothing) * target + label_smoothing / logits.shape[1]
+    return -(target * logits.log_softmax(1)).sum(1).mean()
+
+
+def gather(x: Tensor) -> Tensor:
+    """The batches of all processes, one after the other, with gradient."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    if x.is_floating_point():
+        return torch.cat(torch.distributed.nn.functional.all_gather(x.contiguous()))
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def generation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the answers' tokens, mean over tokens; 0 where there are none.
+
+    Args:
+        logits: (batch, length, vocabulary).
+        labels: (batch, length), -100 where no token is wanted.
+    """
+    loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
+    return loss / (labels != -100).sum().clamp(min=1)

@@ -1,0 +1,239 @@
+"""CMI-MTL: image and question -> an answer class and a written answer.
+
+    pixel_values -> VisionEncoder ----> QFormer (with the question) -> visual stream \
+                                                                                     fusion ->
+                                                                                     classifier
+    input_ids    -> RobertaModel  ------------------------------------> text stream  /        -> T5
+    decoder
+
+Source: CMI-MTL (arXiv 2511.01357).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForVisualQuestionAnswering,
+    PreTrainedModel,
+    RobertaModel,
+)
+from transformers.utils import ModelOutput
+
+from cmimtl import losses
+from cmimtl.config import CMIMTLConfig
+from cmimtl.fusion import build_fusion, is_cross_mamba_block
+from cmimtl.heads import AnswerClassifier, AnswerDecoder
+from cmimtl.qformer import QFormer
+from cmimtl.vision import VisionEncoder
+
+
+@dataclass
+class CMIMTLOutput(ModelOutput):
+    """What a forward pass gives.
+
+    Attributes:
+        loss: classification + contrastive_weight * contrastive + generation_weight * generation;
+            None without any target.
+        classification_loss, contrastive_loss, generation_loss: scalars, None where not computed.
+        logits: (batch, classes).
+        fused: (batch, num_queries + length, d_model), the visual then the text stream.
+        fused_mask: (batch, num_queries + length), 1 at valid tokens.
+        query_attentions: (batch, heads, num_queries, image tokens), with return_attentions.
+    """
+
+    loss: Tensor | None = None
+    classification_loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    generation_loss: Tensor | None = None
+    logits: Tensor | None = None
+    fused: Tensor | None = None
+    fused_mask: Tensor | None = None
+    query_attentions: Tensor | None = None
+
+
+class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
+    """The model; its configuration is a :class:`~cmimtl.config.CMIMTLConfig`."""
+
+    config_class = CMIMTLConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "cmimtl"
+    _no_split_modules = ["CrossMambaBlock"]
+
+    def __init__(self, config: CMIMTLConfig):
+        super().__init__(config)
+        self.vision = VisionEncoder(config)
+        self.text = RobertaModel(config.text_config, add_pooling_layer=False)
+        self.qformer = QFormer(config, self.vision.hidden_size)
+        self.visual_projection = _projection(self.qformer.hidden_size, config.d_model)
+        self.text_projection = _projection(config.text_config.hidden_size, config.d_model)
+        self.contrast_visual = nn.Linear(self.qformer.hidden_size, config.contrastive_dim)
+        self.contrast_text = nn.Linear(config.text_config.hidden_size, config.contrastive_dim)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        self.fusion = build_fusion(config)
+        self.classifier = AnswerClassifier(config)
+        self.decoder_projection = _projection(config.d_model, config.decoder_config.d_model)
+        self.decoder = AnswerDecoder(config.decoder_config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise a part. Parameters that a checkpoint brought are left as they are."""
+        loaded = [
+            (parameter, parameter.clone())
+            for parameter in module.parameters()
+            if getattr(parameter, "_is_hf_initialized", False)
+        ]
+        if isinstance(module, VisionEncoder) or is_cross_mamba_block(module):
+            module.reset_parameters()
+        elif isinstance(module, QFormer):
+            module.reset_parameters(self.config.initializer_range)
+        elif isinstance(module, CMIMTLForVisualQuestionAnswering):
+            self.temperature.fill_(self.config.temperature)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        for parameter, value in loaded:
+            parameter.copy_(value)
+
+    def encode(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        return_attentions: bool = False,
+    ) -> dict[str, Tensor]:
+        """Both encoders, the question-aware pass and the fusion.
+
+        Returns:
+            image (batch, image tokens, ...), question (batch, length, ...), visual, text: the fused
+            streams (batch, num_queries or length, d_model), attention_mask, query_attentions.
+        """
+        if input_ids.shape[:1] != pixel_values.shape[:1]:
+            raise ValueError(
+                f"CMIMTL: input_ids must have the batch of pixel_values ({pixel_values.shape[0]}),"
+                f" got {input_ids.shape[0]}."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        image = self.vision(pixel_values)
+        question = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        queries, attentions = self.qformer(image, input_ids, attention_mask, return_attentions)
+        visual, text = self.fusion(
+            self.visual_projection(queries),
+            self.text_projection(question),
+            None,
+            attention_mask.sum(1),
+        )
+        return {
+            "image": image,
+            "question": question,
+            "visual": visual,
+            "text": text,
+            "attention_mask": attention_mask,
+            "query_attentions": attentions,
+        }
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        answer_scores: Tensor | None = None,
+        labels: Tensor | None = None,
+        image_index: Tensor | None = None,
+        question_index: Tensor | None = None,
+        return_attentions: bool = False,
+        return_dict: bool | None = None,
+    ) -> CMIMTLOutput:
+        """Answer by class; with targets, the losses too.
+
+        Args:
+            pixel_values: (batch, 3, image_size, image_size).
+            input_ids, attention_mask: (batch, length), the question; padded on the right.
+            answer_scores: (batch, classes) in [0, 1], for the classification loss.
+            labels: (batch, answer length), the answer's tokens, -100 at padding and in the whole
+                row of a closed question, for the generation loss.
+            image_index, question_index: (batch,) integers, equal for the same image or question:
+                positives of each other in the contrastive loss, which is computed where any target
+                is given.
+            return_attentions: whether query_attentions is wanted.
+            return_dict: False for a tuple.
+        """
+        state = self.encode(pixel_values, input_ids, attention_mask, return_attentions)
+        visual, text, text_mask = state["visual"], state["text"], state["attention_mask"]
+        visual_mask = text_mask.new_ones(visual.shape[:2])
+        output = CMIMTLOutput(
+            logits=self.classifier(visual, visual_mask, text, text_mask),
+            fused=torch.cat((visual, text), dim=1),
+            fused_mask=torch.cat((visual_mask, text_mask), dim=1),
+            query_attentions=state["query_attentions"],
+        )
+        if answer_scores is not None:
+            output.classification_loss = losses.classification_loss(output.logits, answer_scores)
+        if labels is not None:
+            output.generation_loss = self._generation_loss(output.fused, output.fused_mask, labels)
+        if answer_scores is not None or labels is not None:
+            queries, _ = self.qformer(state["image"])
+            output.contrastive_loss = losses.contrastive_loss(
+                nn.functional.normalize(self.contrast_visual(queries), dim=-1),
+                nn.functional.normalize(self.contrast_text(state["question"][:, 0]), dim=-1),
+                self.temperature,
+                image_index=image_index,
+                question_index=question_index,
+                label_smoothing=self.config.label_smoothing,
+            )
+            parts = (
+                (1.0, output.classification_loss),
+                (self.config.contrastive_weight, output.contrastive_loss),
+                (self.config.generation_weight, output.generation_loss),
+            )
+            output.loss = sum(weight * part for weight, part in parts if part is not None)
+        return output.to_tuple() if return_dict is False else output
+
+    def _generation_loss(self, fused: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Over the open questions of the batch; the others do not go through the decoder."""
+        is_open = (labels != -100).any(1)
+        if not is_open.any():
+            # One sample without a target gives a loss of 0 and every parameter a gradient of 0,
+            # which distributed training waits for.
+            is_open = is_open.new_zeros(len(labels))
+            is_open[0] = True
+        labels = labels[is_open]
+        logits = self.decoder.logits(self.decoder_projection(fused[is_open]), mask[is_open], labels)
+        return losses.generation_loss(logits, labels)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        **options,
+    ):
+        """Write an answer to each question.
+
+        Args:
+            pixel_values, input_ids, attention_mask: as in ``forward``.
+            options: of transformers' ``generate``, such as max_new_tokens and num_beams.
+        Returns:
+            (batch, 1 + answer length) token ids, or what the options ask for.
+        """
+        state = self.encode(pixel_values, input_ids, attention_mask)
+        fused = torch.cat((state["visual"], state["text"]), dim=1)
+        mask = state["attention_mask"]
+        mask = torch.cat((mask.new_ones(state["visual"].shape[:2]), mask), dim=1)
+        return self.decoder.write(self.decoder_projection(fused), mask, **options)
+
+
+def _projection(inputs: int, outputs: int) -> nn.Module:
+    return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs)
+
+
+AutoConfig.register(CMIMTLConfig.model_type, CMIMTLConfig)
+AutoModelForVisualQuestionAnswering.register(CMIMTLConfig, CMIMTLForVisualQuestionAnswering)

@@ -1,0 +1,150 @@
+"""Images, questions and answers -> the tensors of the model, and back to words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers.trainers import WordLevelTrainer
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+
+from cmimtl.config import CMIMTLConfig
+from cmimtl.images import load_image
+
+IGNORED = -100  # the label of a token that is not wanted
+
+
+class CMIMTLProcessor(ProcessorMixin):
+    """An image processor, a tokenizer for questions and one for answers.
+
+    Args:
+        image_processor: resizes and normalises; a ViTImageProcessor.
+        tokenizer: of the questions, RoBERTa's.
+        answer_tokenizer: of the answers, T5's.
+        max_question_length: tokens of a question; what is longer is cut.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        answer_tokenizer=None,
+        max_question_length=32,
+        **kwargs,
+    ):
+        self.max_question_length = max_question_length
+        super().__init__(image_processor, tokenizer, answer_tokenizer)
+
+    def __call__(
+        self,
+        images=None,
+        text: str | Sequence[str] | None = None,
+        answers: str | Sequence[str] | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Make a batch.
+
+        Args:
+            images: one or a list of whatever :func:`cmimtl.images.load_image` takes.
+            text: one question or a list.
+            answers: one answer or a list, the targets of generation.
+        Returns:
+            pixel_values (batch, 3, size, size), input_ids and attention_mask (batch, length),
+            labels (batch, answer length) with -100 at padding; what was not given is left out.
+        Raises:
+            ValueError: nothing given, or lists of different lengths.
+        """
+        parts = {
+            "images": _as_list(images),
+            "text": _as_list(text),
+            "answers": _as_list(answers),
+        }
+        lengths = {name: len(part) for name, part in parts.items() if part is not None}
+        if not lengths or 0 in lengths.values():
+            raise ValueError("CMIMTLProcessor: images or text must hold something, got nothing.")
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f"CMIMTLProcessor: images, text and answers must have one length, got {lengths}."
+            )
+        batch = {}
+        if parts["images"] is not None:
+            pictures = [load_image(image) for image in parts["images"]]
+            batch |= self.image_processor(pictures, return_tensors="pt")
+        if parts["text"] is not None:
+            encoded = self.tokenizer(
+                parts["text"],
+                padding=True,
+                truncation=True,
+                max_length=self.max_question_length,
+                return_tensors="pt",
+            )
+            batch |= {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        if parts["answers"] is not None:
+            encoded = self.answer_tokenizer(parts["answers"], padding=True, return_tensors="pt")
+            batch["labels"] = encoded["input_ids"].masked_fill(
+                encoded["attention_mask"] == 0, IGNORED
+            )
+        return BatchFeature(batch)
+
+    def batch_decode_answers(self, ids: torch.Tensor) -> list[str]:
+        """Token ids (batch, length) of ``generate``, or labels -> answers."""
+        ids = ids.masked_fill(ids == IGNORED, self.answer_tokenizer.pad_token_id)
+        texts = self.answer_tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "input_ids", "attention_mask"]
+
+
+def _as_list(value) -> list | None:
+    if value is None:
+        return None
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def train_question_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Words of lower-cased questions, with RoBERTa's special tokens at RoBERTa's places."""
+    tokenizer = _train_words(texts, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        padding_side="right",
+    )
+
+
+def train_answer_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Words of lower-cased answers, with T5's special tokens at T5's places."""
+    tokenizer = _train_words(texts, ["<pad>", "</s>", "<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="right",
+    )
+
+
+def _train_words(texts: Iterable[str], special_tokens: list[str]) -> Tokenizer:
+    """A tokenizer of whole words and single punctuation marks, the most frequent first."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(texts, WordLevelTrainer(special_tokens=special_tokens))
+    return tokenizer
+
+
+AutoProcessor.register(CMIMTLConfig, CMIMTLProcessor)
