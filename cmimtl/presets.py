@@ -102,7 +102,7 @@ PRESETS: dict[str, Preset] = {
             "vision_model": "vit_tiny_patch16_224",
             "vision_options": {"embed_dim": 96, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0},
             "image_size": 64,
-            "patch_size": 8,
+            "patch_size": 16,
             "text_config": {
                 "hidden_size": 96,
                 "num_hidden_layers": 2,
@@ -131,7 +131,7 @@ PRESETS: dict[str, Preset] = {
                 "num_heads": 4,
                 "dropout_rate": 0.0,
             },
-            "num_queries": 16,
+            "num_queries": 8,
             "d_model": 96,
             "fusion_layers": 2,
             "fusion_heads": 4,
@@ -140,8 +140,8 @@ PRESETS: dict[str, Preset] = {
         },
         max_question_length=32,
         training=TrainingValues(
-            epochs=10,
-            batch_size=64,
+            epochs=3,
+            batch_size=32,
             learning_rate=1e-3,
             rate_factors={},
         ),

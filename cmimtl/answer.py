@@ -1,0 +1,174 @@
+"""A trained model that is asked in text and answers in text, with both heads."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cmimtl.batches import square
+from cmimtl.data import AnswerVocabulary
+from cmimtl.images import load_image
+from cmimtl.model import CMIMTLForVisualQuestionAnswering
+from cmimtl.processor import CMIMTLProcessor
+
+MAX_ANSWER_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says to one question about one image.
+
+    Attributes:
+        question: as asked.
+        picture: (size, size, 3) uint8, what the model saw.
+        classes: the classifier's most probable answers with their probabilities, best first. The
+            classes are judged one by one (sigmoid), so the probabilities need not sum to 1.
+        generated: the decoder's answer.
+        generated_probability: product of the probabilities of its tokens.
+        attention: (rows, columns) float32, the Q-Former's attention over the image's patches, mean
+            over layers with cross-attention, heads and queries; sums to 1.
+    """
+
+    question: str
+    picture: np.ndarray
+    classes: list[tuple[str, float]]
+    generated: str
+    generated_probability: float
+    attention: np.ndarray
+
+
+class QuestionAnswerer:
+    """A model and its processor, ready to answer; the :class:`~cmimtl.evaluate.Answerer` of both
+    heads."""
+
+    def __init__(
+        self,
+        model: CMIMTLForVisualQuestionAnswering,
+        processor: CMIMTLProcessor,
+        *,
+        batch_size: int = 64,
+    ) -> None:
+        """Args: model, put into evaluation mode; its processor; questions per batch."""
+        self.model = model.eval()
+        self.processor = processor
+        self._batch_size = batch_size
+        answers = model.config.id2label
+        self.vocabulary = AnswerVocabulary([answers[index] for index in range(len(answers))])
+
+    @classmethod
+    def from_run(cls, run: str | os.PathLike[str], *, batch_size: int = 64) -> QuestionAnswerer:
+        """Load what ``cmimtl train`` left, on the GPU where there is one.
+
+        Raises:
+            ValueError: the folder holds no finished model.
+        """
+        run = Path(run)
+        for name in ("config.json", "model.safetensors"):
+            if not (run / name).is_file():
+                advice = (
+                    "; finish its training with `cmimtl train --resume`"
+                    if (run / "run.json").is_file()
+                    else ""
+                )
+                raise ValueError(
+                    f"QuestionAnswerer.from_run: run must be a folder with a trained model, got"
+                    f" {run} without {name}{advice}."
+                )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = CMIMTLForVisualQuestionAnswering.from_pretrained(run).to(device)
+        return cls(model, CMIMTLProcessor.from_pretrained(run), batch_size=batch_size)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square pictures that the model takes."""
+        return self.model.config.image_size
+
+    def classify(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> list[str]:
+        """The classifier's answers. pictures: (image_size, image_size, 3) uint8, one each."""
+        answers = []
+        for batch in self._batches(questions, pictures):
+            with torch.inference_mode():
+                logits = self.model(**batch).logits
+            answers += [self.vocabulary.answers[index] for index in logits.argmax(-1).tolist()]
+        return answers
+
+    def generate(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> list[str]:
+        """The decoder's answers, greedy. pictures as for :meth:`classify`."""
+        answers = []
+        for batch in self._batches(questions, pictures):
+            tokens = self.model.generate(**batch, max_new_tokens=MAX_ANSWER_TOKENS)
+            answers += self.processor.batch_decode_answers(tokens)
+        return answers
+
+    def answer(self, image: object, question: str, *, best: int = 3) -> Answer:
+        """Answer one question with both heads.
+
+        Args:
+            image: a path of a PNG, JPEG, DICOM, … file or anything else that
+                :func:`~cmimtl.images.load_image` takes.
+            question: in words.
+            best: how many of the classifier's answers to give.
+        Raises:
+            ValueError: question is empty, or image none.
+        """
+        if not question.strip():
+            raise ValueError(
+                f"QuestionAnswerer.answer: question must hold a word, got {question!r}."
+            )
+        picture = square(load_image(image), self.image_size)
+        (batch,) = self._batches([question], [picture])
+        with torch.inference_mode():
+            output = self.model(**batch, return_attentions=True)
+        probabilities, indices = output.logits[0].sigmoid().topk(min(best, len(self.vocabulary)))
+        classes = [
+            (self.vocabulary.answers[index], probability)
+            for index, probability in zip(indices.tolist(), probabilities.tolist(), strict=True)
+        ]
+        generated = self.model.generate(
+            **batch,
+            max_new_tokens=MAX_ANSWER_TOKENS,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        return Answer(
+            question=question,
+            picture=picture,
+            classes=classes,
+            generated=self.processor.batch_decode_answers(generated.sequences)[0],
+            generated_probability=sequence_probability(generated),
+            attention=self._on_grid(output.query_attentions[0]),
+        )
+
+    def _on_grid(self, attention: torch.Tensor) -> np.ndarray:
+        """(heads, queries, patches) -> (rows, columns), summing to 1."""
+        mean = attention.float().mean((0, 1)).cpu().numpy()
+        side = self.image_size // self.model.config.patch_size
+        patches = mean[-side * side :]  # what comes before is no place in the image
+        return (patches / patches.sum()).reshape(side, side)
+
+    def _batches(
+        self, questions: Sequence[str], pictures: Iterable[np.ndarray]
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        pairs = zip(questions, pictures, strict=True)
+        while chunk := list(itertools.islice(pairs, self._batch_size)):
+            text, images = (list(part) for part in zip(*chunk, strict=True))
+            batch = self.processor(images=images, text=text)
+            yield {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+
+def sequence_probability(generated) -> float:
+    """Probability of the one sequence that ``generate`` gave with its scores, end token included.
+
+    Args:
+        generated: with ``sequences`` (1, 1 + length), the start token first, and ``scores``, length
+            times (1, vocabulary), logits.
+    """
+    tokens = generated.sequences[0, 1:]
+    steps = zip(generated.scores, tokens, strict=True)
+    return float(sum(scores[0].log_softmax(-1)[token] for scores, token in steps).exp())

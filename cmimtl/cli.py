@@ -1,0 +1,227 @@
+"""The command ``cmimtl``: demo, train, evaluate, answer.
+
+What a user can get wrong is answered with one line on stderr and exit code 2. Everything heavy is
+imported by the command that needs it, so that ``cmimtl --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+
+DATASETS = ("phantom", "slake", "vqa-rad", "ovqa")
+FUSIONS = ("cross-mamba", "cross-mamba-gated", "transformer")
+
+USER_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class UsageError(ValueError):
+    """Arguments that a command cannot use."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command's name and its arguments; None takes those of the process.
+    Returns:
+        the exit code: 0, 2 after an error of the user's, 130 after an interruption.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    try:
+        options = vars(_parser().parse_args(arguments))
+        options.pop("debug")
+        options.pop("command").__call__(**options)
+    except KeyboardInterrupt:
+        print(
+            "cmimtl: interrupted; `cmimtl train --resume` goes on with a training.", file=sys.stderr
+        )
+        return INTERRUPTED
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+        if debug:
+            raise
+        print(_message(error), file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cmimtl: {error.filename} must be accessible, got {error.strerror}."
+    return str(error)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors in this project's form, and no abbreviations."""
+
+    def __init__(self, **options):
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str):
+        name, _, rest = message.removeprefix("argument ").partition(": ")
+        if rest.startswith("must "):  # from a converter below
+            raise UsageError(f"{self.prog}: {name} {rest}")
+        raise UsageError(
+            f"{self.prog}: arguments must be as its usage says, got this: {message};"
+            f" `{self.prog} --help` shows the usage."
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="cmimtl", description="Medical visual question answering with Cross-Mamba fusion."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    for add in (_add_demo, _add_train, _add_evaluate, _add_answer):
+        add(commands).add_argument(
+            "--debug", action="store_true", help="show where an error comes from"
+        )
+    return parser
+
+
+def _add_demo(commands) -> argparse.ArgumentParser:
+    about = "train the tiny model on the embedded data set, evaluate it, answer three questions"
+    demo = commands.add_parser("demo", help=about, description=about)
+    demo.set_defaults(command=_demo)
+    demo.add_argument("--output-dir", metavar="DIR", default="cmimtl-demo", help="(%(default)s)")
+    demo.add_argument("--json", metavar="FILE", help="where to write the scores")
+    demo.add_argument("--seed", type=_whole(0), default=0, help="of the model (%(default)s)")
+    return demo
+
+
+def _add_train(commands) -> argparse.ArgumentParser:
+    about = "train a model; what is not given comes from the preset"
+    train = commands.add_parser("train", help=about, description=about)
+    train.set_defaults(command=_train)
+    train.add_argument("--data", type=_one_of(DATASETS), metavar="NAME", help=", ".join(DATASETS))
+    train.add_argument("--root", metavar="DIR", help="folder of the data set")
+    train.add_argument("--preset", metavar="NAME", help="base, the paper's model, or tiny (tiny)")
+    train.add_argument("--fusion", type=_one_of(FUSIONS), metavar="NAME", help=", ".join(FUSIONS))
+    train.add_argument("--output-dir", metavar="DIR", help="folder of the run")
+    train.add_argument(
+        "--weights", metavar="DIR", help="folder of pretrained weights (the hub if none)"
+    )
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --output-dir; other arguments may be left out",
+    )
+    train.add_argument("--seed", type=_whole(0), metavar="N")
+    train.add_argument("--max-steps", type=_whole(1), metavar="N", help="optimizer steps")
+    train.add_argument("--epochs", type=_whole(1), metavar="N")
+    train.add_argument("--batch-size", type=_whole(1), metavar="N", help="questions per process")
+    train.add_argument(
+        "--accumulate", type=_whole(1), metavar="N", help="batches per optimizer step"
+    )
+    train.add_argument("--learning-rate", type=_positive, metavar="X")
+    train.add_argument("--weight-decay", type=_positive, metavar="X")
+    train.add_argument(
+        "--augmentation",
+        action=argparse.BooleanOptionalAction,
+        help="of the images, no reflections",
+    )
+    train.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast")
+    train.add_argument("--save-every", type=_whole(1), metavar="N", help="steps (epochs if none)")
+    train.add_argument("--keep", type=_whole(1), metavar="N", help="checkpoints on disk")
+    train.add_argument("--log-every", type=_whole(1), metavar="N", help="steps")
+    train.add_argument("--workers", type=_whole(0), metavar="N", help="processes that load data")
+    return train
+
+
+def _add_evaluate(commands) -> argparse.ArgumentParser:
+    about = "score a trained model on a split, with controls beside it"
+    evaluate = commands.add_parser("evaluate", help=about, description=about)
+    evaluate.set_defaults(command=_evaluate)
+    evaluate.add_argument("run", metavar="DIR", help="output folder of `cmimtl train`")
+    evaluate.add_argument(
+        "--data", type=_one_of(DATASETS), metavar="NAME", help="(the run's own data set)"
+    )
+    evaluate.add_argument("--root", metavar="DIR", help="(the run's own)")
+    evaluate.add_argument("--split", metavar="NAME", default="test", help="(%(default)s)")
+    evaluate.add_argument("--json", metavar="FILE", help="where to write the scores")
+    evaluate.add_argument("--batch-size", type=_whole(1), default=64, metavar="N")
+    return evaluate
+
+
+def _add_answer(commands) -> argparse.ArgumentParser:
+    about = "answer a question about an image with both heads"
+    answer = commands.add_parser("answer", help=about, description=about)
+    answer.set_defaults(command=_answer)
+    answer.add_argument("run", metavar="DIR", help="output folder of `cmimtl train`")
+    answer.add_argument("image", metavar="IMAGE", help="PNG, JPEG, DICOM, …")
+    answer.add_argument("question", metavar="QUESTION")
+    answer.add_argument(
+        "--output", metavar="FILE", help="a picture of the answers, with the attention"
+    )
+    return answer
+
+
+def _whole(smallest: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = smallest - 1
+        if number < smallest:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number of at least {smallest}, got {text!r}."
+            )
+        return number
+
+    return convert
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number greater than 0, got {text!r}.")
+    return number
+
+
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}, got {text!r}.")
+        return text
+
+    return convert
+
+
+def _demo(output_dir: str, json: str | None, seed: int) -> None:
+    from cmimtl.demo import run_demo
+
+    run_demo(output_dir, json_path=json, seed=seed)
+
+
+def _train(output_dir: str | None, resume: bool, **given: object) -> None:
+    from cmimtl.train import train
+
+    if output_dir is None:
+        raise UsageError("cmimtl train: --output-dir must name the folder of the run, got none.")
+    train(output_dir, resume=resume, **given)
+
+
+def _evaluate(
+    run: str,
+    data: str | None,
+    root: str | None,
+    split: str,
+    json: str | None,
+    batch_size: int,
+) -> None:
+    from cmimtl.evaluate import evaluate_run
+
+    evaluate_run(run, data=data, root=root, split=split, json_path=json, batch_size=batch_size)
+
+
+def _answer(run: str, image: str, question: str, output: str | None) -> None:
+    from cmimtl.explain import answer_and_draw
+
+    answer_and_draw(run, image, question, output=output)
