@@ -35,7 +35,7 @@ class CMIMTLConfig(PreTrainedConfig):
     """
 
     model_type = "cmi-mtl"
-    sub_configs_defaults = {
+    sub_configs_defaults = {  # noqa: RUF012 - transformers reads a plain dict
         "text_config": RobertaConfig,
         "qformer_config": InstructBlipQFormerConfig,
         "decoder_config": T5Config,

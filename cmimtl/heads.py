@@ -41,7 +41,7 @@ class AnswerClassifier(nn.Module):
 class AnswerDecoder(T5ForConditionalGeneration):
     """T5 without its encoder: the fused streams are its encoder's output."""
 
-    _tied_weights_keys = {
+    _tied_weights_keys = {  # noqa: RUF012 - transformers reads a plain dict
         "decoder.embed_tokens.weight": "shared.weight",
         "lm_head.weight": "shared.weight",
     }

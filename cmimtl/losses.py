@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def gather(x: Tensor) -> Tensor:
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return x
     if x.is_floating_point():
-        return torch.cat(torch.distributed.nn.functional.all_gather(x.contiguous()))
+        return torch.cat(differentiable.all_gather(x.contiguous()))
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)

@@ -156,7 +156,7 @@ def build_processor(
     *,
     weights: Path | None = None,
 ) -> CMIMTLProcessor:
-    """The processor of a preset; tokenizers of their own are trained where it has no pretrained one.
+    """The processor of a preset; tokenizers are trained where it names no pretrained ones.
 
     Args:
         preset: one of PRESETS.
@@ -279,6 +279,6 @@ def _load(part: str, preset: Preset, call):
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(
-            f"build_model: the pretrained {part} {preset.pretrained[part]!r} must be on the hub or in"
-            f" the folder of weights, got: {reason}"
+            f"build_model: the pretrained {part} {preset.pretrained[part]!r} must be on the hub or"
+            f" in the folder of weights, got: {reason}"
         ) from error

@@ -79,7 +79,8 @@ def read_vqa_rad(
     if split == "validation" and validation_fraction == 0:
         raise ValueError(
             f"{_OPERATION}: validation_fraction must be greater than 0 for the split "
-            "'validation', got 0; VQA-RAD has none of its own, pass for example 0.1 here and for 'train'."
+            "'validation', got 0; VQA-RAD has none of its own, pass for example 0.1 here and for"
+            " 'train'."
         )
     root = Path(root)
     images = ImageFolder(_OPERATION, root, ("images", "VQA_RAD Image Folder"))
