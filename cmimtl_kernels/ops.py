@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cmimtl_kernels import backends, reference
+from cmimtl_kernels import backends, reference, registration
 from cmimtl_kernels.reference import accumulation_dtype
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -104,9 +104,14 @@ def selective_scan(
             return_last_state=return_last_state,
         )
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, lengths)
-    every = kernels.checkpoint_every if _needs_grad(tensors) else 0
-    fwd = getattr(torch.ops, kernels.namespace).selective_scan_fwd
-    out, last_state, _ = fwd(*tensors, delta_softplus, reverse, every)
+    differentiated = _needs_grad(tensors)
+    every = kernels.checkpoint_every if differentiated else 0
+    out, last_state, _ = registration.call(
+        kernels.namespace,
+        "selective_scan_fwd",
+        (*tensors, delta_softplus, reverse, every),
+        differentiated,
+    )
     return (out, last_state) if return_last_state else out
 
 
@@ -202,9 +207,14 @@ def cross_selective_scan(
             return_last_state=return_last_state,
         )
     tensors = (v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state, lengths)
-    every = kernels.checkpoint_every if _needs_grad(tensors) else 0
-    fwd = getattr(torch.ops, kernels.namespace).cross_selective_scan_fwd
-    out_v, out_t, last_state, _ = fwd(*tensors, delta_softplus, reverse, every)
+    differentiated = _needs_grad(tensors)
+    every = kernels.checkpoint_every if differentiated else 0
+    out_v, out_t, last_state, _ = registration.call(
+        kernels.namespace,
+        "cross_selective_scan_fwd",
+        (*tensors, delta_softplus, reverse, every),
+        differentiated,
+    )
     return (out_v, out_t, last_state) if return_last_state else (out_v, out_t)
 
 
@@ -258,8 +268,10 @@ def causal_conv1d(
         return reference.causal_conv1d(
             x, weight, bias, activation=activation, lengths=lengths, reverse=reverse
         )
-    fwd = getattr(torch.ops, kernels.namespace).causal_conv1d_fwd
-    return fwd(x, weight, bias, lengths, activation == "silu", reverse)
+    args = (x, weight, bias, lengths, activation == "silu", reverse)
+    return registration.call(
+        kernels.namespace, "causal_conv1d_fwd", args, _needs_grad((x, weight, bias))
+    )
 
 
 def _autocast(first: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -274,7 +286,11 @@ def _autocast(first: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...
 
 
 def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def _check_shared(
@@ -290,15 +306,14 @@ def _check_shared(
 ):
     """Check what both scans have.
 
-    A, D, delta_bias and the state come back in the accumulation dtype, B and C as (batch, steps,
-    ngroups, dstate).
+    A, D, delta_bias and the state come back in the accumulation dtype.
     """
     batch, _, dim = u.shape
     acc = accumulation_dtype(u.dtype)
     for name, x in (("A", A), ("B", B), ("C", C)):
         if not isinstance(x, Tensor):
             raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
-    if A.is_complex():
+    if A.dtype.is_complex:
         raise ValueError(
             f"{op}: A must be real, got {_name(A.dtype)}; complex states are not supported"
         )
@@ -310,9 +325,10 @@ def _check_shared(
     delta_bias = _check_optional(op, "delta_bias", delta_bias, u, (dim,), acc)
     B = _check_map(op, "B", B, u, steps, dstate)
     C = _check_map(op, "C", C, u, steps, dstate)
-    if B.shape[2] != C.shape[2]:
+    groups_of_B, groups_of_C = (x.shape[2] if x.dim() == 4 else 1 for x in (B, C))
+    if groups_of_B != groups_of_C:
         raise ValueError(
-            f"{op}: C must have the groups of B ({B.shape[2]}), got {C.shape[2]} groups"
+            f"{op}: C must have the groups of B ({groups_of_B}), got {groups_of_C} groups"
         )
     initial_state = _check_optional(
         op, "initial_state", initial_state, u, (batch, dim, dstate), acc
@@ -321,10 +337,10 @@ def _check_shared(
 
 
 def _check_map(op: str, name: str, x: Tensor, u: Tensor, steps: int, dstate: int) -> Tensor:
-    """B or C -> (batch, steps, ngroups, dstate)."""
+    """B or C, which is (batch, steps, dstate) or (batch, steps, ngroups, dstate)."""
     batch, _, dim = u.shape
     if x.dim() == 3:
-        return _check(op, name, x, u, (batch, steps, dstate))[:, :, None]
+        return _check(op, name, x, u, (batch, steps, dstate))
     if x.dim() != 4 or x.shape[2] == 0 or dim % x.shape[2]:
         raise ValueError(
             f"{op}: {name} must have shape {(batch, steps, dstate)} or (batch={batch},"
@@ -385,14 +401,14 @@ def _check(
     """Check shape, device and dtype of x; with `to` any float dtype is taken and converted."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
-    if tuple(x.shape) != shape:
+    if x.shape != shape:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(x.shape)}")
     if x.device != like.device:
         raise ValueError(f"{op}: {name} must be on {like.device}, got {x.device}")
+    if x.dtype == (like.dtype if to is None else to):
+        return x  # at 2 us a call, `to` costs as much as all checks of this function
     if to is None:
-        if x.dtype != like.dtype:
-            raise ValueError(f"{op}: {name} must be {_name(like.dtype)}, got {_name(x.dtype)}")
-        return x
+        raise ValueError(f"{op}: {name} must be {_name(like.dtype)}, got {_name(x.dtype)}")
     _check_float(op, name, x)
     return x.to(to)
 
