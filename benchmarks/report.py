@@ -307,7 +307,8 @@ def replace_section(text: str, section: str) -> str:
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"README: it must hold {BEGIN} and {END} once each")
     head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}"
+    body = f"{section}\n" if section else ""
+    return f"{head}{BEGIN}\n{body}{END}{rest.split(END)[1]}"
 
 
 def page(records: list[dict]) -> str:
@@ -358,7 +359,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="cmimtl bench report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("records", nargs="+", type=Path, metavar="RECORD")
     parser.add_argument("--page", type=Path, default=Path("benchmarks.html"))
     parser.add_argument("--pictures", type=Path, help="folder for the pictures as PNG files")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cmimtl.answer import QuestionAnswerer
 from cmimtl.batches import ImageCache
-from cmimtl.data import VQAExample
+from cmimtl.data import VQAExample, write_phantom
 from cmimtl.evaluate import evaluate, evaluate_generation, print_generation, print_scores
 from cmimtl.explain import draw
 from cmimtl.files import check_writable, write_json
@@ -26,6 +26,7 @@ def run_demo(
     json_path: str | os.PathLike[str] | None = None,
     seed: int = 0,
     max_steps: int | None = None,
+    n_images: int = 2400,
 ) -> dict[str, object]:
     """Train the tiny model on the phantom set and show that it looks at the images.
 
@@ -35,6 +36,7 @@ def run_demo(
         json_path: where the scores are written.
         seed: of the model.
         max_steps: optimizer steps; the preset's epochs where None.
+        n_images: pictures of the phantom set.
     Returns:
         the scores of :func:`cmimtl.evaluate.evaluate` on the test split, with "compositional" (the
         decoder on descriptions never seen whole), "seconds" and "seed".
@@ -47,6 +49,7 @@ def run_demo(
     output = Path(output_dir)
     data, run, picture = output / "data", output / "run", output / "answers.png"
     check_writable("demo", "output_dir", picture)
+    write_phantom(data, n_images)
     resume = (run / "run.json").is_file()
     train(
         run, resume=resume, data="phantom", root=data, preset="tiny", seed=seed, max_steps=max_steps
@@ -82,4 +85,5 @@ def run_demo(
 
 def _first(examples: list[VQAExample], question: str, skip: int) -> VQAExample:
     """An example with this question, each call another picture."""
-    return [example for example in examples if example.question == question][skip]
+    chosen = [example for example in examples if example.question == question]
+    return chosen[skip % len(chosen)]

@@ -1,0 +1,154 @@
+"""The commands from end to end on a small phantom set, and what they answer to mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from cmimtl.cli import main
+from cmimtl.data import load_dataset, write_phantom
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_phantom(tmp_path_factory.mktemp("phantom") / "set", n_images=200)
+
+
+def train_arguments(data, output, **options):
+    options = {"max-steps": 6, "batch-size": 8, "save-every": 2, "log-every": 1} | options
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return ["train", "--data", "phantom", "--root", str(data), "--output-dir", str(output), *flags]
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "run"
+    assert run(*train_arguments(data, output)) == 0
+    return output
+
+
+def test_a_run_leaves_what_it_says(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"run.json", "reader_report.json", "config.json", "model.safetensors", "runs"} <= names
+    assert {"checkpoint-4", "checkpoint-6"} <= names and "checkpoint-2" not in names
+    assert json.loads((trained / "run.json").read_text())["arguments"]["max_steps"] == 6
+    assert any((trained / "runs").rglob("events.out.tfevents.*"))
+
+
+def test_evaluate(trained, data, tmp_path):
+    assert run("evaluate", trained, "--json", tmp_path / "scores.json") == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    expected = {
+        "questions", "overall", "open", "closed", "question_only", "shuffled_images",
+        "blank_images", "majority", "exact_match", "token_f1", "out_of_vocabulary_share",
+        "intervals", "by_content_type",
+    }  # fmt: skip
+    assert expected <= set(scores)
+    test = load_dataset("phantom", data, "test")
+    assert scores["questions"] == len(test)
+    for name in ("overall", "open", "closed", "question_only", "majority"):
+        assert 0 <= scores[name] <= 1
+    low, high = scores["intervals"]["overall"]
+    assert low <= scores["overall"] <= high
+    assert run("evaluate", trained, "--split", "compositional", "--json", tmp_path / "c.json") == 0
+    assert "exact_match" in json.loads((tmp_path / "c.json").read_text())
+
+
+def test_answer(trained, data, tmp_path, capsys):
+    example = load_dataset("phantom", data, "test")[0]
+    picture = tmp_path / "answer.png"
+    assert (
+        run("answer", trained, example.image, "Which body part is shown?", "--output", picture) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "classifier:" in printed and "decoder:" in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def _start(arguments):
+    command = [sys.executable, "-c", "import sys; from cmimtl.cli import main; sys.exit(main())"]
+    return subprocess.Popen([*command, *arguments], stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("fusion", ["cross-mamba", "transformer"])
+def test_a_killed_run_resumes_to_the_same_bits(data, tmp_path, fusion):
+    """SIGKILL at the first sign of a second checkpoint, then --resume: the weights of a whole run."""
+    options = {"max-steps": 12, "fusion": fusion, "augmentation": ""}
+    arguments = [a for a in train_arguments(data, tmp_path / "whole", **options) if a]
+    assert run(*arguments) == 0
+    killed = tmp_path / "killed"
+    process = _start([a for a in train_arguments(data, killed, **options) if a])
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoint-4").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "model.safetensors").exists()
+    assert run("train", "--output-dir", killed, "--resume") == 0
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    for name, tensor in load_file(killed / "model.safetensors").items():
+        assert tensor.equal(expected[name]), name
+
+
+def test_resume_ignores_what_a_kill_left_half_written(trained, data, tmp_path):
+    """A checkpoint without its last file is deleted and the one before is taken."""
+    output = tmp_path / "run"
+    assert run(*train_arguments(data, output)) == 0
+    (output / "model.safetensors").unlink()
+    (output / "checkpoint-6" / "scheduler.pt").unlink()
+    assert run("train", "--output-dir", output, "--resume") == 0
+    expected = load_file(trained / "model.safetensors")
+    for name, tensor in load_file(output / "model.safetensors").items():
+        assert tensor.equal(expected[name]), name
+
+
+def test_a_demo(tmp_path):
+    """Few steps and pictures, to see that it runs: to learn takes minutes."""
+    from cmimtl.demo import run_demo
+
+    scores = run_demo(
+        tmp_path / "demo", json_path=tmp_path / "demo.json", max_steps=3, n_images=200
+    )
+    assert (tmp_path / "demo" / "answers.png").is_file()
+    written = json.loads((tmp_path / "demo.json").read_text())
+    assert written["overall"] == scores["overall"] and "compositional" in written
+
+
+PHANTOM = ["--data", "phantom", "--root", "{tmp}"]
+MISTAKES = [
+    ([], "COMMAND"),
+    (["train"], "--output-dir must name the folder of the run, got none"),
+    (["train", "--output-dir", "{tmp}/n"], "train: data must be given for a new run"),
+    (["train", "--output-dir", "{tmp}/n", "--data", "mnist"], "--data must be one of phantom"),
+    (["train", "--output-dir", "{tmp}/n", "--max-steps", "0"], "must be a whole number of at"),
+    (["train", "--output-dir", "{tmp}/n", "--learning-rate", "-1"], "must be a number greater"),
+    (["train", "--output-dir", "{tmp}/n", "--data", "slake", "--root", "{tmp}/o"], "{tmp}/o"),
+    (["train", "--output-dir", "{tmp}/n", "--resume"], "run must be a folder that `cmimtl train"),
+    (["train", "--output-dir", "{tmp}/n", *PHANTOM, "--preset", "x"], "one of base, tiny, got 'x'"),
+    (["train", "--output-dir", "{run}", *PHANTOM], "--resume goes on"),
+    (["train", "--output-dir", "{run}", "--resume", "--seed", "5"], "seed must be what the run in"),
+    (["evaluate", "{tmp}"], "run must be a folder with a trained model"),
+    (["evaluate", "{run}", "--json", "{tmp}"], "which is a folder"),
+    (["evaluate", "{run}", "--split", "dev"], "split"),
+    (["answer", "{run}", "{tmp}/none.png", "What?"], "none.png must be accessible"),
+    (["answer", "{run}", "{run}/run.json", "What?"], "source must hold an image or DICOM"),
+    (["answer", "{run}", "{run}/run.json", "?", "--output", "{tmp}/a.xyz"], "must end in one of"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", MISTAKES)
+def test_mistakes(trained, tmp_path, capsys, arguments, message):
+    """One line on stderr, exit code 2."""
+    code = run(*(a.format(tmp=tmp_path, run=trained) for a in arguments))
+    error = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and message.format(tmp=tmp_path) in error[-1], error
+    assert not any("Traceback" in line for line in error)
