@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from cmimtl_kernels import _library, registration
+from cmimtl_kernels import triton as triton_kernels
 
 _HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -65,8 +66,6 @@ def _cuda_unavailable() -> str | None:
 
 @functools.cache
 def _triton_unavailable() -> str | None:
-    if importlib.util.find_spec("cmimtl_kernels.triton") is None:
-        return "not part of this version"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     return None if torch.cuda.is_available() else "no CUDA device"
@@ -86,7 +85,7 @@ BACKENDS: dict[str, Backend] = {
         ),
         Backend(
             name="triton",
-            namespace="cmimtl_triton",
+            namespace=triton_kernels.NAMESPACE,
             devices=("cuda",),
             dtypes=_HALF_AND_SINGLE,
             max_dstate=256,

@@ -1,0 +1,123 @@
+"""Allocation and launch of every op of `registration.SCHEMAS`: same names, arguments, results.
+
+Kernels take sequences whose channels lie beside one another; what has them apart is copied first,
+and results are copied into the strides that the contract promises.
+"""
+
+import contextlib
+
+import torch
+import triton
+from torch import Tensor
+
+from cmimtl_kernels.triton.scan_forward import scan_forward
+
+# Channels of a program and its warps. The forward scan gives a thread two channels, so that two
+# elements share each load of B and C.
+FORWARD_BLOCK, FORWARD_WARPS = 64, 1
+# States that one program carries at a time.
+FORWARD_STATES = 32
+
+
+def selective_scan_fwd(
+    u, delta, A, B, C, D, z, delta_bias, initial_state, lengths,
+    delta_softplus, reverse, checkpoint_every,
+):  # fmt: skip
+    (out,), last, checkpoints = _forward(
+        (u,), delta, A, B, C, D, (z,), delta_bias, initial_state, lengths,
+        delta_softplus, reverse, checkpoint_every,
+    )  # fmt: skip
+    return out, last, checkpoints
+
+
+def cross_selective_scan_fwd(
+    v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state, lengths,
+    delta_softplus, reverse, checkpoint_every,
+):  # fmt: skip
+    outs, last, checkpoints = _forward(
+        (v, t), delta, A, B, C, D, (z_v, z_t), delta_bias, initial_state, lengths,
+        delta_softplus, reverse, checkpoint_every,
+    )  # fmt: skip
+    return *outs, last, checkpoints
+
+
+def _forward(
+    xs, delta, A, B, C, D, zs, bias, initial, lengths, softplus, reverse, every
+):  # fmt: skip
+    """Either scan. -> (outputs, last_state, checkpoints)."""
+    batch, length, dim = xs[0].shape
+    steps, dstate, ngroups = delta.shape[1], A.shape[1], B.shape[2]
+    _check_every("checkpoint_every", every, len(xs))
+    last = xs[0].new_empty((batch, dim, dstate), dtype=torch.float32)
+    shape = (batch, -(-steps // every), dim, dstate) if every else (0,)
+    checkpoints = xs[0].new_empty(shape, dtype=torch.float32)
+    results = [_sequence_like(x, lengths) for x in xs]
+    if batch == 0:
+        return [_as(x, out) for x, out in zip(xs, results, strict=True)], last, checkpoints
+    states = min(dstate, FORWARD_STATES)
+    partial = delta.new_empty(delta.shape, dtype=torch.float32) if states < dstate else None
+    xs_in, zs_in = [_rows(x) for x in xs], [_rows(z) for z in zs]
+    delta, B, C = _rows(delta), _rows(B), _rows(C)
+    tiles = triton.cdiv(dim // ngroups, FORWARD_BLOCK)
+    with _device_of(delta):
+        scan_forward[(batch, ngroups * tiles)](
+            *_pair(xs_in), delta, A.contiguous(), B, C, _dense(D), *_pair(zs_in), _dense(bias),
+            _dense(initial), _dense(lengths), *_pair(results), last,
+            checkpoints if every else None, partial,
+            length, dim, dim // ngroups, tiles, every or max(2, steps),
+            *_strides(xs_in), *delta.stride()[:2], *B.stride()[:3], *C.stride()[:3],
+            *_strides(zs_in),
+            N=dstate, STATES=states, CROSS=len(xs) == 2, SOFTPLUS=softplus, REVERSE=reverse,
+            BLOCK=FORWARD_BLOCK, num_warps=FORWARD_WARPS,
+        )  # fmt: skip
+    return [_as(x, out) for x, out in zip(xs, results, strict=True)], last, checkpoints
+
+
+def _check_every(name: str, every: int, streams: int) -> None:
+    if every < 0 or every % streams:
+        raise ValueError(
+            f"cmimtl_triton: {name} must be a multiple of {streams} and not negative, got {every}"
+        )
+
+
+def _device_of(x: Tensor):
+    """The device to launch on; the interpreter, on CPU tensors, needs none."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def _rows(x: Tensor | None) -> Tensor | None:
+    """x, its last dimension with stride 1."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _pair(xs) -> tuple:
+    """One or two tensors as two arguments."""
+    return (*xs, None)[:2]
+
+
+def _strides(xs) -> tuple[int, int, int, int]:
+    """Strides of the sample and of the step, of one or two tensors; 0 for what is not there."""
+    return tuple(s for x in _pair(xs) for s in ((0, 0) if x is None else x.stride()[:2]))
+
+
+def _sequence_like(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """A contiguous result of the shape of x; 0 where kernels may leave padded steps unwritten."""
+    return (torch.empty if lengths is None else torch.zeros)(
+        x.shape, dtype=x.dtype, device=x.device
+    )
+
+
+def _as(x: Tensor, result: Tensor) -> Tensor:
+    """`result` under the strides of `torch.empty_like(x)`."""
+    like = torch.empty_like(x, device="meta")
+    return (
+        result
+        if like.stride() == result.stride()
+        else torch.empty_strided(
+            like.shape, like.stride(), dtype=result.dtype, device=result.device
+        ).copy_(result)
+    )

@@ -1,0 +1,65 @@
+"""Functions of one element, for every Triton kernel; all arithmetic is float32."""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + e^-x): 0 where e^-x overflows."""
+    return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
+
+
+@triton.jit
+def silu(x):
+    """x sigmoid(x)."""
+    return x / (1.0 + tl.exp2(x * -LOG2E))
+
+
+@triton.jit
+def silu_and_derivative(x):
+    """-> (x sigmoid(x), its derivative)."""
+    s = sigmoid(x)
+    return x * s, s * (1.0 + x * (1.0 - s))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e^x) at any x, relative error below 3e-7.
+
+    max(x, 0) + log1p(e) with e = e^-|x| in (0, 1]. log1p(e) / e is a polynomial of degree 8 (least
+    squares at Chebyshev nodes): a device's fast logarithm has an absolute error near 1, so it would
+    lose small steps.
+    """
+    e = tl.exp2(tl.abs(x) * -LOG2E)
+    p = 5.1058256067e-3 * e - 2.8991956264e-2
+    p = p * e + 7.7380739152e-2
+    p = p * e - 1.3590599597e-1
+    p = p * e + 1.9071309268e-1
+    p = p * e - 2.4833945930e-1
+    p = p * e + 3.3317935467e-1
+    p = p * e - 4.9999436736e-1
+    p = p * e + 9.9999994040e-1
+    return tl.maximum(x, 0.0) + p * e
+
+
+@triton.jit
+def step_size(delta, bias, SOFTPLUS: tl.constexpr):
+    """d of one step: delta + bias through softplus, each optional; bias may be None."""
+    if bias is not None:
+        delta = delta + bias
+    if SOFTPLUS:
+        delta = softplus(delta)
+    return delta
+
+
+@triton.jit
+def valid_steps(lengths, sample, length):
+    """Steps of a sample, clamped to [0, length]; lengths may be None."""
+    valid = length
+    if lengths is not None:
+        valid = tl.minimum(tl.maximum(tl.load(lengths + sample), 0), length).to(tl.int32)
+    return valid
