@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from cmimtl_kernels.triton.scan_backward import SLOTS, scan_backward
 from cmimtl_kernels.triton.scan_forward import scan_forward
 
 # Channels of a program and its warps. The forward scan gives a thread two channels, so that two
@@ -17,6 +18,8 @@ from cmimtl_kernels.triton.scan_forward import scan_forward
 FORWARD_BLOCK, FORWARD_WARPS = 64, 1
 # States that one program carries at a time.
 FORWARD_STATES = 32
+# The backward scan gives a thread four channels and up to four states of each, in one warp.
+BACKWARD_BLOCK, BACKWARD_LANES, BACKWARD_STATES, BACKWARD_ROWS = 32, 4, 4, 4
 
 
 def selective_scan_fwd(
@@ -71,6 +74,98 @@ def _forward(
             BLOCK=FORWARD_BLOCK, num_warps=FORWARD_WARPS,
         )  # fmt: skip
     return [_as(x, out) for x, out in zip(xs, results, strict=True)], last, checkpoints
+
+
+def selective_scan_bwd(
+    dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, lengths, checkpoints,
+    delta_softplus, reverse, checkpoint_every, recompute_out,
+):  # fmt: skip
+    (du,), shared, (dz,), last, (out,) = _backward(
+        (dout,), dlast_state, (u,), delta, A, B, C, D, (z,), delta_bias, initial_state, lengths,
+        checkpoints, delta_softplus, reverse, checkpoint_every, recompute_out,
+    )  # fmt: skip
+    return du, *shared, dz, *last, out
+
+
+def cross_selective_scan_bwd(
+    dout_v, dout_t, dlast_state, v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state,
+    lengths, checkpoints, delta_softplus, reverse, checkpoint_every, recompute_out,
+):  # fmt: skip
+    dxs, shared, dzs, last, outs = _backward(
+        (dout_v, dout_t), dlast_state, (v, t), delta, A, B, C, D, (z_v, z_t), delta_bias,
+        initial_state, lengths, checkpoints, delta_softplus, reverse, checkpoint_every,
+        recompute_out,
+    )  # fmt: skip
+    return *dxs, *shared, *dzs, *last, *outs
+
+
+def _backward(
+    douts, dlast, xs, delta, A, B, C, D, zs, bias, initial, lengths, checkpoints, softplus,
+    reverse, every, recompute,
+):  # fmt: skip
+    """Either scan. -> (dxs, (ddelta, dA, dB, dC, dD), dzs, (dbias, dinitial), outputs)."""
+    batch, length, dim = xs[0].shape
+    steps, dstate, ngroups = delta.shape[1], A.shape[1], B.shape[2]
+    _check_every("checkpoint_every", every, len(xs))
+    if every == 0:
+        raise ValueError("cmimtl_triton: checkpoint_every must be that of the forward pass, got 0")
+    tiles = triton.cdiv(dim // ngroups, BACKWARD_BLOCK)
+    states = min(BACKWARD_STATES, triton.cdiv(dstate, BACKWARD_LANES))
+
+    def wide(*shape, fill=False) -> Tensor:
+        make = torch.zeros if fill else torch.empty
+        return make(shape, dtype=torch.float32, device=delta.device)
+
+    gated = zs[0] is not None
+    dxs = [_sequence_like(x, lengths) for x in xs]
+    dzs = [_sequence_like(x, lengths) if gated else None for x in xs]
+    outs = [_sequence_like(x, lengths) if recompute else None for x in xs]
+    ddelta = _sequence_like(delta, lengths)
+    if dlast is None:
+        carry = wide(batch, dim, dstate, fill=True)
+    else:
+        carry = dlast.clone(memory_format=torch.contiguous_format)
+    # Sums over samples and over tiles are left to torch.sum: its order is fixed.
+    dA = wide(batch, dim, dstate, fill=True)
+    dD, dbias = (None if x is None else wide(batch, dim) for x in (D, bias))
+    maps = (tiles, batch, steps, ngroups, dstate)
+    dB, dC = (wide(*maps, fill=lengths is not None) for _ in range(2))
+    if batch:
+        slots = SLOTS.value + states * BACKWARD_LANES
+        scratch = wide(batch, ngroups * tiles, slots, every, BACKWARD_BLOCK)
+        xs_in, zs_in, douts = ([_rows(x) for x in group] for group in (xs, zs, douts))
+        delta_in, B_in, C_in = _rows(delta), _rows(B), _rows(C)
+        with _device_of(delta):
+            scan_backward[(batch, ngroups * tiles)](
+                *_pair(xs_in), delta_in, A.contiguous(), B_in, C_in, _dense(D), *_pair(zs_in),
+                _dense(bias), _dense(lengths), checkpoints, *_pair(douts), *_pair(dxs), ddelta,
+                *_pair(dzs), *_pair(outs), carry, dA, dD, dbias, dB, dC, scratch,
+                length, dim, dim // ngroups, tiles, every,
+                *_strides(xs_in), *delta_in.stride()[:2], *B_in.stride()[:3], *C_in.stride()[:3],
+                *_strides(zs_in), *_strides(douts),
+                N=dstate, STATES=states, LANES=BACKWARD_LANES, CROSS=len(xs) == 2,
+                SOFTPLUS=softplus, REVERSE=reverse, ROWS=BACKWARD_ROWS, BLOCK=BACKWARD_BLOCK,
+                num_warps=1,
+            )  # fmt: skip
+    nothing = xs[0].new_empty(0)
+    nothing_wide = wide(0)
+    shared = (
+        _as(delta, ddelta),
+        dA.sum(0),
+        dB.sum(0).to(B.dtype),
+        dC.sum(0).to(C.dtype),
+        nothing_wide if dD is None else dD.sum(0),
+    )
+    return (
+        [_as(x, g) for x, g in zip(xs, dxs, strict=True)],
+        shared,
+        [_as(x, g) if gated else nothing.clone() for x, g in zip(zs, dzs, strict=True)],
+        (
+            nothing_wide.clone() if dbias is None else dbias.sum(0),
+            nothing_wide.clone() if initial is None else carry,
+        ),
+        [_as(x, out) if recompute else nothing.clone() for x, out in zip(xs, outs, strict=True)],
+    )
 
 
 def _check_every(name: str, every: int, streams: int) -> None:

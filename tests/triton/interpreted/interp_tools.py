@@ -44,7 +44,7 @@ class Memory:
         """
         kind = "store" if store else "load"
         pointers = np.asarray(pointers).reshape(-1)
-        pointers = pointers[np.broadcast_to(np.asarray(mask), pointers.shape).astype(bool)]
+        pointers = pointers[np.asarray(mask).reshape(-1)]
         if not pointers.size:
             return
         pointers = pointers.astype(np.int64)
