@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from cmimtl_kernels.triton.conv import conv_backward, conv_forward
 from cmimtl_kernels.triton.scan_backward import SLOTS, scan_backward
 from cmimtl_kernels.triton.scan_forward import scan_forward
 
@@ -20,6 +21,8 @@ FORWARD_BLOCK, FORWARD_WARPS = 64, 1
 FORWARD_STATES = 32
 # The backward scan gives a thread four channels and up to four states of each, in one warp.
 BACKWARD_BLOCK, BACKWARD_LANES, BACKWARD_STATES, BACKWARD_ROWS = 32, 4, 4, 4
+# Steps and channels of a program of the convolution.
+CONV_ROWS, CONV_BLOCK, CONV_WARPS = 32, 64, 4
 
 
 def selective_scan_fwd(
@@ -166,6 +169,49 @@ def _backward(
         ),
         [_as(x, out) if recompute else nothing.clone() for x, out in zip(xs, outs, strict=True)],
     )
+
+
+def causal_conv1d_fwd(x, weight, bias, lengths, silu, reverse):
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _convolve(x, weight, bias, lengths, silu, reverse, out)
+    return _as(x, out)
+
+
+def causal_conv1d_bwd(dout, x, weight, bias, lengths, silu, reverse):
+    batch, length, dim = x.shape
+    width = weight.shape[1]
+    tiles = triton.cdiv(length, CONV_ROWS)
+    float32 = {"dtype": torch.float32, "device": x.device}
+    dvalue = torch.empty(x.shape, **float32)
+    dweight = torch.empty((batch, tiles, dim, width), **float32)
+    dbias = None if bias is None else torch.empty((batch, tiles, dim), **float32)
+    if x.numel():
+        rows, drows = _rows(x), _rows(dout)
+        with _device_of(x):
+            conv_backward[(batch, triton.cdiv(dim, CONV_BLOCK), tiles)](
+                drows, rows, weight.contiguous(), _dense(bias), _dense(lengths), dvalue, dweight,
+                dbias, length, dim, *drows.stride()[:2], *rows.stride()[:2],
+                WIDTH=width, SILU=silu, REVERSE=reverse, ROWS=CONV_ROWS, BLOCK=CONV_BLOCK,
+                num_warps=CONV_WARPS,
+            )  # fmt: skip
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _convolve(dvalue, weight, None, lengths, False, not reverse, dx)
+    nothing = torch.empty(0, **float32)
+    return _as(x, dx), dweight.sum((0, 1)), nothing if dbias is None else dbias.sum((0, 1))
+
+
+def _convolve(x, weight, bias, lengths, silu, reverse, out) -> None:
+    batch, length, dim = x.shape
+    if not x.numel():
+        return
+    rows = _rows(x)
+    grid = (batch, triton.cdiv(dim, CONV_BLOCK), triton.cdiv(length, CONV_ROWS))
+    with _device_of(x):
+        conv_forward[grid](
+            rows, weight.contiguous(), _dense(bias), _dense(lengths), out, length, dim,
+            *rows.stride()[:2], WIDTH=weight.shape[1], SILU=silu, REVERSE=reverse,
+            ROWS=CONV_ROWS, BLOCK=CONV_BLOCK, num_warps=CONV_WARPS,
+        )  # fmt: skip
 
 
 def _check_every(name: str, every: int, streams: int) -> None:

@@ -150,6 +150,8 @@ def scan_backward(
     program = sample * tl.num_programs(1) + tile
     slot = every * BLOCK
     scratch += program * (SLOTS + STATES * LANES) * slot
+    # The same element for every lane: one layout for all that the loops over steps touch.
+    tile_of_scratch = scratch + lane_of_channel[:, None] + tl.zeros([1, LANES], dtype=tl.int32)
     kept = scratch + SLOTS * slot + lane_of_channel[:, None]
     row_of_maps = ((tile_of_group * tl.num_programs(0) + sample) * length * PER * ngroups) * N
     dB += row_of_maps + group * N
@@ -226,7 +228,7 @@ def scan_backward(
                 row = tl.cast(ahead, tl.int32)
                 k = chunk * every + row
                 time = (steps - 1 - k if REVERSE else k).to(tl.int64)
-                column = scratch + row * BLOCK + lane_of_channel[:, None]
+                column = tile_of_scratch + row * BLOCK
                 size_k = tl.load(column + SIZE * slot)
                 size_x_k = tl.load(column + SIZE_X * slot)
                 new = ()
@@ -244,7 +246,7 @@ def scan_backward(
                 row = tl.cast(count - 1 - behind, tl.int32)
                 k = chunk * every + row
                 time = (steps - 1 - k if REVERSE else k).to(tl.int64)
-                column = scratch + row * BLOCK + lane_of_channel[:, None]
+                column = tile_of_scratch + row * BLOCK
                 size_k = tl.load(column + SIZE * slot)
                 size_x_k = tl.load(column + SIZE_X * slot)
                 dy_k = tl.load(column + DY * slot)
@@ -277,17 +279,21 @@ def scan_backward(
                 h = before
                 g = new
                 sum_A = new_A
+                # Of the lanes that hold the same sum, the first one adds and stores.
+                one = tl.zeros([BLOCK, 1], dtype=tl.int32) == tl.arange(0, LANES)[None, :]
                 y_sum = tl.sum(y_k, axis=1, keep_dims=True)
                 dh_B_sum = tl.sum(dh_B_k, axis=1, keep_dims=True)
                 dsize_sum = tl.sum(dsize_k, axis=1, keep_dims=True) * LN2
                 if N > STATES * LANES:
-                    more = (lane_of_channel[:, None] >= 0) & (first_state > 0)
+                    more = one & (first >= LANES)
                     y_sum += tl.load(column + Y * slot, mask=more, other=0.0)
                     dh_B_sum += tl.load(column + DH_B * slot, mask=more, other=0.0)
                     dsize_sum += tl.load(column + DSIZE * slot, mask=more, other=0.0)
-                tl.store(column + Y * slot, y_sum)
-                tl.store(column + DH_B * slot, dh_B_sum)
-                tl.store(column + DSIZE * slot, dsize_sum)
+                tl.store(column + Y * slot, tl.broadcast_to(y_sum, [BLOCK, LANES]), mask=one)
+                tl.store(column + DH_B * slot, tl.broadcast_to(dh_B_sum, [BLOCK, LANES]), mask=one)
+                tl.store(
+                    column + DSIZE * slot, tl.broadcast_to(dsize_sum, [BLOCK, LANES]), mask=one
+                )
 
             for i in tl.static_range(STATES):
                 live = mask[:, None] & (first + i * LANES < N)

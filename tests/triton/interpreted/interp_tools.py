@@ -48,7 +48,7 @@ class Memory:
         if not pointers.size:
             return
         pointers = pointers.astype(np.int64)
-        for begin, end, size, writers, readers, name in self.regions:
+        for begin, end, size, writers, readers, name in self.regions:  # noqa: B007
             if begin <= pointers[0] < end:
                 break
         else:
