@@ -2,7 +2,6 @@
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -67,11 +66,28 @@ def gather(x: Tensor) -> Tensor:
     """The batches of all processes, one after the other, with gradient."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return x
-    if x.is_floating_point():
-        return torch.cat(differentiable.all_gather(x.contiguous()))
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    return _Gather.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenation over processes; the gradient of a row is summed over all that used it.
+
+    Not torch.distributed.nn.functional.all_gather: over gloo, its backward pass sends gradients that
+    are not contiguous as if they were, and the rows arrive mixed up.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def generation_loss(logits: Tensor, labels: Tensor) -> Tensor:
