@@ -72,9 +72,14 @@ def roofline(record: dict):
     axes.plot(intensities, [min(peak, bandwidth * i) / 1e9 for i in intensities], "k-", lw=1.5)
     axes.annotate("FMA pipes", (40, peak / 1e9), ha="right", va="bottom")
     axes.annotate(
-        "memory", (0.5, bandwidth * 0.5 / 1e9), rotation=35, ha="center", va="bottom", xytext=(0, 4),
+        "memory",
+        (0.5, bandwidth * 0.5 / 1e9),
+        xytext=(0, 4),
         textcoords="offset points",
-    )  # fmt: skip
+        rotation=35,
+        ha="center",
+        va="bottom",
+    )
     for which, marker, colour in (("forward", "o", COLOURS[0]), ("backward", "s", COLOURS[1])):
         chosen = [row for row in rows if row["which"] == which]
         intensity = 16 * limits.FMA_OPS[which] / BYTES_PER_STEP[which]

@@ -43,18 +43,23 @@ def load_image(source: object, *, frame: int | None = None) -> Image.Image:
 
 
 def _from_bytes(data: bytes, frame: int | None, name: str) -> Image.Image:
-    # "DICM" after a preamble of 128 bytes; files of before the standard have neither.
-    if data[128:132] == b"DICM":
-        return _from_dicom(data, frame, name)
-    try:
-        return _picture(Image.open(io.BytesIO(data)), frame, name)
-    except UnidentifiedImageError:
+    # DICOM has "DICM" after a preamble of 128 bytes; files of before the standard have neither.
+    if data[128:132] != b"DICM":
         try:
-            return _from_dicom(data, frame, name)
-        except (InvalidDicomError, AttributeError, KeyError):
-            raise ValueError(
-                f"load_image: source must hold an image or DICOM, got {name}, which holds neither."
-            ) from None
+            return _picture(Image.open(io.BytesIO(data)), frame, name)
+        except UnidentifiedImageError:
+            pass
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+        has_pixels = "PixelData" in dataset
+    except (InvalidDicomError, AttributeError, KeyError):
+        has_pixels = False
+    if not has_pixels:
+        raise ValueError(
+            "load_image: source must hold an image or DICOM with pixels,"
+            f" got {name}, which holds neither."
+        )
+    return _from_dicom(dataset, frame, name)
 
 
 def _picture(image: Image.Image, frame: int | None, name: str) -> Image.Image:
@@ -99,10 +104,7 @@ def _from_unit(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(array.astype(np.float32) * 255).astype(np.uint8)).convert("RGB")
 
 
-def _from_dicom(data: bytes, frame: int | None, name: str) -> Image.Image:
-    dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-    if "PixelData" not in dataset:
-        raise InvalidDicomError(f"{name} has no pixel data")
+def _from_dicom(dataset: pydicom.Dataset, frame: int | None, name: str) -> Image.Image:
     try:
         pixels = dataset.pixel_array
     except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:

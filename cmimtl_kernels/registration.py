@@ -10,15 +10,16 @@ Conventions of every kernel:
 
 - B and C are (batch, steps, ngroups, dstate). steps is length, or 2 * length in the cross scan.
 - lengths is int64 on the tensors' device, (batch,), in steps of u, or pairs of steps in the cross
-scan. - A, D, delta_bias and the states are in the accumulation dtype: float32, or float64 where u
-is. - Outputs of the shape of u, z, v, ... keep the strides of that input where it is dense. -
-checkpoints is (batch, ceil(steps / checkpoint_every), dim, dstate): the state before every
+  scan.
+- A, D, delta_bias and the states are in the accumulation dtype: float32, or float64 where u is.
+- Outputs of the shape of u, z, v, ... keep the strides of that input where it is dense.
+- checkpoints is (batch, ceil(steps / checkpoint_every), dim, dstate): the state before every
   checkpoint_every-th processed step, with `reverse` counted from the last valid step; undefined
   where no valid step follows. Empty, (0,), with checkpoint_every = 0, after which no backward pass
   can run.
 - A gradient or output that does not apply (dD without D, out without recompute_out) is an empty
-tensor. - recompute_out makes the backward pass return the forward's output again; it knows it
-anyway, and a
+  tensor.
+- recompute_out makes the backward pass return the forward's output again; it knows it anyway, and a
   caller that asks for it need not keep it.
 """
 

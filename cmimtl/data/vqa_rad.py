@@ -52,11 +52,10 @@ def read_vqa_rad(
     else.
 
     Repaired: numbers as answers, blanks, case and blanks of answer_type, typos of question_type,
-        the
-    suffixes " -yes/no" and " -open" of questions. Dropped: rows of the training file that repeat an
-    earlier one (same image, question and normalised answer). Test rows are never dropped for that,
-    so that scores stay comparable with published ones; those that are also in the training file are
-    noted.
+    the suffixes " -yes/no" and " -open" of questions. Dropped: rows of the training file that
+    repeat an earlier one (same image, question and normalised answer). Test rows are never dropped
+    for that, so that scores stay comparable with published ones; those that are also in the
+    training file are noted.
 
     Args:
         root: folder in one of the two layouts above.

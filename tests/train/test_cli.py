@@ -81,7 +81,7 @@ def _start(arguments):
 
 @pytest.mark.parametrize("fusion", ["cross-mamba", "transformer"])
 def test_a_killed_run_resumes_to_the_same_bits(data, tmp_path, fusion):
-    """SIGKILL at the first sign of a second checkpoint, then --resume: the weights of a whole run."""
+    """SIGKILL at the first sign of a second checkpoint, then --resume: a whole run's weights."""
     options = {"max-steps": 12, "fusion": fusion, "augmentation": ""}
     arguments = [a for a in train_arguments(data, tmp_path / "whole", **options) if a]
     assert run(*arguments) == 0
