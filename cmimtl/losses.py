@@ -72,8 +72,8 @@ def gather(x: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     """Concatenation over processes; the gradient of a row is summed over all that used it.
 
-    Not torch.distributed.nn.functional.all_gather: over gloo, its backward pass sends gradients that
-    are not contiguous as if they were, and the rows arrive mixed up.
+    Not torch.distributed.nn.functional.all_gather: over gloo, its backward pass sends gradients
+    that are not contiguous as if they were, and the rows arrive mixed up.
     """
 
     @staticmethod

@@ -82,5 +82,5 @@ def test_save_and_load(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"answers": [1]}', '{"answers": "yes"}'])
 def test_load_of_something_else(tmp_path, text):
     (tmp_path / "answers.json").write_text(text)
-    with pytest.raises(DataError, match="answers.json"):
+    with pytest.raises(DataError, match=r"answers.json"):
         AnswerVocabulary.load(tmp_path / "answers.json")

@@ -1,4 +1,4 @@
-"""The phantom set: the same at every drawing, split by image, balanced, and honest about answers."""
+"""The phantom set: the same at every drawing, split by image, balanced, its answers as promised."""
 
 from collections import Counter, defaultdict
 

@@ -133,18 +133,20 @@ def test_a_file_that_is_no_list_of_rows(data_set, text, message):
 
 
 def test_folders_that_miss_something(data_set, tmp_path):
-    with pytest.raises(DataError, match="root must hold the folder 'imgs' .*no such folder"):
+    with pytest.raises(DataError, match=r"root must hold the folder 'imgs' .*no such folder"):
         load_dataset("slake", tmp_path / "nowhere", "train")
     root = data_set.write("train.json", [ROW], IMAGES)
-    with pytest.raises(DataError, match="root must hold 'test.json', got .* with imgs, train.json"):
+    with pytest.raises(
+        DataError, match=r"root must hold 'test.json', got .* with imgs, train.json"
+    ):
         load_dataset("slake", root, "test")
 
 
 def test_arguments(data_set):
     root = data_set.write("train.json", [ROW], IMAGES)
-    with pytest.raises(ValueError, match="name must be one of 'phantom', .* got 'slack'"):
+    with pytest.raises(ValueError, match=r"name must be one of 'phantom', .* got 'slack'"):
         load_dataset("slack", root, "train")
-    with pytest.raises(ValueError, match="split must be one of 'train', .* got 'tests'"):
+    with pytest.raises(ValueError, match=r"split must be one of 'train', .* got 'tests'"):
         load_dataset("slake", root, "tests")
     with pytest.raises(TypeError, match="tongue"):
         load_dataset("slake", root, "train", tongue="en")

@@ -52,7 +52,7 @@ def test_the_authors_own_file_is_split_by_phrase_type(data_set):
     assert [e.question for e in read(root, "train")[0]] == phrases[:2]
     assert [e.question for e in read(root, "test")[0]] == phrases[2:]
     root = data_set.write(PUBLIC, rows({"phrase_type": "poem"}), {})
-    with pytest.raises(DataError, match="row 0, 'phrase_type' must be one of freeform, .*'poem'"):
+    with pytest.raises(DataError, match=r"row 0, 'phrase_type' must be one of freeform, .*'poem'"):
         read(root)
 
 
@@ -102,7 +102,9 @@ def test_arguments(data_set):
         read(root, validation_fraction=1)
     with pytest.raises(ValueError, match="greater than 0 for the split 'validation', got 0"):
         read(root, "validation")
-    with pytest.raises(DataError, match="root must hold 'testset.json' or 'VQA_RAD Dataset Public"):
+    with pytest.raises(
+        DataError, match=r"root must hold 'testset.json' or 'VQA_RAD Dataset Public"
+    ):
         read(root, "test")
 
 
