@@ -16,7 +16,7 @@ WORKLOADS = [
     (16, 64, 1536),
     (4, 1154, 1536),
     (1, 16384, 1536),
-    pytest.param((1, 64, 1536), marks=pytest.mark.quick),
+    (1, 64, 1536),
     pytest.param((2, 33, 96), marks=pytest.mark.quick),
 ]
 

@@ -23,6 +23,8 @@ FORWARD_STATES = 32
 BACKWARD_BLOCK, BACKWARD_LANES, BACKWARD_STATES, BACKWARD_ROWS = 32, 4, 4, 4
 # Steps and channels of a program of the convolution.
 CONV_ROWS, CONV_BLOCK, CONV_WARPS = 32, 64, 4
+# Multiply and add in one instruction; Triton is about to change its default, and warns of it.
+COMPILER = {"enable_fp_fusion": True}
 
 
 def selective_scan_fwd(
@@ -74,7 +76,7 @@ def _forward(
             *_strides(xs_in), *delta.stride()[:2], *B.stride()[:3], *C.stride()[:3],
             *_strides(zs_in),
             N=dstate, STATES=states, CROSS=len(xs) == 2, SOFTPLUS=softplus, REVERSE=reverse,
-            BLOCK=FORWARD_BLOCK, num_warps=FORWARD_WARPS,
+            BLOCK=FORWARD_BLOCK, num_warps=FORWARD_WARPS, **COMPILER,
         )  # fmt: skip
     return [_as(x, out) for x, out in zip(xs, results, strict=True)], last, checkpoints
 
@@ -148,7 +150,7 @@ def _backward(
                 *_strides(zs_in), *_strides(douts),
                 N=dstate, STATES=states, LANES=BACKWARD_LANES, CROSS=len(xs) == 2,
                 SOFTPLUS=softplus, REVERSE=reverse, ROWS=BACKWARD_ROWS, BLOCK=BACKWARD_BLOCK,
-                num_warps=1,
+                num_warps=1, **COMPILER,
             )  # fmt: skip
     nothing = xs[0].new_empty(0)
     nothing_wide = wide(0)
@@ -192,7 +194,7 @@ def causal_conv1d_bwd(dout, x, weight, bias, lengths, silu, reverse):
                 drows, rows, weight.contiguous(), _dense(bias), _dense(lengths), dvalue, dweight,
                 dbias, length, dim, *drows.stride()[:2], *rows.stride()[:2],
                 WIDTH=width, SILU=silu, REVERSE=reverse, ROWS=CONV_ROWS, BLOCK=CONV_BLOCK,
-                num_warps=CONV_WARPS,
+                num_warps=CONV_WARPS, **COMPILER,
             )  # fmt: skip
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _convolve(dvalue, weight, None, lengths, False, not reverse, dx)
@@ -210,7 +212,7 @@ def _convolve(x, weight, bias, lengths, silu, reverse, out) -> None:
         conv_forward[grid](
             rows, weight.contiguous(), _dense(bias), _dense(lengths), out, length, dim,
             *rows.stride()[:2], WIDTH=weight.shape[1], SILU=silu, REVERSE=reverse,
-            ROWS=CONV_ROWS, BLOCK=CONV_BLOCK, num_warps=CONV_WARPS,
+            ROWS=CONV_ROWS, BLOCK=CONV_BLOCK, num_warps=CONV_WARPS, **COMPILER,
         )  # fmt: skip
 
 

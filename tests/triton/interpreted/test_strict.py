@@ -65,7 +65,9 @@ def test_a_right_kernel_passes():
 
 
 def test_one_element_out_of_bounds():
-    with pytest.raises(triton.runtime.errors.InterpreterError, match="elements 4..6 of x, which"):
+    with pytest.raises(
+        triton.runtime.errors.InterpreterError, match=r"elements 4\.\.6 of x, which"
+    ):
         run_double(limit=1)
 
 

@@ -1,0 +1,150 @@
+"""Reading compiled NVIDIA code: instructions, innermost loops, registers. Nothing is run.
+
+Tools: cuobjdump and nvdisasm, of a CUDA toolkit or of the triton wheel.
+"""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+# Compute capability -> most warps and blocks on one SM (CUDA C++ programming guide, table
+# "technical specifications per compute capability"); each has 65536 registers in four parts.
+RESIDENT = {80: (64, 32), 90: (64, 32), 100: (64, 32), 120: (48, 24)}
+
+# Cycles for which a warp's MUFU instruction occupies its quarter of an SM: 16 results a clock and
+# SM (the guide's table of arithmetic throughput).
+CYCLES_PER_MUFU = 8
+
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+_LABEL = re.compile(r"^\s*(\.L_\w+):")
+_BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    opcode: str  # with its suffixes: "MUFU.EX2"
+    operands: str
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The instructions from a label to the branch back to it."""
+
+    instructions: tuple[Instruction, ...]
+
+    def count(self, pattern: str) -> int:
+        """Instructions whose opcode starts with a regular expression."""
+        return sum(bool(re.match(pattern, i.opcode)) for i in self.instructions)
+
+    @property
+    def slots(self) -> int:
+        """Issue slots of one iteration of one warp: its instructions."""
+        return len(self.instructions) - self.count("NOP")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of a cubin."""
+
+    capability: int
+    registers: int
+    threads: int
+    shared_bytes: int
+    instructions: tuple[Instruction, ...]
+    labels: dict[str, int]
+
+    @cached_property
+    def innermost_loops(self) -> list[Loop]:
+        """Loops without another one in them, in the order of their addresses.
+
+        A loop is what lies between the target of a branch back and the branch; the compiler keeps
+        its blocks together.
+        """
+        ranges = set()
+        for instruction in self.instructions:
+            target = re.search(r"`\((\.L_\w+)\)", instruction.operands)
+            if instruction.opcode.startswith("BRA") and target:
+                begin = self.labels[target.group(1)]
+                if begin < instruction.address:
+                    ranges.add((begin, instruction.address))
+        inner = [
+            (a, b)
+            for a, b in sorted(ranges)
+            if not any((c, d) != (a, b) and a <= c and d <= b for c, d in ranges)
+        ]
+        return [
+            Loop(tuple(i for i in self.instructions if begin <= i.address <= end))
+            for begin, end in inner
+        ]
+
+    @property
+    def spill_bytes(self) -> int:
+        """Bytes of a thread that spilled registers are written to and read from."""
+        spills = [i.opcode for i in self.instructions if re.match(r"STL|LDL", i.opcode)]
+        return sum(_BYTES.get(opcode.rsplit(".", 1)[-1], 4) for opcode in spills)
+
+    @property
+    def atomics(self) -> Counter:
+        """Atomic operations on floats, by opcode."""
+        return Counter(
+            i.opcode
+            for i in self.instructions
+            if re.match(r"(RED|ATOM)", i.opcode) and re.search(r"\.(F16|F32|F64|BF16)", i.opcode)
+        )
+
+    @property
+    def warps_per_sm(self) -> int:
+        """Resident warps that registers allow, all else free: 256 registers at a time are given to
+        a warp, from the quarter of an SM that it lives in."""
+        warps, blocks = RESIDENT[self.capability]
+        of_block = -(-self.threads // 32)
+        per_warp = -(-self.registers * 32 // 256) * 256
+        by_registers = 65536 // 4 // per_warp * 4 // of_block
+        return of_block * min(warps // of_block, blocks, by_registers)
+
+
+def read(cubin: Path, capability: int, threads: int) -> Kernel:
+    """The kernel of a cubin that holds one; `threads` are those of a block."""
+    usage = _run("cuobjdump", "-res-usage", cubin)
+    figures = dict(re.findall(r"(\w+)(?:\[\d\])?:(\d+)", usage.split("Function", 1)[1]))
+    instructions, labels, waiting = [], {}, []
+    for line in _run("nvdisasm", "-c", cubin).splitlines():
+        if label := _LABEL.match(line):
+            waiting.append(label.group(1))
+        elif found := _INSTRUCTION.match(line):
+            instruction = Instruction(int(found.group(1), 16), found.group(2), found.group(3))
+            instructions.append(instruction)
+            labels |= dict.fromkeys(waiting, instruction.address)
+            waiting.clear()
+    # The compiler keeps 1 KiB of shared memory of each block for itself from 9.0 on.
+    reserved = 1024 if capability >= 90 else 0
+    return Kernel(
+        capability,
+        int(figures["REG"]),
+        threads,
+        max(0, int(figures["SHARED"]) - reserved),
+        tuple(instructions),
+        labels,
+    )
+
+
+def _run(name: str, *arguments: object) -> str:
+    command = [_tool(name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _tool(name: str) -> str:
+    found = importlib.util.find_spec("triton")
+    folders = [Path(p) / "backends" / "nvidia" / "bin" for p in found.submodule_search_locations]
+    for candidate in [*(str(folder / name) for folder in folders), name]:
+        if path := shutil.which(candidate):
+            return path
+    raise FileNotFoundError(
+        f"sass: {name} must be there, got none; it comes with triton and with the CUDA toolkit"
+    )
