@@ -17,8 +17,10 @@ WORKLOADS = [
     (4, 1154, 1536),
     (1, 16384, 1536),
     (1, 64, 1536),
-    pytest.param((2, 33, 96), marks=pytest.mark.quick),
+    (2, 33, 96),
 ]
+PASSES = ("forward", "forward+backward")
+QUICK = ((2, 33, 96), "forward+backward")
 
 
 def _name(workload):
@@ -63,8 +65,19 @@ def _rounds(workload) -> int:
     return max(5, min(100, 2**27 // (batch * length * dim * DSTATE)))
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=_name)
-@pytest.mark.parametrize("which", ["forward", "forward+backward"])
+@pytest.mark.parametrize(
+    "workload, which",
+    [
+        pytest.param(
+            workload,
+            which,
+            id=f"{which}-{_name(workload)}",
+            marks=[pytest.mark.quick] if (workload, which) == QUICK else [],
+        )
+        for which in PASSES
+        for workload in WORKLOADS
+    ],
+)
 @pytest.mark.parametrize("backend", _backends())
 def test_selective_scan(benchmark, record, backend, workload, which):
     inputs = _inputs(workload)
@@ -136,7 +149,7 @@ def test_backward_alone(benchmark, record, backend, workload):
     )
 
 
-@pytest.mark.parametrize("which", ["forward", "forward+backward"])
+@pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("backend", _backends())
 def test_half_precision(benchmark, record, backend, which):
     """bfloat16 and float16 beside float32, on the second workload."""
