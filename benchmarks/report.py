@@ -1,6 +1,6 @@
 """Records -> pictures, one self-contained page, and the numbers of the README.
 
-    python -m benchmarks.report RECORD… [--page FILE] [--pictures DIR] [--readme README.md]
+    cmimtl bench report RECORD… [--page FILE] [--pictures DIR] [--readme README.md]
 
 The section of the README between its two markers is `readme_section(record)` of the committed
 record; benchmarks/test_report.py holds that.
@@ -364,7 +364,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="cmimtl bench report", description=__doc__)
     parser.add_argument("records", nargs="+", type=Path, metavar="RECORD")
     parser.add_argument("--page", type=Path, default=Path("benchmarks.html"))
     parser.add_argument("--pictures", type=Path, help="folder for the pictures as PNG files")

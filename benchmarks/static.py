@@ -1,6 +1,6 @@
 """Static figures of the GPU kernels, read from compiled code: no GPU is needed, and none is used.
 
-    python -m benchmarks.static --json FILE [--target sm_90 …]
+    cmimtl bench static --json FILE [--target sm_90 …]
 
 Each kernel is compiled for the arguments that a launch gives it. An element is one state of one
 channel at one step. `slots_per_element` and its kin count the hottest loop, the one over steps that
@@ -185,7 +185,7 @@ def _figures_amd(assembly: str) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__)
+    parser = argparse.ArgumentParser(prog="cmimtl bench static", description=__doc__)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     parser.add_argument("--target", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])

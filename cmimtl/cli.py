@@ -1,4 +1,4 @@
-"""The command ``cmimtl``: demo, train, evaluate, answer.
+"""The command ``cmimtl``: demo, train, evaluate, answer, bench.
 
 What a user can get wrong is answered with one line on stderr and exit code 2. Everything heavy is
 imported by the command that needs it, so that ``cmimtl --help`` is quick.
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="cmimtl", description="Medical visual question answering with Cross-Mamba fusion."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_demo, _add_train, _add_evaluate, _add_answer):
+    for add in (_add_demo, _add_train, _add_evaluate, _add_answer, _add_bench):
         add(commands).add_argument(
             "--debug", action="store_true", help="show where an error comes from"
         )
@@ -160,6 +160,19 @@ def _add_answer(commands) -> argparse.ArgumentParser:
     return answer
 
 
+def _add_bench(commands) -> argparse.ArgumentParser:
+    about = "pictures and a page from records of `pytest benchmarks/`; figures from compiled code"
+    bench = commands.add_parser("bench", help=about, description=about)
+    bench.set_defaults(command=_bench)
+    bench.add_argument(
+        "tool", type=_one_of(("report", "static")), metavar="TOOL", help="report or static"
+    )
+    bench.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="…", help="`… TOOL --help` shows them"
+    )
+    return bench
+
+
 def _whole(smallest: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
         try:
@@ -225,3 +238,9 @@ def _answer(run: str, image: str, question: str, output: str | None) -> None:
     from cmimtl.explain import answer_and_draw
 
     answer_and_draw(run, image, question, output=output)
+
+
+def _bench(tool: str, arguments: Sequence[str]) -> None:
+    from cmimtl.bench import run_bench
+
+    run_bench(tool, arguments)

@@ -152,3 +152,13 @@ def test_mistakes(trained, tmp_path, capsys, arguments, message):
     error = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and message.format(tmp=tmp_path) in error[-1], error
     assert not any("Traceback" in line for line in error)
+
+
+def test_bench_runs_the_tools_of_the_checkout(capfd):
+    assert run("bench", "report", "--help") == 0
+    assert "usage: cmimtl bench report" in capfd.readouterr().out
+    assert run("bench", "plot") == 2
+    assert "TOOL must be one of report, static, got 'plot'" in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run("bench", "static")
+    assert "the following arguments are required: --json" in capfd.readouterr().err
