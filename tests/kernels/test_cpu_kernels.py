@@ -1,0 +1,113 @@
+"""What is special to the CPU kernels: every instruction set, the same bits at any number of threads
+and any place in a batch, and memory that does not grow with the states."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import measure
+from cmimtl_kernels import _library, ops, testing
+
+ROOT = Path(__file__).parents[2]
+NOT_BUILT = _library.load_libraries()["cpu"]
+pytestmark = pytest.mark.skipif(NOT_BUILT is not None, reason=f"the CPU library: {NOT_BUILT}")
+
+OPS = ("selective_scan", "cross_selective_scan")
+WEIGHTS = ("A", "D", "delta_bias")
+
+
+def run(op, inputs):
+    """Outputs and gradients by name; each sample gets the same incoming gradients."""
+    leaves = {n: x.detach().requires_grad_() for n, x in inputs.items() if x is not None}
+    outputs = getattr(ops, op)(**leaves, delta_softplus=True, return_last_state=True, backend="cpu")
+    cotangents = [
+        torch.linspace(-1, 1, out[0].numel()).reshape(out[0].shape).expand_as(out).to(out.dtype)
+        for out in outputs
+    ]
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
+    results = {f"out_{i}": out for i, out in enumerate(outputs)}
+    return results | dict(zip(leaves, gradients, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("op", OPS)
+def test_the_same_bits_at_any_number_of_threads(op, dtype):
+    sizes = {"batch": 3, "length": 150, "dim": 200, "ngroups": 2, "dtype": dtype}
+    inputs = testing.scan_inputs(**sizes, cross=op.startswith("cross"))
+    results = []
+    for threads in (1, 2, 3, 7, 1):
+        torch.set_num_threads(threads)
+        results.append(run(op, inputs))
+    for other in results[1:]:
+        assert [name for name, x in results[0].items() if not torch.equal(x, other[name])] == []
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_sample_has_the_same_bits_in_any_batch(op):
+    inputs = testing.scan_inputs(5, 70, 40, cross=op.startswith("cross"))
+    whole = run(op, inputs)
+    for sample in (0, 3):
+        alone = {
+            name: x if x is None or name in WEIGHTS else x[sample : sample + 1]
+            for name, x in inputs.items()
+        }
+        for name, x in run(op, alone).items():
+            assert name in WEIGHTS or torch.equal(x[0], whole[name][sample]), name
+
+
+# Value of ATEN_CPU_CAPABILITY -> the levels that may answer: the next lower where the machine has
+# none of that.
+LEVELS = {
+    "default": ("baseline",),
+    "avx2": ("avx2", "baseline"),
+    "": ("avx512", "avx2", "baseline"),
+}
+
+CHECKS = """
+import torch
+from cmimtl_kernels import testing
+for op in ("selective_scan", "cross_selective_scan"):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        for dstate in (1, 16, 17):
+            inputs = testing.scan_inputs(
+                2, 70, 19, dstate, cross=op.startswith("cross"), dtype=dtype
+            )
+            testing.check_op(op, inputs, backend="cpu", delta_softplus=True)
+testing.check_op("causal_conv1d", testing.conv_inputs(dim=19), backend="cpu")
+print(torch.ops.cmimtl_cpu.isa())
+"""
+
+
+def in_a_new_process(code: str, **environment: str) -> str:
+    """What it prints; the level is chosen once in a process."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_instruction_set(level):
+    assert in_a_new_process(CHECKS, ATEN_CPU_CAPABILITY=level) in LEVELS[level]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are measured on Linux alone")
+def test_memory_beyond_inputs_outputs_and_gradients():
+    """At most an eighth of the states of all steps, and a smaller share of longer sequences."""
+    shares = []
+    for length in (1154, 4616):
+        peak = measure.peak_bytes(
+            "benchmarks.test_ops:peak_of_scan", workload=[2, length, 512], backend="cpu"
+        )
+        outputs = 4 * 2 * length * (4 * 512 + 2 * 16)  # out; du, ddelta, dz; dB, dC
+        shares.append((peak - outputs) / (4 * 2 * length * 512 * 16))
+    assert shares[0] <= 1 / 8 and shares[1] < shares[0], shares
