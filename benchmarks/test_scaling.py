@@ -16,9 +16,9 @@ LAYERS = {
     "Transformer co-attention": lambda: fusions.transformer(layers=1),
 }
 
-# Attention over 16384 tokens takes a minute forward and backward on two cores; its slope is clear
-# before.
-LONGEST_WITH_BACKWARD = {"Transformer co-attention": 8192}
+# Attention over more tokens takes up to a minute forward and backward on two cores; its slope is
+# clear before.
+LONGEST_WITH_BACKWARD = {"Transformer co-attention": 4096}
 
 
 def _measure(benchmark, record, suite, batch, length, which, rounds):
@@ -61,7 +61,7 @@ def peak_of_layer(name: str, length: int):
     return fusions.forward_backward(module, *fusions.streams(1, length, TEXT, DEVICE))
 
 
-@pytest.mark.parametrize("length", [128, 512, 2048, 8192])
+@pytest.mark.parametrize("length", [512, 2048, 8192])
 @pytest.mark.parametrize("name", LAYERS)
 def test_peak(record, name, length):
     peak = measure.peak_bytes("benchmarks.test_scaling:peak_of_layer", name=name, length=length)
