@@ -125,7 +125,8 @@ def build_all(compiles: list[tuple[list[str], str, str]], link: list[str], libra
             list(pool.map(run, [command for command, _, _ in compiles]))
         run(link)
         return
-    plan = ["rule cc", "  command = $cmd", "  depfile = $out.d", "  deps = gcc"]
+    plan = [f"builddir = {ninja_escape(str(library.parent))}"]  # where ninja keeps its own notes
+    plan += ["rule cc", "  command = $cmd", "  depfile = $out.d", "  deps = gcc"]
     plan += ["rule ld", "  command = $cmd"]
     for command, source, obj in compiles:
         line = shlex.join([*command, "-MMD", "-MF", f"{obj}.d"]).replace("$", "$$")
