@@ -98,7 +98,7 @@ BACKENDS: dict[str, Backend] = {
             devices=("cpu",),
             dtypes=(*_HALF_AND_SINGLE, torch.float64),
             max_dstate=1024,
-            checkpoint_every=32,
+            checkpoint_every=16,
             unavailable=lambda: _NOT_LOADED["cpu"],
         ),
         Backend(

@@ -6,6 +6,10 @@
 #include <string>
 #include <utility>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "bindings_common.h"
 #include "kernels.h"
 
@@ -44,43 +48,72 @@ struct Free {
 };
 using Memory = std::unique_ptr<void, Free>;
 
+// Large results are new memory on every call, and the kernel hands it out page by page: with pages of 4 KiB that takes a
+// third of the time of a long scan. Asks for pages of 2 MiB where the whole of one will be written; only a hint.
+void prefer_large_pages(void* memory, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t(2) << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory), first = (begin + kPage - 1) & ~(kPage - 1);
+  const uintptr_t last = (begin + uintptr_t(bytes)) & ~(kPage - 1);
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 Memory allocate(int64_t bytes) {
   void* p = std::aligned_alloc(64, size_t(bytes + 63) / 64 * 64);
   STD_TORCH_CHECK(p, "cmimtl: workspace must fit the memory, got no ", bytes, " bytes");
+  prefer_large_pages(p, bytes);
   return Memory(p);
 }
 
-// Calls task(batch, first, last) for blocks first … last - 1 of every sample, on all threads. A sample's blocks are dealt to
-// as few tasks as give every thread as many. Which thread and task runs a block changes no bit of the result.
+Tensor with_large_pages(Tensor x) {
+  prefer_large_pages(x.mutable_data_ptr(), x.numel() * int64_t(x.element_size()));
+  return x;
+}
+Tensor result_like(const Tensor& x) { return with_large_pages(torch::stable::empty_like(x)); }
+
+// Calls task(i) for i < count, on all threads.
 template <class F>
-void each_task(int64_t batch, int64_t blocks, const F& task) {
+void each(int64_t count, int64_t grain, const F& task) {
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) task(i);
+  });
+}
+
+// Calls task(batch, first, last) for pieces first … last - 1 of every sample, on all threads. A sample's pieces are dealt to
+// as few tasks as give every thread as many. Which thread and task does a piece changes no bit of the result.
+template <class F>
+void each_task(int64_t batch, int64_t pieces, const F& task) {
   const int64_t threads = torch::stable::get_num_threads();
   int64_t parts = threads / std::gcd(batch, threads);
-  parts = parts < blocks ? parts : blocks;
-  torch::stable::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t part = i % parts;
-      task(i / parts, blocks * part / parts, blocks * (part + 1) / parts);
-    }
+  parts = parts < pieces ? parts : pieces;
+  each(batch * parts, 1, [&](int64_t i) {
+    const int64_t part = i % parts;
+    task(i / parts, pieces * part / parts, pieces * (part + 1) / parts);
   });
 }
 
-// dA, dD, … of all samples, summed in the order of the batch. Blocks of elements, so that a cache line has one writer.
+// dweight and dbias of all samples, summed in the order of the batch. Blocks of elements, so that a cache line has one writer.
 void sum_samples(const Kernels& k, const void* parts, int64_t samples, int64_t size, void* out) {
   constexpr int64_t kElements = 4096;
-  torch::stable::parallel_for(0, (size + kElements - 1) / kElements, 1, [&](int64_t begin, int64_t end) {
-    const int64_t last = end * kElements < size ? end * kElements : size;
-    k.reduce_samples(parts, samples, size, begin * kElements, last, out);
+  each((size + kElements - 1) / kElements, 1, [&](int64_t i) {
+    const int64_t begin = i * kElements, end = begin + kElements < size ? begin + kElements : size;
+    k.reduce_samples(parts, samples, size, begin, end, out);
   });
 }
 
-constexpr int64_t kMostBetweenCheckpoints = 32;  // what a tile holds, see tile.h
+void check_checkpoints(const char* op, const ScanInputs& x, const Kernels& k) {
+  STD_TORCH_CHECK(x.checkpoint_every >= 0 && x.checkpoint_every <= k.most_steps && x.checkpoint_every % x.streams == 0,
+                  op, ": checkpoint_every must be a multiple of ", x.streams, " up to ", k.most_steps, ", got ",
+                  x.checkpoint_every);
+}
 
-void check_checkpoints(const char* op, const ScanInputs& x) {
-  STD_TORCH_CHECK(x.checkpoint_every >= 0 && x.checkpoint_every <= kMostBetweenCheckpoints &&
-                      x.checkpoint_every % x.streams == 0,
-                  op, ": checkpoint_every must be a multiple of ", x.streams, " up to ", kMostBetweenCheckpoints,
-                  ", got ", x.checkpoint_every);
+// What all tasks read of the weights.
+Memory prepare(const Kernels& k, const ScanForward& p) {
+  Memory weights = allocate(k.weights_bytes(p.size));
+  constexpr int64_t kLinesPerTask = 16;
+  each(k.lines(p.size), kLinesPerTask, [&](int64_t line) { k.prepare(p, weights.get(), line); });
+  return weights;
 }
 
 struct Forward {
@@ -89,23 +122,25 @@ struct Forward {
 
 Forward forward(const char* op, ScanInputs x) {
   x.check(op);
-  check_checkpoints(op, x);
   ScanForward p = x.params();
+  const Kernels& k = kernels(p.dtype);
+  check_checkpoints(op, x, k);
   const ScalarType acc = accumulation_of(x.u[0]);
   const auto& s = p.size;
   Forward result;
-  for (int m = 0; m < x.streams; ++m) p.out[m] = out(result.out[m] = torch::stable::empty_like(x.u[m]));
+  for (int m = 0; m < x.streams; ++m) p.out[m] = out(result.out[m] = result_like(x.u[m]));
   result.last_state = empty(x.u[0], {s.batch, s.dim, s.dstate}, acc);
   p.last_state = result.last_state.mutable_data_ptr();
   if (s.checkpoint_every) {
-    result.checkpoints = empty(x.u[0], {s.batch, s.nchunks, s.dim, s.dstate}, acc);
+    result.checkpoints = with_large_pages(empty(x.u[0], {s.batch, s.nchunks, s.dim, s.dstate}, acc));
     p.checkpoints = result.checkpoints.mutable_data_ptr();
   } else {
     result.checkpoints = nothing(x.u[0], acc);
   }
-  const Kernels& k = kernels(p.dtype);
-  each_task(s.batch, k.scan_blocks(s), [&](int64_t batch, int64_t first, int64_t last) {
-    k.forward(p, batch, first, last, allocate(k.forward_bytes(s.dstate, last - first)).get());
+  const Memory weights = prepare(k, p);
+  each_task(s.batch, k.lines(s), [&](int64_t batch, int64_t first, int64_t last) {
+    const Memory scratch = allocate(k.forward_bytes(p.dtype, s.dstate, last - first));
+    k.forward(p, weights.get(), batch, first, last, scratch.get());
   });
   return result;
 }
@@ -117,11 +152,12 @@ struct Backward {
 Backward backward(const char* op, const Tensor* dout, const Optional& dlast_state, ScanInputs x,
                   const Tensor& checkpoints, bool recompute_out) {
   x.check(op);
-  check_checkpoints(op, x);
   STD_TORCH_CHECK(x.checkpoint_every > 0, op, ": checkpoint_every must be positive in the backward pass, got 0");
   ScanBackward q{};
   q.forward = x.params();
   ScanForward& p = q.forward;
+  const Kernels& k = kernels(p.dtype);
+  check_checkpoints(op, x, k);
   const auto& s = p.size;
   const ScalarType acc = accumulation_of(x.u[0]);
   const Tensor kept = plain(checkpoints);
@@ -133,17 +169,17 @@ Backward backward(const char* op, const Tensor* dout, const Optional& dlast_stat
 
   Backward r;
   for (int m = 0; m < x.streams; ++m) {
-    STD_TORCH_CHECK(dout[m].dim() == 3 && dout[m].size(0) == s.batch && dout[m].size(1) == s.length &&
-                        dout[m].size(2) == s.dim,
-                    op, ": dout must have the shape of its output");
+    STD_TORCH_CHECK(
+        dout[m].dim() == 3 && dout[m].size(0) == s.batch && dout[m].size(1) == s.length && dout[m].size(2) == s.dim, op,
+        ": dout must have the shape of its output");
     q.dout[m] = in(dout[m]);
-    q.du[m] = out(r.du[m] = torch::stable::empty_like(x.u[m]));
-    r.dz[m] = optional_like(x.z[m], x.u[m], x.u[m].scalar_type());
+    q.du[m] = out(r.du[m] = result_like(x.u[m]));
+    r.dz[m] = x.z[m] ? result_like(*x.z[m]) : nothing(x.u[m], x.u[m].scalar_type());
     if (x.z[m]) q.dz[m] = out(r.dz[m]);
-    r.out[m] = recompute_out ? torch::stable::empty_like(x.u[m]) : nothing(x.u[m], x.u[m].scalar_type());
+    r.out[m] = recompute_out ? result_like(x.u[m]) : nothing(x.u[m], x.u[m].scalar_type());
     if (recompute_out) p.out[m] = out(r.out[m]);
   }
-  q.ddelta = out(r.ddelta = torch::stable::empty_like(x.delta));
+  q.ddelta = out(r.ddelta = result_like(x.delta));
   r.dA = empty(x.u[0], {s.dim, s.dstate}, acc);
   r.dB = empty(x.u[0], {s.batch, s.steps, s.ngroups, s.dstate}, x.u[0].scalar_type());
   r.dC = empty(x.u[0], {s.batch, s.steps, s.ngroups, s.dstate}, x.u[0].scalar_type());
@@ -153,26 +189,31 @@ Backward backward(const char* op, const Tensor* dout, const Optional& dlast_stat
   q.dB = r.dB.mutable_data_ptr(), q.dC = r.dC.mutable_data_ptr();
   if (x.initial_state) q.dinitial_state = r.dinitial_state.mutable_data_ptr();
 
-  const Kernels& k = kernels(p.dtype);
-  const int64_t blocks = k.scan_blocks(s), word = acc == ScalarType::Double ? 8 : 4;
-  const int64_t map = blocks * s.batch * s.steps * s.dstate, states = s.batch * s.dim * s.dstate, channels = s.batch * s.dim;
-  const Memory parts = allocate(word * (2 * map + states + 2 * channels) + 64);
-  char* next = static_cast<char*>(parts.get());
-  const auto take = [&](int64_t count) { return std::exchange(next, next + count * word); };
-  void *dB = take(map), *dC = take(map), *dA = take(states), *dD = take(channels), *dbias = take(channels);
+  q.dA = r.dA.mutable_data_ptr();
+  if (x.D) q.dD = r.dD.mutable_data_ptr();
+  if (x.delta_bias) q.ddelta_bias = r.ddelta_bias.mutable_data_ptr();
 
+  const int64_t lines = k.lines(s), blocks = k.blocks(s), lanes = lines * 64 / k.lane_bytes;
+  const int64_t samples = s.batch ? s.batch : 1;  // the sums over no sample are 0
+  const int64_t map = blocks * s.batch * s.steps * s.dstate, channels = samples * lanes;
+  const int64_t bytes = k.lane_bytes * (2 * map + channels * (s.dstate + 2));
+  const Memory memory = allocate(bytes);
+  if (!s.batch) std::memset(memory.get(), 0, size_t(bytes));
+  char* next = static_cast<char*>(memory.get());
+  const auto take = [&](int64_t count) { return static_cast<void*>(std::exchange(next, next + count * k.lane_bytes)); };
+  const BackwardParts parts{take(map), take(map), take(channels * s.dstate), take(channels), take(channels)};
+
+  const Memory weights = prepare(k, p);
   each_task(s.batch, blocks, [&](int64_t batch, int64_t first, int64_t last) {
-    const Memory scratch = allocate(k.backward_bytes(s.dstate, last - first));
-    k.backward(q, dB, dC, dA, dD, dbias, batch, first, last, scratch.get());
+    const Memory scratch = allocate(k.backward_bytes(q, first, last));
+    k.backward(q, weights.get(), parts, batch, first, last, scratch.get());
   });
   constexpr int64_t kStepsPerTask = 64;
   torch::stable::parallel_for(0, s.batch * s.steps, kStepsPerTask, [&](int64_t begin, int64_t end) {
-    const Memory row = allocate(s.dstate * word);
-    for (int64_t i = begin; i < end; ++i) k.reduce_maps(q, dB, dC, i / s.steps, i % s.steps, row.get());
+    const Memory row = allocate(s.dstate * k.lane_bytes);
+    for (int64_t i = begin; i < end; ++i) k.reduce_maps(q, parts, i / s.steps, i % s.steps, row.get());
   });
-  sum_samples(k, dA, s.batch, s.dim * s.dstate, r.dA.mutable_data_ptr());
-  if (x.D) sum_samples(k, dD, s.batch, s.dim, r.dD.mutable_data_ptr());
-  if (x.delta_bias) sum_samples(k, dbias, s.batch, s.dim, r.ddelta_bias.mutable_data_ptr());
+  each(lines, 8, [&](int64_t line) { k.reduce_weights(q, parts, line); });
   return r;
 }
 
@@ -182,8 +223,20 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan_fwd(Tensor u, Tensor delta, Te
                                                       Optional z, Optional delta_bias, Optional initial_state,
                                                       Optional lengths, bool delta_softplus, bool reverse,
                                                       int64_t checkpoint_every) {
-  Forward r = forward("selective_scan_fwd", {1, {u, Tensor()}, {z, {}}, delta, A, B, C, D, delta_bias, initial_state,
-                                             lengths, delta_softplus, reverse, checkpoint_every});
+  Forward r = forward("selective_scan_fwd", {1,
+                                             {u, Tensor()},
+                                             {z, {}},
+                                             delta,
+                                             A,
+                                             B,
+                                             C,
+                                             D,
+                                             delta_bias,
+                                             initial_state,
+                                             lengths,
+                                             delta_softplus,
+                                             reverse,
+                                             checkpoint_every});
   return {r.out[0], r.last_state, r.checkpoints};
 }
 
@@ -192,19 +245,44 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     Optional delta_bias, Optional initial_state, Optional lengths, Tensor checkpoints, bool delta_softplus,
     bool reverse, int64_t checkpoint_every, bool recompute_out) {
   Backward r = backward("selective_scan_bwd", &dout, dlast_state,
-                        {1, {u, Tensor()}, {z, {}}, delta, A, B, C, D, delta_bias, initial_state, lengths,
-                         delta_softplus, reverse, checkpoint_every},
+                        {1,
+                         {u, Tensor()},
+                         {z, {}},
+                         delta,
+                         A,
+                         B,
+                         C,
+                         D,
+                         delta_bias,
+                         initial_state,
+                         lengths,
+                         delta_softplus,
+                         reverse,
+                         checkpoint_every},
                         checkpoints, recompute_out);
   return {r.du[0], r.ddelta, r.dA, r.dB, r.dC, r.dD, r.dz[0], r.ddelta_bias, r.dinitial_state, r.out[0]};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> cross_selective_scan_fwd(Tensor v, Tensor t, Tensor delta, Tensor A, Tensor B,
-                                                                    Tensor C, Optional D, Optional z_v, Optional z_t,
-                                                                    Optional delta_bias, Optional initial_state,
-                                                                    Optional lengths, bool delta_softplus, bool reverse,
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_selective_scan_fwd(Tensor v, Tensor t, Tensor delta, Tensor A,
+                                                                    Tensor B, Tensor C, Optional D, Optional z_v,
+                                                                    Optional z_t, Optional delta_bias,
+                                                                    Optional initial_state, Optional lengths,
+                                                                    bool delta_softplus, bool reverse,
                                                                     int64_t checkpoint_every) {
-  Forward r = forward("cross_selective_scan_fwd", {2, {v, t}, {z_v, z_t}, delta, A, B, C, D, delta_bias, initial_state,
-                                                   lengths, delta_softplus, reverse, checkpoint_every});
+  Forward r = forward("cross_selective_scan_fwd", {2,
+                                                   {v, t},
+                                                   {z_v, z_t},
+                                                   delta,
+                                                   A,
+                                                   B,
+                                                   C,
+                                                   D,
+                                                   delta_bias,
+                                                   initial_state,
+                                                   lengths,
+                                                   delta_softplus,
+                                                   reverse,
+                                                   checkpoint_every});
   return {r.out[0], r.out[1], r.last_state, r.checkpoints};
 }
 
@@ -215,11 +293,23 @@ cross_selective_scan_bwd(Tensor dout_v, Tensor dout_t, Optional dlast_state, Ten
                          bool reverse, int64_t checkpoint_every, bool recompute_out) {
   const Tensor dout[2] = {dout_v, dout_t};
   Backward r = backward("cross_selective_scan_bwd", dout, dlast_state,
-                        {2, {v, t}, {z_v, z_t}, delta, A, B, C, D, delta_bias, initial_state, lengths, delta_softplus,
-                         reverse, checkpoint_every},
+                        {2,
+                         {v, t},
+                         {z_v, z_t},
+                         delta,
+                         A,
+                         B,
+                         C,
+                         D,
+                         delta_bias,
+                         initial_state,
+                         lengths,
+                         delta_softplus,
+                         reverse,
+                         checkpoint_every},
                         checkpoints, recompute_out);
-  return {r.du[0], r.du[1], r.ddelta, r.dA, r.dB, r.dC, r.dD, r.dz[0], r.dz[1], r.ddelta_bias, r.dinitial_state,
-          r.out[0], r.out[1]};
+  return {r.du[0], r.du[1],       r.ddelta,         r.dA,     r.dB,    r.dC, r.dD, r.dz[0],
+          r.dz[1], r.ddelta_bias, r.dinitial_state, r.out[0], r.out[1]};
 }
 
 // Keeps alive the contiguous copies that the struct points to.
@@ -248,12 +338,12 @@ struct ConvInputs {
 Tensor causal_conv1d_fwd(Tensor x, Tensor weight, Optional bias, Optional lengths, bool silu, bool reverse) {
   ConvInputs inputs{x, weight, bias, lengths};
   ConvForward p = inputs.params("causal_conv1d_fwd", silu, reverse);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = result_like(x);
   p.out = out(y);
   const Kernels& k = kernels(p.dtype);
-  each_task(p.batch, k.conv_blocks(p.dim), [&](int64_t batch, int64_t first, int64_t last) {
+  each_task(p.batch, k.conv_lines(p.dim), [&](int64_t batch, int64_t first, int64_t last) {
     const Memory scratch = allocate(k.conv_bytes(p.width));
-    for (int64_t block = first; block < last; ++block) k.conv_forward(p, batch, block, scratch.get());
+    for (int64_t line = first; line < last; ++line) k.conv_forward(p, batch, line, scratch.get());
   });
   return y;
 }
@@ -267,17 +357,17 @@ std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd(Tensor dout, Tensor x, Tens
   STD_TORCH_CHECK(dout.dim() == 3 && dout.size(0) == p.batch && dout.size(1) == p.length && dout.size(2) == p.dim,
                   "causal_conv1d_bwd: dout must have the shape of x");
   const ScalarType acc = accumulation_of(x);
-  Tensor dx = torch::stable::empty_like(x), dweight = empty(x, {p.dim, p.width}, acc), dbias = optional_like(bias, x, acc);
+  Tensor dx = result_like(x), dweight = empty(x, {p.dim, p.width}, acc), dbias = optional_like(bias, x, acc);
   q.dout = in(dout);
   q.dx = out(dx);
   const Kernels& k = kernels(p.dtype);
-  const int64_t word = acc == ScalarType::Double ? 8 : 4, channels = p.batch * p.dim;
+  const int64_t word = k.lane_bytes, channels = p.batch * p.dim;
   const Memory parts = allocate(word * channels * (p.width + 1) + 64);
   char *dweight_parts = static_cast<char*>(parts.get()), *dbias_parts = dweight_parts + word * channels * p.width;
-  each_task(p.batch, k.conv_blocks(p.dim), [&](int64_t batch, int64_t first, int64_t last) {
+  each_task(p.batch, k.conv_lines(p.dim), [&](int64_t batch, int64_t first, int64_t last) {
     const Memory scratch = allocate(k.conv_bytes(p.width));
-    for (int64_t block = first; block < last; ++block)
-      k.conv_backward(q, dweight_parts, dbias_parts, batch, block, scratch.get());
+    for (int64_t line = first; line < last; ++line)
+      k.conv_backward(q, dweight_parts, dbias_parts, batch, line, scratch.get());
   });
   sum_samples(k, dweight_parts, p.batch, p.dim * p.width, dweight.mutable_data_ptr());
   if (bias) sum_samples(k, dbias_parts, p.batch, p.dim, dbias.mutable_data_ptr());

@@ -1,58 +1,51 @@
-// What forward and backward share: the geometry of a task and the tiles of a chunk of processed steps.
+// What forward and backward share: the geometry of a task, the chunks of processed steps, and what all samples share of
+// the weights.
 //
-// A task is one sample and some blocks of channels. It goes through the sample's valid steps in the order of the recurrence,
-// `chunk` processed steps at a time, a whole checkpoint interval where there are checkpoints, and in each chunk through its
-// channels, so that rows stream from memory. Processed step i is step i of the sequence, or counted from the last valid
-// one with `reverse`. In the cross scan two neighbouring steps are the product and the sum of one pair.
+// A task is one sample and some neighbouring lines of channels. It goes through the sample's valid steps in the order of the
+// recurrence, `chunk` processed steps at a time, a whole checkpoint interval where there are checkpoints, and in each chunk
+// through its lines, so that rows stream from memory. Processed step i is step i of the sequence, or counted from the last
+// valid one with `reverse`. In the cross scan two neighbouring steps are the product and the sum of one pair.
 #pragma once
 
 #include "tile.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-// Channels whose parts of dB and dC are added up first: two tiles, never of two groups of B and C.
-struct Block {
-  int64_t channel;  // the first
-  int count;        // <= kBlockChannels
+constexpr int kBlockLines = 8;  // whose parts of dB and dC are added up before they are stored
+
+// Neighbouring channels of one group of B and C, up to 64 bytes.
+struct Line {
+  int64_t index, channel;  // of all lines; the first channel
+  int channels;
   int64_t group;
 };
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+inline int64_t lines_per_group(const ScanSizes& s) {
+  return ceil_div(s.dim / s.ngroups, Simd<T>::kLine);
+}
+template <class T>
+inline Line line_at(const ScanSizes& s, int64_t index) {
+  const int64_t per_group = s.dim / s.ngroups, lines = lines_per_group<T>(s), group = index / lines;
+  const int64_t offset = index % lines * Simd<T>::kLine, left = per_group - offset;
+  return {index, group * per_group + offset, int(left < Simd<T>::kLine ? left : Simd<T>::kLine), group};
+}
+
+// Lines first … last - 1, of one group. How blocks are dealt out to tasks changes no result.
+struct Block {
+  int64_t first, last, group;
+};
+template <class T>
 inline int64_t block_count(const ScanSizes& s) {
-  return s.ngroups * ((s.dim / s.ngroups + kBlockChannels - 1) / kBlockChannels);
+  return s.ngroups * ceil_div(lines_per_group<T>(s), kBlockLines);
 }
-
-inline Block block_of(const ScanSizes& s, int64_t index) {
-  const int64_t per_group = s.dim / s.ngroups, blocks = (per_group + kBlockChannels - 1) / kBlockChannels;
-  const int64_t group = index / blocks, offset = index % blocks * kBlockChannels;
-  const int64_t left = per_group - offset;
-  return {group * per_group + offset, int(left < kBlockChannels ? left : kBlockChannels), group};
-}
-
-// A task: some neighbouring blocks of one sample. How blocks are dealt out to tasks changes no result.
-struct Task {
-  int64_t batch, first_block, last_block;  // blocks first … last - 1
-  int64_t blocks() const { return last_block - first_block; }
-};
-
-// The channels of one tile, and its place among the tiles of the task.
-struct Tile {
-  int64_t channel;
-  int channels;  // <= kChannels
-  int64_t slot;
-};
-
-// Calls f(tile) for the tiles of one block of the task.
-template <class F>
-inline void each_tile(const Task& task, const Block& block, int64_t index, F f) {
-  for (int k = 0; k * kChannels < block.count; ++k) {
-    const int left = block.count - k * kChannels;
-    f(Tile{block.channel + k * kChannels, left < kChannels ? left : kChannels,
-           (index - task.first_block) * (kBlockChannels / kChannels) + k});
-  }
-}
-template <class F>
-inline void each_tile(const ScanSizes& s, const Task& task, F f) {
-  for (int64_t i = task.first_block; i < task.last_block; ++i) each_tile(task, block_of(s, i), i, f);
+template <class T>
+inline Block block_at(const ScanSizes& s, int64_t index) {
+  const int64_t lines = lines_per_group<T>(s), blocks = ceil_div(lines, kBlockLines), group = index / blocks;
+  const int64_t first = index % blocks * kBlockLines, last = first + kBlockLines;
+  return {group * lines + first, group * lines + (last < lines ? last : lines), group};
 }
 
 inline int64_t valid_length(const ScanForward& p, int64_t batch) {
@@ -63,139 +56,166 @@ inline int64_t valid_length(const ScanForward& p, int64_t batch) {
 
 inline int chunk_steps(const ScanSizes& s) { return s.checkpoint_every ? int(s.checkpoint_every) : kSteps; }
 
-// Processed steps begin … begin + count - 1 as spans of the step axis and of each stream.
+// Processed steps begin … begin + count - 1: rows of delta, B and C, and of the streams.
 struct Chunk {
   int64_t begin;
   int count;
-  Span steps;       // of delta
-  Span streams[2];  // of u, or of v (at the product's place) and t (at the sum's)
-  int pairs;        // stream steps: count, or count / 2
+  Span steps, pairs;  // of the step axis; of each stream: as steps, or pairs of them
 };
 
 inline Chunk chunk_at(const ScanForward& p, int64_t valid, int64_t begin) {
-  const int64_t total = valid * p.streams, left = total - begin;
-  const int chunk = chunk_steps(p.size);
-  Chunk c;
-  c.begin = begin;
-  c.count = int(left < chunk ? left : chunk);
-  c.pairs = c.count / p.streams;
-  const int64_t sign = p.reverse ? -1 : 1;
-  c.steps = {p.reverse ? total - 1 - begin : begin, sign, c.count, 0, 1};
-  const int64_t origin = p.reverse ? valid - 1 - begin / p.streams : begin / p.streams;
-  for (int m = 0; m < p.streams; ++m) {
-    // Reversed, the sum comes first.
-    const int place = p.reverse ? p.streams - 1 - m : m;
-    c.streams[m] = {origin, sign, c.pairs, place, p.streams};
-  }
-  return c;
+  const int64_t total = valid * p.streams, left = total - begin, sign = p.reverse ? -1 : 1;
+  const int chunk = chunk_steps(p.size), count = int(left < chunk ? left : chunk);
+  const int64_t pair = begin / p.streams;
+  return {begin,
+          count,
+          {p.reverse ? total - 1 - begin : begin, sign, count},
+          {p.reverse ? valid - 1 - pair : pair, sign, count / p.streams}};
 }
 
-// Calls f(product, sum) with the offsets of the two steps of each pair in every vector of a tile.
+// The state of a channel before a chunk.
+template <class T>
+inline T* checkpoint(const ScanForward& p, const Chunk& c, int64_t batch, int64_t channel) {
+  const ScanSizes& s = p.size;
+  return static_cast<T*>(p.checkpoints) + ((batch * s.nchunks + c.begin / chunk_steps(s)) * s.dim + channel) * s.dstate;
+}
+
+// Calls f(j, i, v) for row j of the streams, the processed step i that it is, or the first of the two, and lane v.
 template <class T, class F>
-inline void each_pair(const Chunk& c, int vectors, F f) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  for (int v = 0; v < vectors; ++v)
-    for (int j = 0; j < c.pairs; ++j) {
-      const int pair = (v * kSteps + 2 * j) * kLanes;
-      f(pair + c.streams[0].first * kLanes, pair + c.streams[1].first * kLanes);
+inline void each_row(const ScanForward& p, const Chunk& c, F f) {
+  for (int j = 0; j < c.pairs.count; ++j)
+    for (int v = 0; v < Simd<T>::kLine; v += Simd<T>::kLanes) f(j, j * p.streams, v);
+}
+
+// The product and the sum of pair j are processed steps 2 j + product and 2 j + sum: time reversed, the sum comes first.
+struct Order {
+  int product, sum;
+  explicit Order(const ScanForward& p) : product(p.reverse), sum(!p.reverse) {}
+};
+
+// Weights by lines, [line][state][lane] and [line][lane]; made once per call, read by all tasks.
+template <class T>
+struct Weights {
+  T *A2, *largest;  // A * log2(e), and the largest magnitude of each channel's
+  T *D, *bias;      // 0 where absent
+
+  Weights(void* memory, const ScanSizes& s) {
+    const int64_t lanes = s.ngroups * lines_per_group<T>(s) * Simd<T>::kLine;
+    A2 = static_cast<T*>(memory);
+    largest = A2 + lanes * s.dstate;
+    D = largest + lanes;
+    bias = D + lanes;
+  }
+  static int64_t bytes(const ScanSizes& s) { return s.ngroups * lines_per_group<T>(s) * kLineBytes * (s.dstate + 3); }
+};
+
+// One value for each channel of a line; 0 past the last, and where there is no tensor.
+template <class T>
+void load_channels(const void* data, const Line& line, T* out) {
+  for (int c = 0; c < Simd<T>::kLine; ++c)
+    out[c] = data && c < line.channels ? static_cast<const T*>(data)[line.channel + c] : T(0);
+}
+
+// States of a line: (channel, dstate) in memory, [state][lane] here; lanes past the last channel are 0.
+template <class T>
+void load_states(const T* from, int64_t dstate, int channels, T* to) {
+  constexpr int kLine = Simd<T>::kLine;
+  if (!from || channels < kLine)
+    for (int64_t i = 0; i < dstate * kLine; ++i) to[i] = 0;
+  if (from) transpose(from, dstate, channels, dstate, to, kLine);
+}
+template <class T>
+void store_states(const T* from, int64_t dstate, int channels, T* to) {
+  transpose(from, Simd<T>::kLine, dstate, channels, to, dstate);
+}
+
+template <class T>
+void prepare_weights(const ScanForward& p, const Weights<T>& w, const Line& line) {
+  constexpr int kLine = Simd<T>::kLine;
+  const int64_t dstate = p.size.dstate, at_line = line.index * kLine;
+  T *A2 = w.A2 + at_line * dstate, *largest = w.largest + at_line;
+  load_states(static_cast<const T*>(p.A) + line.channel * dstate, dstate, line.channels, A2);
+  for (int c = 0; c < kLine; ++c) largest[c] = 0;
+  for (int64_t n = 0; n < dstate; ++n)
+    for (int c = 0; c < kLine; ++c) {
+      const T x = A2[n * kLine + c] *= T(kLog2E), magnitude = x < 0 ? -x : x;
+      largest[c] = magnitude > largest[c] ? magnitude : largest[c];
     }
-}
-template <class T, class F>
-inline void each_step(const Chunk& c, int vectors, F f) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  for (int v = 0; v < vectors; ++v)
-    for (int i = 0; i < c.count; ++i) f((v * kSteps + i) * kLanes, v * kLanes);
+  load_channels(p.D, line, w.D + at_line);
+  load_channels(p.delta_bias, line, w.bias + at_line);
 }
 
-// One value for each channel of a tile; 0 past the last, and where there is no tensor.
+// The largest magnitude of the step sizes of each lane, and whether d_t * A then stays where exp2_product holds. As integers
+// magnitudes compare as they do as numbers, and a NaN is larger than all.
 template <class T>
-void load_channels(const void* data, int64_t channel, int count, T* out) {
-  for (int c = 0; c < kChannels; ++c) out[c] = data && c < count ? static_cast<const T*>(data)[channel + c] : T(0);
-}
-
-// States of a tile: (channel, dstate) in memory, [vector][state][lane] here.
-template <class T>
-void load_states(const T* from, int64_t dstate, int count, T scale, T* to) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  const int padded = (count + kLanes - 1) / kLanes * kLanes;
-  for (int c = 0; c < padded; ++c) {
-    T* lane = to + c / kLanes * dstate * kLanes + c % kLanes;
-    for (int64_t n = 0; n < dstate; ++n) lane[n * kLanes] = c < count && from ? from[c * dstate + n] * scale : T(0);
-  }
-}
-template <class T>
-void store_states(const T* from, int64_t dstate, int count, T* to) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  for (int c = 0; c < count; ++c) {
-    const T* lane = from + c / kLanes * dstate * kLanes + c % kLanes;
-    for (int64_t n = 0; n < dstate; ++n) to[c * dstate + n] = lane[n * kLanes];
-  }
-}
-
-// Raw step sizes -> d_t = softplus(delta + bias); with `slope`, its derivative too.
-template <class T>
-void step_sizes(const ScanForward& p, const Chunk& c, int vectors, const T* bias, T* delta, T* slope) {
+class Magnitude {
   using V = typename Simd<T>::V;
   using I = typename Simd<T>::I;
-  each_step<T>(c, vectors, [&](int i, int channel) {
-    V x = at(delta + i) + at(bias + channel), d = 1 - V{};
-    if (p.delta_softplus) softplus<T, V, I>(V(x), x, d);
-    at(delta + i) = x;
-    if (slope) at(slope + i) = d;
-  });
-}
+  static constexpr typename Simd<T>::Int kWithoutSign = ~(typename Simd<T>::Int(1) << (8 * sizeof(T) - 1));
 
-// Whether |d_t * A| stays where exp2_product holds, for every step and channel of a vector. False for NaN too.
-template <class T>
-bool moderate(const T* delta, int count, typename Simd<T>::V largest) {
-  using V = typename Simd<T>::V;
-  using I = typename Simd<T>::I;
-  I all = ~I{};
-  for (int i = 0; i < count; ++i) {
-    const V x = at(delta + i * Simd<T>::kLanes) * largest;
-    all &= (x < FloatTraits<T>::kMaxExponent) & (x > -FloatTraits<T>::kMaxExponent);
+ public:
+  void add(int v, V delta) {
+    const I bits = I(delta) & kWithoutSign;
+    I& most = most_[v / Simd<T>::kLanes];
+    most = bits > most ? bits : most;
   }
-  for (int l = 0; l < Simd<T>::kLanes; ++l)
-    if (!all[l]) return false;
-  return true;
-}
-
-// The largest |A| of each channel, times log2(e) as A2 is. [vector][lane]
-template <class T>
-void largest_rates(const T* A2, int64_t dstate, int vectors, T* out) {
-  using V = typename Simd<T>::V;
-  constexpr int kLanes = Simd<T>::kLanes;
-  for (int v = 0; v < vectors; ++v) {
-    V most = V{};
-    for (int64_t n = 0; n < dstate; ++n) {
-      V x = at(A2 + (v * dstate + n) * kLanes);
-      x = x < 0 ? V(-x) : x;
-      most = x > most ? x : most;
+  bool moderate(const T* largest) const {
+    for (int v = 0; v < Simd<T>::kVectors; ++v) {
+      const V x = V(most_[v]) * at(largest + v * Simd<T>::kLanes);
+      for (int l = 0; l < Simd<T>::kLanes; ++l)
+        if (!(x[l] < FloatTraits<T>::kMaxExponent)) return false;
     }
-    at(out + v * kLanes) = most;
+    return true;
   }
-}
 
-// The sum over the lanes of each state: [state][lane] -> [state].
+ private:
+  I most_[Simd<T>::kVectors] = {};
+};
+
+// The sums over `lanes` of rows of a group of states: [state][lane] -> [state].
 template <class T>
-void sum_lanes(const T* from, int64_t dstate, T* to) {
+void sum_lanes(const T* from, int states, T* to) {
   constexpr int kLanes = Simd<T>::kLanes;
-  for (int64_t n = 0; n < dstate; ++n) {
+  int n = 0;
+  if constexpr (__is_same(T, float)) {
+    const auto quad = [&](int state) {
+      const Quad* row = reinterpret_cast<const Quad*>(from + state * kLanes);
+      Quad sum = row[0];
+      for (int q = 1; q < kLanes / 4; ++q) sum += row[q];
+      return sum;
+    };
+    for (; n + 4 <= states; n += 4) {
+      const Quad a = quad(n), b = quad(n + 1), c = quad(n + 2), d = quad(n + 3);
+      const Quad ac = shuffle<0, 4, 1, 5>(a, c) + shuffle<2, 6, 3, 7>(a, c);
+      const Quad bd = shuffle<0, 4, 1, 5>(b, d) + shuffle<2, 6, 3, 7>(b, d);
+      *reinterpret_cast<Quad*>(to + n) = shuffle<0, 4, 1, 5>(ac, bd) + shuffle<2, 6, 3, 7>(ac, bd);
+    }
+  }
+  for (; n < states; ++n) {
     T sum = 0;
     for (int l = 0; l < kLanes; ++l) sum += from[n * kLanes + l];
     to[n] = sum;
   }
 }
 
-// Hands out pieces of a task's scratch memory, aligned to a cache line. Three lines between two pieces keep tiles, whose
-// size is a power of two, from sharing the sets of the first-level cache step by step.
+// Calls f<kGroup>(first state) over all states, in groups of kMost and what is left in powers of two.
+template <int kMost, class F>
+inline void each_group(int64_t dstate, F f) {
+  static_assert(kMost == 4 || kMost == 8);
+  int64_t n = 0;
+  for (; n + kMost <= dstate; n += kMost) f.template operator()<kMost>(n);
+  if (dstate - n >= 4) f.template operator()<4>(n), n += 4;
+  if (dstate - n >= 2) f.template operator()<2>(n), n += 2;
+  if (dstate - n >= 1) f.template operator()<1>(n);
+}
+
+// Hands out pieces of a task's scratch memory, aligned to a cache line. Begun at 0 it measures: `next` is then the size.
 struct Scratch {
-  static constexpr int64_t kGap = 3 * 64, kPieces = 40;
-  char* next;
+  uintptr_t next;
   template <class T>
   T* take(int64_t count) {
     T* piece = reinterpret_cast<T*>(next);
-    next += (count * int64_t(sizeof(T)) + 63) / 64 * 64 + kGap;
+    next += uintptr_t(ceil_div(count * int64_t(sizeof(T)), kLineBytes) * kLineBytes);
     return piece;
   }
 };

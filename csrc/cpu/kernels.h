@@ -8,26 +8,40 @@
 
 namespace cmimtl::cpu {
 
-// For one accumulation type, float or double (T in the tasks' comments). Pointers to parts are T*.
-struct Kernels {
-  // A task is blocks first … last - 1 of one sample.
-  int64_t (*scan_blocks)(const ScanSizes&);                  // blocks of one sample
-  int64_t (*forward_bytes)(int64_t dstate, int64_t blocks);  // scratch of one task
-  void (*forward)(const ScanForward&, int64_t batch, int64_t first, int64_t last, void* scratch);
+// What the backward tasks leave for the sums over them; pointers to the accumulation type. See Partial in scan_backward.h.
+struct BackwardParts {
+  void *dB, *dC, *dA, *dD, *dbias;
+};
 
-  int64_t (*backward_bytes)(int64_t dstate, int64_t blocks);
-  // dB, dC: (blocks, batch, steps, dstate); dA: (batch, dim, dstate); dD, dbias: (batch, dim).
-  void (*backward)(const ScanBackward&, void* dB, void* dC, void* dA, void* dD, void* dbias, int64_t batch,
-                   int64_t first, int64_t last, void* scratch);
-  void (*reduce_maps)(const ScanBackward&, void* dB, void* dC, int64_t batch, int64_t step, void* scratch);
+// For one accumulation type, float or double. Channels are worked on in lines, lines in blocks.
+struct Kernels {
+  int64_t lane_bytes;                   // of the accumulation type
+  int64_t (*lines)(const ScanSizes&);   // of all channels
+  int64_t (*blocks)(const ScanSizes&);  // neighbouring lines whose parts of dB and dC are added up
+  int64_t most_steps;                   // between two checkpoints
+
+  int64_t (*weights_bytes)(const ScanSizes&);
+  void (*prepare)(const ScanForward&, void* weights, int64_t line);
+
+  // A task is lines first … last - 1 of one sample.
+  int64_t (*forward_bytes)(DType, int64_t dstate, int64_t lines);  // scratch of one task
+  void (*forward)(const ScanForward&, const void* weights, int64_t batch, int64_t first, int64_t last, void* scratch);
+
+  // A task is blocks first … last - 1 of one sample.
+  int64_t (*backward_bytes)(const ScanBackward&, int64_t first, int64_t last);
+  void (*backward)(const ScanBackward&, const void* weights, const BackwardParts&, int64_t batch, int64_t first,
+                   int64_t last, void* scratch);
+  void (*reduce_maps)(const ScanBackward&, const BackwardParts&, int64_t batch, int64_t step, void* row);
+  void (*reduce_weights)(const ScanBackward&, const BackwardParts&, int64_t line);
+
+  // A task is one line of one sample.
+  int64_t (*conv_lines)(int64_t dim);
+  int64_t (*conv_bytes)(int64_t width);
+  void (*conv_forward)(const ConvForward&, int64_t batch, int64_t line, void* scratch);
+  // dweight: (batch, dim, width), dbias: (batch, dim).
+  void (*conv_backward)(const ConvBackward&, void* dweight, void* dbias, int64_t batch, int64_t line, void* scratch);
   // Sums parts (samples, size) over samples for elements begin … end - 1.
   void (*reduce_samples)(const void* parts, int64_t samples, int64_t size, int64_t begin, int64_t end, void* out);
-
-  int64_t (*conv_blocks)(int64_t dim);
-  int64_t (*conv_bytes)(int64_t width);  // here a task is one block of one sample
-  void (*conv_forward)(const ConvForward&, int64_t batch, int64_t block, void* scratch);
-  // dweight: (batch, dim, width), dbias: (batch, dim).
-  void (*conv_backward)(const ConvBackward&, void* dweight, void* dbias, int64_t batch, int64_t block, void* scratch);
 };
 
 // One of each for float and for double.

@@ -1,6 +1,6 @@
 // The backward pass of one task, chunk by chunk from the last. The states of a chunk are computed again from its checkpoint
 // and live in the first-level cache with their decays; lanes are channels, so that the sums over states (for du and
-// ddelta) are plain additions, and the sums over channels (dB, dC) add up in vectors until the end of the chunk.
+// ddelta) are plain additions, and the sums over channels (dB, dC) add up in vectors until the end of a block of lines.
 //
 // With h_i = e_i h_{i-1} + d_i x_i B_i, e_i = exp(d_i A), y_i = <C_i, h_i> and g_i the gradient of h_i:
 //   g_i = dy_i C_i + e_{i+1} g_{i+1}     dB_i = g_i d_i x_i     dC_i = dy_i h_i     dA = sum d_i g_i e_i h_{i-1}
@@ -11,318 +11,414 @@
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
+// The carried gradients, the sums dA and what a step loads fit AVX2's sixteen registers for four states.
+constexpr int kBackwardGroup = 4;
+
+// One vector of channels, one group of states, over the steps of a chunk.
 template <class T>
 struct BackwardSlice {
   int count;
-  bool moderate;
-  const T *delta, *delta_x, *dy;  // [step][lane]
-  T* y;                           // [step][lane] or null: not wanted
-  T *dx, *ddelta;                 // [step][lane]  <g, B> and <A2, g e h> added
+  const T *delta, *delta_x, *dy;  // [step][lane of the line]
+  T *y, *dx, *ddelta;             // [step][lane of the line]: <C, h>, <g, B> and <A2, g e h> of the group are added
   const T *B, *C;                 // [step][dstate], at the group's first state
   int64_t dstate;
-  const T *A2, *state;  // [state][lane]; the state before the chunk
-  T *carry, *dA;        // [state][lane]; e g of the step after the chunk in, of its first step out
-  T *dB, *dC;           // [step][state][lane], at the group's first state
-  T *decay, *history;   // [step][state of the group][lane], scratch; history has one step more
+  const T *A2, *state;  // [state][lane of the line]; the state before the chunk
+  T *carry, *dA;        // [state][lane of the line]; e g of the step after the chunk in, of its first step out
+  T *dB, *dC;           // [step][state of the group][lane of the vector]
+  T *decay, *history;   // as dB, scratch: e_i and h_{i-1}
+  Ahead ahead;
 };
 
-// Two sums and two products for each state must fit the registers beside the carried gradient: four states of AVX2's
-// sixteen registers.
-constexpr int kBackwardGroup = 4;
-
-template <int kGroup, class T>
-void backward_group(const BackwardSlice<T>& s) {
+// `kFirst`: dB and dC hold nothing yet.
+template <int kGroup, bool kModerate, bool kFirst, class T>
+__attribute__((noinline)) void backward_group(const BackwardSlice<T> s) {
   using V = typename Simd<T>::V;
-  constexpr int kLanes = Simd<T>::kLanes, kRow = kGroup * kLanes;
-  decays<kGroup>(s.count, s.moderate, s.delta, s.A2, s.decay);
+  constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
+  const int count = s.count;
+  const int64_t dstate = s.dstate;
+  const T *const B = s.B, *const C = s.C, *const delta = s.delta, *const delta_x = s.delta_x, *const dy = s.dy;
+  T *const decay = s.decay, *const history = s.history;
 
-  V state[kGroup];
-#pragma GCC unroll 8
-  for (int n = 0; n < kGroup; ++n) at(s.history + n * kLanes) = state[n] = at(s.state + n * kLanes);
-  for (int i = 0; i < s.count; ++i) {
-    const T* B = s.B + i * s.dstate;
-    const V delta_x = at(s.delta_x + i * kLanes);
-#pragma GCC unroll 8
+  V A2[kGroup], state[kGroup];
+#pragma GCC unroll 4
+  for (int n = 0; n < kGroup; ++n) A2[n] = at(s.A2 + n * kLine), state[n] = at(s.state + n * kLine);
+  T *const y = s.y, *const dC = s.dC;
+  for (int i = 0; i < count; ++i) {
+    s.ahead.step(i);
+    const V d = at(delta + i * kLine), dx = at(delta_x + i * kLine), dy_i = at(dy + i * kLine);
+    V sum = V{};
+#pragma GCC unroll 4
     for (int n = 0; n < kGroup; ++n) {
-      state[n] = at(s.decay + i * kRow + n * kLanes) * state[n] + delta_x * B[n];
-      at(s.history + (i + 1) * kRow + n * kLanes) = state[n];
+      const int place = i * kRow + n * kLanes;
+      const V e = decay_of<kModerate, T>(d, A2[n]);
+      at(decay + place) = e;
+      at(history + place) = state[n];
+      state[n] = e * state[n] + dx * B[i * dstate + n];
+      sum += state[n] * C[i * dstate + n];
+      at(dC + place) = (kFirst ? V{} : V(at(dC + place))) + dy_i * state[n];
     }
-    if (s.y) {
-      const T* C = s.C + i * s.dstate;
-      V y = at(s.y + i * kLanes);
-#pragma GCC unroll 8
-      for (int n = 0; n < kGroup; ++n) y += state[n] * C[n];
-      at(s.y + i * kLanes) = y;
-    }
+    at(y + i * kLine) += sum;
   }
 
   V carry[kGroup], dA[kGroup];
-#pragma GCC unroll 8
-  for (int n = 0; n < kGroup; ++n) {
-    carry[n] = at(s.carry + n * kLanes);
-    dA[n] = at(s.dA + n * kLanes);
-  }
-  for (int i = s.count - 1; i >= 0; --i) {
-    const T *B = s.B + i * s.dstate, *C = s.C + i * s.dstate;
-    T *dB = s.dB + i * s.dstate * kLanes, *dC = s.dC + i * s.dstate * kLanes;
-    const T *decay = s.decay + i * kRow, *before = s.history + i * kRow, *after = before + kRow;
-    const V delta = at(s.delta + i * kLanes), delta_x = at(s.delta_x + i * kLanes), dy = at(s.dy + i * kLanes);
-    V dx = at(s.dx + i * kLanes), ddelta = at(s.ddelta + i * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
+  for (int n = 0; n < kGroup; ++n) carry[n] = at(s.carry + n * kLine), dA[n] = at(s.dA + n * kLine);
+  T *const dx_sum = s.dx, *const ddelta_sum = s.ddelta, *const dB = s.dB;
+  for (int i = count - 1; i >= 0; --i) {
+    const V d = at(delta + i * kLine), dx = at(delta_x + i * kLine), dy_i = at(dy + i * kLine);
+    V to_x = V{}, to_delta = V{};
+#pragma GCC unroll 4
     for (int n = 0; n < kGroup; ++n) {
-      const V g = carry[n] + dy * C[n];
-      at(dC + n * kLanes) += dy * at(after + n * kLanes);
-      at(dB + n * kLanes) += g * delta_x;
-      dx += g * B[n];
-      carry[n] = g * at(decay + n * kLanes);
-      const V through = carry[n] * at(before + n * kLanes);
-      dA[n] += through * delta;
-      ddelta += through * at(s.A2 + n * kLanes);
+      const int place = i * kRow + n * kLanes;
+      const V g = carry[n] + dy_i * C[i * dstate + n];
+      at(dB + place) = (kFirst ? V{} : V(at(dB + place))) + g * dx;
+      to_x += g * B[i * dstate + n];
+      carry[n] = g * at(decay + place);
+      const V through = carry[n] * at(history + place);
+      dA[n] += through * d;
+      to_delta += through * A2[n];
     }
-    at(s.dx + i * kLanes) = dx;
-    at(s.ddelta + i * kLanes) = ddelta;
+    at(dx_sum + i * kLine) += to_x;
+    at(ddelta_sum + i * kLine) += to_delta;
   }
-#pragma GCC unroll 8
-  for (int n = 0; n < kGroup; ++n) {
-    at(s.carry + n * kLanes) = carry[n];
-    at(s.dA + n * kLanes) = dA[n];
-  }
+#pragma GCC unroll 4
+  for (int n = 0; n < kGroup; ++n) at(s.carry + n * kLine) = carry[n], at(s.dA + n * kLine) = dA[n];
 }
 
+// What a chunk holds of one line, [step][lane] each.
 template <class T>
-struct BackwardScratch {
-  T *A2, *carry, *dA;                  // [slot][vector][state][lane]
-  T *largest, *D, *bias, *dD, *dbias;  // [slot][channel]
-  T* state;                            // [vector][state][lane]
-  T *B, *C;                            // [step][state]
-  T *dB, *dC;                          // [step][state][lane]
-  T *delta, *slope, *raw, *x, *delta_x, *dy, *y, *dx, *ddelta, *z, *gate, *dgate;  // a tile each
-  T *decay, *history;
+struct Columns {
+  T *delta, *slope;  // d, and its derivative by the raw step size
+  T* delta_x;        // d x
+  T *dy, *y;         // the gradient of y = <C, h> + D x, and y
+  T *dx, *ddelta;    // sums over the states
+  T *gate, *dgate;   // silu(z), and dout times its derivative
+  T* state;          // [state][lane], before the chunk
+};
 
-  BackwardScratch(Scratch memory, int64_t dstate, int64_t blocks) {
-    for (T** states : {&A2, &carry, &dA}) *states = memory.take<T>(blocks * kBlockChannels * dstate);
-    for (T** channels : {&largest, &D, &bias, &dD, &dbias}) *channels = memory.take<T>(blocks * kBlockChannels);
-    state = memory.take<T>(kChannels * dstate);
+template <class S>
+struct BackwardScratch {
+  using T = typename Storage<S>::T;
+  T *carry, *dA;  // [line of the task][state][lane]
+  T *dD, *dbias;  // [line of the task][lane]
+  T *B, *C;       // [step][state]
+  T *dB, *dC;     // [step][state of a group][lane of a vector]
+  T *decay, *history;
+  Columns<T> columns[kBlockLines];
+  S *in[7], *out[7];  // rows that cannot be used in place: see stage_backward and finish_backward
+
+  BackwardScratch(Scratch& memory, int64_t dstate, int64_t lines) {
+    constexpr int kLine = Simd<T>::kLine;
+    for (T** states : {&carry, &dA}) *states = memory.take<T>(lines * dstate * kLine);
+    for (T** channels : {&dD, &dbias}) *channels = memory.take<T>(lines * kLine);
     for (T** map : {&B, &C}) *map = memory.take<T>(kSteps * dstate);
-    for (T** map : {&dB, &dC}) *map = memory.take<T>(kSteps * dstate * Simd<T>::kLanes);
-    for (T** tile : {&delta, &slope, &raw, &x, &delta_x, &dy, &y, &dx, &ddelta, &z, &gate, &dgate})
-      *tile = memory.take<T>(kSteps * kChannels);
-    for (T** group : {&decay, &history}) *group = memory.take<T>((kSteps + 1) * kBackwardGroup * Simd<T>::kLanes);
+    for (T** group : {&dB, &dC, &decay, &history}) *group = memory.take<T>(kSteps * kBackwardGroup * Simd<T>::kLanes);
+    for (Columns<T>& c : columns) {
+      for (T** column : {&c.delta, &c.slope, &c.delta_x, &c.dy, &c.y, &c.dx, &c.ddelta, &c.gate, &c.dgate})
+        *column = memory.take<T>(kSteps * kLine);
+      c.state = memory.take<T>(dstate * kLine);
+    }
+    for (S*& rows : in) rows = memory.take<S>(kSteps * kLine);
+    for (S*& rows : out) rows = memory.take<S>(kSteps * kLine);
   }
-  static int64_t bytes(int64_t dstate, int64_t blocks) {
-    const int64_t lanes = Simd<T>::kLanes, tiles = 12 * kSteps * kChannels + 2 * (kSteps + 1) * kBackwardGroup * lanes;
-    return int64_t(sizeof(T)) * (blocks * kBlockChannels * (3 * dstate + 5) + kChannels * dstate +
-                                 2 * kSteps * dstate * (1 + lanes) + tiles) +
-           Scratch::kPieces * (64 + Scratch::kGap);
+  static int64_t bytes(int64_t dstate, int64_t lines) {
+    Scratch memory{0};
+    BackwardScratch(memory, dstate, lines);
+    return int64_t(memory.next);
   }
 };
 
-// The chunk's elementwise inputs: d_t and its slope, x, d_t x, the gate and what it does to the gradients.
-template <class T>
-void stage_backward(const BackwardScratch<T>& w, const ScanBackward& q, const Chunk& c, int64_t batch, const Tile& tile,
-                    bool want_y) {
+// The elementwise part before the loops over states; returns whether every decay is moderate.
+template <class S, class T>
+bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Weights<T>& weights, const ScanBackward& q,
+                    const Chunk& c, int64_t batch, const Line& line) {
   using V = typename Simd<T>::V;
   using I = typename Simd<T>::I;
+  constexpr int kLine = Simd<T>::kLine;
   const ScanForward& p = q.forward;
-  const int64_t channel = tile.channel;
-  const int channels = tile.channels, vectors = (channels + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
-  const T *D = w.D + tile.slot * kChannels, *bias = w.bias + tile.slot * kChannels;
-
-  load(p.dtype, p.delta, batch, channel, channels, c.steps, w.delta);
-  step_sizes<T>(p, c, vectors, bias, w.delta, w.slope);
+  const T *D = weights.D + line.index * kLine, *bias = weights.bias + line.index * kLine;
+  const auto rows = [&](const In& x, const Span& span, int buffer) {
+    return gather(x, batch, line.channel, line.channels, span, w.in[buffer]);
+  };
+  const bool gated = p.z[0].data;
+  const Rows<const S> delta = rows(p.delta, c.steps, 0);
+  Rows<const S> u[2], z[2], dout[2];
   for (int m = 0; m < p.streams; ++m) {
-    load(p.dtype, p.u[m], batch, channel, channels, c.streams[m], w.raw);
-    load(p.dtype, q.dout[m], batch, channel, channels, c.streams[m], w.dy);
-    if (p.z[m].data) load(p.dtype, p.z[m], batch, channel, channels, c.streams[m], w.z);
+    u[m] = rows(p.u[m], c.pairs, 1 + m);
+    dout[m] = rows(q.dout[m], c.pairs, 3 + m);
+    if (gated) z[m] = rows(p.z[m], c.pairs, 5 + m);
   }
-  if (p.streams == 2)
-    each_pair<T>(c, vectors, [&](int product, int sum) {
-      const V v = at(w.raw + product), t = at(w.raw + sum);
-      at(w.x + product) = v * t;
-      at(w.x + sum) = v + t;
-    });
-  const T* x = p.streams == 2 ? w.x : w.raw;
-  each_step<T>(c, vectors, [&](int i, int channel) {
-    at(w.delta_x + i) = at(w.delta + i) * at(x + i);
-    if (want_y) at(w.y + i) = at(D + channel) * at(x + i);
-    at(w.dx + i) = at(w.ddelta + i) = V{};
-  });
-  if (!p.z[0].data) return;
-  const auto gate_of = [](V z, V& gate, V& slope) {
+
+  Magnitude<T> magnitude;
+  const auto token = [&](int i, int v, V x, V dout, V gate, V slope_of_gate) {
+    const int place = i * kLine + v;
+    V d = load(delta[i] + v) + at(bias + v), slope = 1 - V{};
+    if (p.delta_softplus) softplus<T, V, I>(V(d), d, slope);
+    magnitude.add(v, d);
+    at(to.delta + place) = d;
+    at(to.slope + place) = slope;
+    at(to.delta_x + place) = d * x;
+    at(to.y + place) = at(D + v) * x;
+    at(to.dx + place) = at(to.ddelta + place) = V{};
+    at(to.dy + place) = dout * gate;
+    at(to.gate + place) = gate;
+    at(to.dgate + place) = dout * slope_of_gate;
+  };
+  const auto silu = [&](V z, V& gate, V& slope) {
     const V s = sigmoid<T, V, I>(z);
     gate = z * s;
-    slope = s * (1 + z * (1 - s));
+    slope = s + gate * (1 - s);
   };
-  const auto apply = [&](int i, V gate, V slope) {
-    const V dout = at(w.dy + i);
-    at(w.gate + i) = gate;
-    at(w.dgate + i) = dout * slope;
-    at(w.dy + i) = dout * gate;
-  };
-  V gate, slope;
-  if (p.streams == 2)
-    each_pair<T>(c, vectors, [&](int product, int sum) {
-      gate_of(V(at(w.z + product) * at(w.z + sum)), gate, slope);
-      apply(product, gate, slope);
-      apply(sum, gate, slope);
+  V gate = 1 - V{}, slope = V{};
+  if (p.streams == 1) {
+    each_row<T>(p, c, [&](int j, int i, int v) {
+      if (gated) silu(load(z[0][j] + v), gate, slope);
+      token(i, v, load(u[0][j] + v), load(dout[0][j] + v), gate, slope);
     });
-  else
-    each_step<T>(c, vectors, [&](int i, int) {
-      gate_of(V(at(w.z + i)), gate, slope);
-      apply(i, gate, slope);
+  } else {
+    const Order order(p);
+    each_row<T>(p, c, [&](int j, int i, int v) {
+      const V a = load(u[0][j] + v), b = load(u[1][j] + v);
+      if (gated) silu(V(load(z[0][j] + v) * load(z[1][j] + v)), gate, slope);
+      token(i + order.product, v, V(a * b), load(dout[0][j] + v), gate, slope);
+      token(i + order.sum, v, V(a + b), load(dout[1][j] + v), gate, slope);
     });
+  }
+  return magnitude.moderate(weights.largest + line.index * kLine);
 }
 
-// From the sums over states to the gradients of the inputs, and their stores.
-template <class T>
-void finish_backward(const BackwardScratch<T>& w, const ScanBackward& q, const Chunk& c, int64_t batch,
-                     const Tile& tile) {
+// From the sums over states to the gradients of the inputs.
+template <class S, class T>
+void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const Weights<T>& weights,
+                     const ScanBackward& q, const Chunk& c, int64_t batch, const Line& line, T* dD_of, T* dbias_of) {
   using V = typename Simd<T>::V;
+  constexpr int kLine = Simd<T>::kLine, kLanes = Simd<T>::kLanes;
   const ScanForward& p = q.forward;
-  const int64_t channel = tile.channel;
-  const int channels = tile.channels, vectors = (channels + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
-  const T* D = w.D + tile.slot * kChannels;
-  T *dD = w.dD + tile.slot * kChannels, *dbias = w.dbias + tile.slot * kChannels;
-  const T* x = p.streams == 2 ? w.x : w.raw;
+  const T* D = weights.D + line.index * kLine;
+  const bool gated = p.z[0].data, wanted = p.out[0].data;
+  const auto rows = [&](const In& x, int buffer) {
+    return gather(x, batch, line.channel, line.channels, c.pairs, w.in[buffer]);
+  };
+  const auto to = [&](const Out& x, const Span& span, int buffer) {
+    return target(x, batch, line.channel, line.channels, span, w.out[buffer]);
+  };
+  Rows<const S> u[2], z[2];
+  const Rows<S> ddelta = to(q.ddelta, c.steps, 0);
+  Rows<S> du[2], dz[2], out[2];
+  for (int m = 0; m < p.streams; ++m) {
+    u[m] = rows(p.u[m], m);
+    du[m] = to(q.du[m], c.pairs, 1 + m);
+    if (gated) dz[m] = to(q.dz[m], c.pairs, 3 + m);
+    if (gated && p.streams == 2) z[m] = rows(p.z[m], 2 + m);
+    if (wanted) out[m] = to(p.out[m], c.pairs, 5 + m);
+  }
 
-  each_step<T>(c, vectors, [&](int i, int channel) {
-    const V sum = at(w.dx + i), dy = at(w.dy + i);
-    const V ddelta = (at(x + i) * sum + at(w.ddelta + i) * T(kLn2)) * at(w.slope + i);
-    at(w.ddelta + i) = ddelta;
-    at(w.dx + i) = at(w.delta + i) * sum + at(D + channel) * dy;
-    at(dD + channel) += dy * at(x + i);
-    at(dbias + channel) += ddelta;
-  });
-  store(p.dtype, q.ddelta, batch, channel, channels, c.steps, w.ddelta);
-  if (p.streams == 2)
-    each_pair<T>(c, vectors, [&](int product, int sum) {
-      const V dp = at(w.dx + product), ds = at(w.dx + sum), v = at(w.raw + product), t = at(w.raw + sum);
-      at(w.dx + product) = t * dp + ds;
-      at(w.dx + sum) = v * dp + ds;
+  V dD[Simd<T>::kVectors], dbias[Simd<T>::kVectors];
+  for (int v = 0; v < kLine; v += kLanes) dD[v / kLanes] = at(dD_of + v), dbias[v / kLanes] = at(dbias_of + v);
+  const auto token = [&](int i, int v, V x) {
+    const int place = i * kLine + v;
+    const V sum = at(from.dx + place), dy = at(from.dy + place);
+    const V dd = (x * sum + at(from.ddelta + place) * T(kLn2)) * at(from.slope + place);
+    store(ddelta[i] + v, dd);
+    dD[v / kLanes] += dy * x;
+    dbias[v / kLanes] += dd;
+    return V(at(from.delta + place) * sum + at(D + v) * dy);
+  };
+  const auto dgate = [&](int i, int v) { return V(at(from.dgate + i * kLine + v) * at(from.y + i * kLine + v)); };
+  const auto gated_y = [&](int i, int v) { return V(at(from.gate + i * kLine + v) * at(from.y + i * kLine + v)); };
+  if (p.streams == 1) {
+    each_row<T>(p, c, [&](int j, int i, int v) {
+      store(du[0][j] + v, token(i, v, load(u[0][j] + v)));
+      if (gated) store(dz[0][j] + v, dgate(i, v));
+      if (wanted) store(out[0][j] + v, gated_y(i, v));
     });
-  for (int m = 0; m < p.streams; ++m) store(p.dtype, q.du[m], batch, channel, channels, c.streams[m], w.dx);
-
-  if (p.z[0].data) {
-    if (p.streams == 2)
-      each_pair<T>(c, vectors, [&](int product, int sum) {
-        const V dz = at(w.dgate + product) * at(w.y + product) + at(w.dgate + sum) * at(w.y + sum);
-        at(w.dgate + product) = dz * at(w.z + sum);
-        at(w.dgate + sum) = dz * at(w.z + product);
-      });
-    else
-      each_step<T>(c, vectors, [&](int i, int) { at(w.dgate + i) *= at(w.y + i); });
-    for (int m = 0; m < p.streams; ++m) store(p.dtype, q.dz[m], batch, channel, channels, c.streams[m], w.dgate);
+  } else {
+    const Order order(p);
+    each_row<T>(p, c, [&](int j, int i, int v) {
+      const int product = i + order.product, sum = i + order.sum;
+      const V a = load(u[0][j] + v), b = load(u[1][j] + v);
+      const V dp = token(product, v, V(a * b)), ds = token(sum, v, V(a + b));
+      store(du[0][j] + v, V(b * dp + ds));
+      store(du[1][j] + v, V(a * dp + ds));
+      if (gated) {
+        const V both = dgate(product, v) + dgate(sum, v);
+        store(dz[0][j] + v, V(both * load(z[1][j] + v)));
+        store(dz[1][j] + v, V(both * load(z[0][j] + v)));
+      }
+      if (wanted) {
+        store(out[0][j] + v, gated_y(product, v));
+        store(out[1][j] + v, gated_y(sum, v));
+      }
+    });
   }
-  if (p.out[0].data) {
-    if (p.z[0].data) each_step<T>(c, vectors, [&](int i, int) { at(w.y + i) *= at(w.gate + i); });
-    for (int m = 0; m < p.streams; ++m) store(p.dtype, p.out[m], batch, channel, channels, c.streams[m], w.y);
+  for (int v = 0; v < kLine; v += kLanes) at(dD_of + v) = dD[v / kLanes], at(dbias_of + v) = dbias[v / kLanes];
+
+  const auto done = [&](const Rows<S>& rows, const Out& x, const Span& span) {
+    if (x.data) scatter(rows, x, batch, line.channel, line.channels, span);
+  };
+  done(ddelta, q.ddelta, c.steps);
+  for (int m = 0; m < p.streams; ++m) {
+    done(du[m], q.du[m], c.pairs);
+    done(dz[m], q.dz[m], c.pairs);
+    done(out[m], p.out[m], c.pairs);
   }
 }
 
-// One tile of one chunk.
-template <class T>
-void backward_tile(const BackwardScratch<T>& w, const ScanBackward& q, const Chunk& c, int64_t batch, const Tile& tile,
-                   const Prefetch& next) {
-  constexpr int kLanes = Simd<T>::kLanes;
+// The rows that the line at the same place of the task's next block will read and write.
+template <class S>
+Prefetch next_rows(const ScanBackward& q, const Chunk& c, int64_t batch, int64_t channel) {
   const ScanForward& p = q.forward;
-  const int64_t dstate = p.size.dstate, states = tile.slot * kChannels * dstate;
-  const int vectors = (tile.channels + kLanes - 1) / kLanes;
-  const bool want_y = p.z[0].data || p.out[0].data;
-  const int64_t place = (batch * p.size.nchunks + c.begin / chunk_steps(p.size)) * p.size.dim + tile.channel;
-  load_states(static_cast<const T*>(p.checkpoints) + place * dstate, dstate, tile.channels, T(1), w.state);
-  stage_backward(w, q, c, batch, tile, want_y);
-
-  bool usual[Simd<T>::kVectors];
-  for (int v = 0; v < vectors; ++v)
-    usual[v] = moderate(w.delta + v * kSteps * kLanes, c.count, at(w.largest + tile.slot * kChannels + v * kLanes));
-  // States outside, vectors inside: the sums dB and dC of one group, 8 KiB, stay in the first-level cache.
-  each_group<kBackwardGroup>(dstate, [&]<int kGroup>(int64_t n) {
-    if (n + kGroup == dstate || n == 0) next.portion(n != 0, 2);
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t of_tile = (v * dstate + n) * kLanes, of_task = states + of_tile;
-      const int row = v * kSteps * kLanes;
-      backward_group<kGroup>(BackwardSlice<T>{
-          c.count, usual[v], w.delta + row, w.delta_x + row, w.dy + row, want_y ? w.y + row : nullptr, w.dx + row,
-          w.ddelta + row, w.B + n, w.C + n, dstate, w.A2 + of_task, w.state + of_tile, w.carry + of_task,
-          w.dA + of_task, w.dB + n * kLanes, w.dC + n * kLanes, w.decay, w.history});
-    }
-  });
-  finish_backward(w, q, c, batch, tile);
+  Prefetch next;
+  next.add<S>(p.delta, batch, channel, c.steps);
+  next.add<S>(q.ddelta, batch, channel, c.steps);
+  for (int m = 0; m < p.streams; ++m) {
+    for (const In* x : {&p.u[m], &p.z[m], &q.dout[m]}) next.add<S>(*x, batch, channel, c.pairs);
+    for (const Out* x : {&q.du[m], &q.dz[m]}) next.add<S>(*x, batch, channel, c.pairs);
+  }
+  next.add(checkpoint<typename Storage<S>::T>(p, c, batch, channel), kLineBytes * p.size.dstate);
+  return next;
 }
 
-// What tasks leave for the sums over them: dB and dC of a block of channels, and the weights' gradients of its sample.
+// What tasks leave for the sums over them: dB and dC of a block of lines, and the weights' gradients of a sample.
 template <class T>
 struct Partial {
-  T *dB, *dC;           // (blocks, batch, steps, dstate)
-  T *dA, *dD, *dbias;   // (batch, dim, dstate), (batch, dim), (batch, dim)
+  T *dB, *dC;     // (blocks, batch, steps, dstate)
+  T* dA;          // (batch, lines, dstate, lane)
+  T *dD, *dbias;  // (batch, lines, lane)
 };
 
-template <class T>
-void backward_task(const ScanBackward& q, const Partial<T>& partial, const Task& task, void* memory) {
-  constexpr int kLanes = Simd<T>::kLanes;
+// One block of lines in one chunk. States outside, lines inside: the sums dB and dC of one group stay in the first-level
+// cache.
+template <class S, class T>
+void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, const ScanBackward& q,
+                    const Partial<T>& partial, const Chunk& c, int64_t batch, int64_t block_index, int64_t first_line,
+                    const Prefetch* next) {
+  constexpr int kLine = Simd<T>::kLine, kLanes = Simd<T>::kLanes;
   const ScanForward& p = q.forward;
-  const int64_t dstate = p.size.dstate, dim = p.size.dim, batch = task.batch, chunk = chunk_steps(p.size);
-  const BackwardScratch<T> w(Scratch{static_cast<char*>(memory)}, dstate, task.blocks());
+  const Block block = block_at<T>(p.size, block_index);
+  const int64_t dstate = p.size.dstate;
+  bool moderate[kBlockLines];
+  for (int64_t index = block.first; index < block.last; ++index) {
+    const Line line = line_at<T>(p.size, index);
+    const Columns<T>& columns = w.columns[index - block.first];
+    load_states<T>(checkpoint<T>(p, c, batch, line.channel), dstate, line.channels, columns.state);
+    moderate[index - block.first] = stage_backward(w, columns, weights, q, c, batch, line);
+  }
+  const int64_t rows = (block_index * p.size.batch + batch) * p.size.steps;
+  const int groups = int(ceil_div(dstate, kBackwardGroup));
+  each_group<kBackwardGroup>(dstate, [&]<int kGroup>(int64_t n) {
+    bool first = true;
+    for (int64_t index = block.first; index < block.last; ++index) {
+      const int k = int(index - block.first), group = int(n / kBackwardGroup);
+      const Columns<T>& to = w.columns[k];
+      const int64_t of_weights = (index * dstate + n) * kLine, of_task = ((index - first_line) * dstate + n) * kLine;
+      for (int v = 0; v < line_at<T>(p.size, index).channels; v += kLanes, first = false) {
+        const BackwardSlice<T> slice{c.count,
+                                     to.delta + v,
+                                     to.delta_x + v,
+                                     to.dy + v,
+                                     to.y + v,
+                                     to.dx + v,
+                                     to.ddelta + v,
+                                     w.B + n,
+                                     w.C + n,
+                                     dstate,
+                                     weights.A2 + of_weights + v,
+                                     to.state + n * kLine + v,
+                                     w.carry + of_task + v,
+                                     w.dA + of_task + v,
+                                     w.dB,
+                                     w.dC,
+                                     w.decay,
+                                     w.history,
+                                     {next + k, group, groups}};
+        if (first)
+          moderate[k] ? backward_group<kGroup, true, true>(slice) : backward_group<kGroup, false, true>(slice);
+        else
+          moderate[k] ? backward_group<kGroup, true, false>(slice) : backward_group<kGroup, false, false>(slice);
+      }
+    }
+    for (int i = 0; i < c.count; ++i) {
+      const int64_t row = (rows + c.steps.origin + c.steps.sign * i) * dstate + n;
+      sum_lanes(w.dB + i * kGroup * kLanes, kGroup, partial.dB + row);
+      sum_lanes(w.dC + i * kGroup * kLanes, kGroup, partial.dC + row);
+    }
+  });
+  for (int64_t index = block.first; index < block.last; ++index) {
+    const int64_t of_task = (index - first_line) * kLine;
+    finish_backward(w, w.columns[index - block.first], weights, q, c, batch, line_at<T>(p.size, index), w.dD + of_task,
+                    w.dbias + of_task);
+  }
+}
+
+template <class S>
+void backward_task(const ScanBackward& q, const void* prepared, const Partial<typename Storage<S>::T>& partial,
+                   int64_t batch, int64_t first_block, int64_t last_block, void* memory) {
+  using T = typename Storage<S>::T;
+  constexpr int kLine = Simd<T>::kLine;
+  const ScanForward& p = q.forward;
+  const int64_t dstate = p.size.dstate, dim = p.size.dim, chunk = chunk_steps(p.size);
+  const int64_t first = block_at<T>(p.size, first_block).first, last = block_at<T>(p.size, last_block - 1).last;
+  const Weights<T> weights(const_cast<void*>(prepared), p.size);
+  Scratch scratch{reinterpret_cast<uintptr_t>(memory)};
+  const BackwardScratch<S> w(scratch, dstate, last - first);
   const int64_t valid = valid_length(p, batch), total = valid * p.streams;
 
-  each_tile(p.size, task, [&](const Tile& tile) {
-    const int64_t first = tile.slot * kChannels * dstate, channel = tile.channel;
-    load_states(static_cast<const T*>(p.A) + channel * dstate, dstate, tile.channels, T(kLog2E), w.A2 + first);
-    largest_rates(w.A2 + first, dstate, (tile.channels + kLanes - 1) / kLanes, w.largest + tile.slot * kChannels);
+  for (int64_t index = first; index < last; ++index) {
+    const Line line = line_at<T>(p.size, index);
     const T* carry = static_cast<const T*>(q.dlast_state);
-    load_states(carry ? carry + (batch * dim + channel) * dstate : nullptr, dstate, tile.channels, T(1),
-                w.carry + first);
-    for (int64_t i = 0; i < kChannels * dstate; ++i) w.dA[first + i] = 0;
-    for (int c = 0; c < kChannels; ++c) w.dD[tile.slot * kChannels + c] = w.dbias[tile.slot * kChannels + c] = 0;
-    load_channels(p.D, channel, tile.channels, w.D + tile.slot * kChannels);
-    load_channels(p.delta_bias, channel, tile.channels, w.bias + tile.slot * kChannels);
-  });
+    if (carry) carry += (batch * dim + line.channel) * dstate;
+    load_states(carry, dstate, line.channels, w.carry + (index - first) * dstate * kLine);
+  }
+  for (int64_t i = 0; i < (last - first) * dstate * kLine; ++i) w.dA[i] = 0;
+  for (int64_t i = 0; i < (last - first) * kLine; ++i) w.dD[i] = w.dbias[i] = 0;
 
-  for (int64_t begin = (total + chunk - 1) / chunk * chunk - chunk; begin >= 0; begin -= chunk) {
-    const Chunk c = chunk_at(p, valid, begin);
-    Chunk after;
-    if (begin) after = chunk_at(p, valid, begin - chunk);
+  for (int64_t begin = ceil_div(total, chunk) * chunk - chunk; begin >= 0; begin -= chunk) {
+    const Chunk c = chunk_at(p, valid, begin), before = chunk_at(p, valid, begin ? begin - chunk : begin);
     int64_t group = -1;
-    for (int64_t i = task.first_block; i < task.last_block; ++i) {
-      const Block block = block_of(p.size, i);
-      if (block.group != group) load_maps(p, c, batch, group = block.group, w.B, w.C);
-      for (int64_t k = 0; k < c.count * dstate * kLanes; ++k) w.dB[k] = w.dC[k] = 0;
-      each_tile(task, block, i, [&](const Tile& tile) {
-        Prefetch next = next_inputs(p, task, c, begin ? &after : nullptr, tile);
-        backward_tile(w, q, c, batch, tile, next);
-      });
-      const int64_t rows = (i * p.size.batch + batch) * p.size.steps;
-      for (int k = 0; k < c.count; ++k) {
-        const int64_t row = (rows + c.steps.origin + c.steps.sign * k) * dstate;
-        sum_lanes(w.dB + k * dstate * kLanes, dstate, partial.dB + row);
-        sum_lanes(w.dC + k * dstate * kLanes, dstate, partial.dC + row);
+    for (int64_t index = first_block; index < last_block; ++index) {
+      const Block block = block_at<T>(p.size, index);
+      if (block.group != group) {
+        group = block.group;
+        load_map<S>(p.B, batch, group, c.steps, dstate, w.B);
+        load_map<S>(p.C, batch, group, c.steps, dstate, w.C);
       }
+      // After the last block comes the first one of the chunk before.
+      const bool here = index + 1 < last_block;
+      const Block following = block_at<T>(p.size, here ? index + 1 : first_block);
+      Prefetch next[kBlockLines];
+      for (int64_t k = 0; k < following.last - following.first && (here || begin); ++k)
+        next[k] = next_rows<S>(q, here ? c : before, batch, line_at<T>(p.size, following.first + k).channel);
+      backward_block(w, weights, q, partial, c, batch, index, first, next);
     }
   }
 
-  each_tile(p.size, task, [&](const Tile& tile) {
-    const int64_t first = tile.slot * kChannels * dstate, place = batch * dim + tile.channel;
-    store_states(w.dA + first, dstate, tile.channels, partial.dA + place * dstate);
-    for (int c = 0; c < tile.channels; ++c) {
-      partial.dD[place + c] = w.dD[tile.slot * kChannels + c];
-      partial.dbias[place + c] = w.dbias[tile.slot * kChannels + c];
+  const int64_t lines = p.size.ngroups * lines_per_group<T>(p.size);
+  for (int64_t index = first; index < last; ++index) {
+    const Line line = line_at<T>(p.size, index);
+    const int64_t of_task = (index - first) * kLine, of_sample = (batch * lines + index) * kLine;
+    for (int64_t i = 0; i < dstate * kLine; ++i) partial.dA[of_sample * dstate + i] = w.dA[of_task * dstate + i];
+    for (int c = 0; c < kLine; ++c) {
+      partial.dD[of_sample + c] = w.dD[of_task + c];
+      partial.dbias[of_sample + c] = w.dbias[of_task + c];
     }
     if (q.dinitial_state)
-      store_states(w.carry + first, dstate, tile.channels, static_cast<T*>(q.dinitial_state) + place * dstate);
+      store_states(w.carry + of_task * dstate, dstate, line.channels,
+                   static_cast<T*>(q.dinitial_state) + (batch * dim + line.channel) * dstate);
     const auto clear = [&](const Out& x, int64_t from, int64_t length) {
-      if (x.data) clear_rest(p.dtype, x, batch, tile.channel, tile.channels, from, length, w.dx);
+      if (x.data) clear_rest<S>(x, batch, line.channel, line.channels, from, length);
     };
     clear(q.ddelta, total, p.size.steps);
     for (int m = 0; m < p.streams; ++m)
       for (const Out* x : {&q.du[m], &q.dz[m], &p.out[m]}) clear(*x, valid, p.size.length);
-  });
+  }
 }
 
 // dB and dC of one step of one sample: the blocks' parts added in the order of the channels.
-template <class T>
+template <class S, class T>
 void reduce_maps(const ScanBackward& q, const Partial<T>& partial, int64_t batch, int64_t step, T* row) {
   const ScanForward& p = q.forward;
-  const int64_t dstate = p.size.dstate, per_group = block_count(p.size) / p.size.ngroups;
+  const int64_t dstate = p.size.dstate, per_group = block_count<T>(p.size) / p.size.ngroups;
   const bool inside = step < valid_length(p, batch) * p.streams;
   const auto reduce = [&](const T* parts, void* out) {
     for (int64_t group = 0; group < p.size.ngroups; ++group) {
@@ -332,20 +428,36 @@ void reduce_maps(const ScanBackward& q, const Partial<T>& partial, int64_t batch
         const T* part = parts + ((block * p.size.batch + batch) * p.size.steps + step) * dstate;
         for (int64_t n = 0; n < dstate; ++n) row[n] += part[n];
       }
-      const int64_t offset = ((batch * p.size.steps + step) * p.size.ngroups + group) * dstate;
-      store_row(p.dtype, row, dstate, out, offset);
+      S* to = static_cast<S*>(out) + ((batch * p.size.steps + step) * p.size.ngroups + group) * dstate;
+      for (int64_t n = 0; n < dstate; ++n) narrow(row[n], to[n]);
     }
   };
   reduce(partial.dB, q.dB);
   reduce(partial.dC, q.dC);
 }
 
-// Gradients of the weights: the samples' parts added in the order of the batch. Elements begin … end - 1 of (dim * dstate).
+// Gradients of the weights of one line: the samples' parts added in the order of the batch.
 template <class T>
-void reduce_samples(const T* parts, int64_t samples, int64_t size, int64_t begin, int64_t end, T* out) {
-  for (int64_t i = begin; i < end; ++i) out[i] = 0;
-  for (int64_t b = 0; b < samples; ++b)
-    for (int64_t i = begin; i < end; ++i) out[i] += parts[b * size + i];
+void reduce_weights(const ScanBackward& q, const Partial<T>& partial, int64_t index) {
+  constexpr int kLine = Simd<T>::kLine;
+  const ScanSizes& s = q.forward.size;
+  const Line line = line_at<T>(s, index);
+  const int64_t lines = s.ngroups * lines_per_group<T>(s);
+  // Sums over the batch into the first sample's part.
+  const auto sum = [&](T* parts, int64_t size) {
+    T* total = parts + index * size;
+    for (int64_t b = 1; b < s.batch; ++b)
+      for (int64_t i = 0; i < size; ++i) total[i] += parts[(b * lines + index) * size + i];
+    return total;
+  };
+  const auto channels = [&](T* parts, void* out) {
+    const T* total = sum(parts, kLine);
+    for (int c = 0; c < line.channels; ++c) static_cast<T*>(out)[line.channel + c] = total[c];
+  };
+  store_states(sum(partial.dA, s.dstate * kLine), s.dstate, line.channels,
+               static_cast<T*>(q.dA) + line.channel * s.dstate);
+  if (q.dD) channels(partial.dD, q.dD);
+  if (q.ddelta_bias) channels(partial.dbias, q.ddelta_bias);
 }
 
 }  // namespace cmimtl::cpu::CMIMTL_ISA

@@ -1,237 +1,262 @@
 // The forward pass of one task. Lanes are channels; a group of states of one vector of channels stays in registers over a
-// chunk, after the chunk's exponentials have been computed into the first-level cache: the exponentials are bound by
-// throughput, the recurrence by latency, and apart each fills the pipes.
+// chunk.
 #pragma once
 
 #include "chunk.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-// What a vector of channels brings to a group of kGroup states, over the steps of a chunk.
+// AVX-512 has 32 registers, and with them room for the exponential's constants beside eight states: decays are computed
+// where they are used. Elsewhere they are computed into the first-level cache before: the exponential is bound by
+// throughput, the recurrence by latency, and apart each fills the pipes with the registers that there are.
+constexpr bool kManyRegisters = CMIMTL_VECTOR_BYTES == 64;
+constexpr int kForwardGroup = 8;
+
+// exp(d A), as 2^(d A2). `moderate`: whether |d A2| is known to be inside of exp2_product's range.
+template <bool kModerate, class T>
+inline typename Simd<T>::V decay_of(typename Simd<T>::V delta, typename Simd<T>::V A2) {
+  using V = typename Simd<T>::V;
+  using I = typename Simd<T>::I;
+  if constexpr (kModerate) return exp2_product<T, V, I>(delta, A2);
+  return exp2_any<T, V, I>(V(delta * A2));
+}
+
+// One vector of channels, one group of states, over the steps of a chunk.
 template <class T>
 struct ForwardSlice {
   int count;
-  bool moderate;
-  const T* delta;    // [step][lane]
-  const T* delta_x;  // [step][lane]  delta * x
-  T* y;              // [step][lane]  sum over states added
-  const T *B, *C;    // [step][dstate], at the group's first state
+  const T *delta, *delta_x;  // [step][lane of the line]
+  T* y;                      // [step][lane of the line]; the sum over the states of the group is added
+  const T *B, *C;            // [step][dstate], at the group's first state
   int64_t dstate;
-  const T* A2;  // [state][lane]  A * log2(e)
-  T* state;     // [state][lane]
-  T* decay;     // [step][state of the group][lane], scratch
+  const T* A2;  // [state][lane of the line]
+  T* state;     // [state][lane of the line]
+  T* decay;     // [step][state of the group][lane of the vector], scratch
+  Ahead ahead;
 };
 
-// States and the two halves of y fill eight and two of AVX2's sixteen registers.
-constexpr int kForwardGroup = 8;
-
-template <int kGroup, class T>
-inline void decays(int count, bool moderate, const T* delta, const T* A2, T* decay) {
+template <int kGroup, bool kModerate, class T>
+__attribute__((noinline)) void forward_group(const ForwardSlice<T> s) {
   using V = typename Simd<T>::V;
-  using I = typename Simd<T>::I;
-  constexpr int kLanes = Simd<T>::kLanes;
-  V rate[kGroup];
-  for (int n = 0; n < kGroup; ++n) rate[n] = at(A2 + n * kLanes);
-  if (moderate) {
-    for (int i = 0; i < count; ++i)
+  constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
+  V state[kGroup], A2[kGroup];
 #pragma GCC unroll 8
-      for (int n = 0; n < kGroup; ++n)
-        at(decay + (i * kGroup + n) * kLanes) = exp2_product<T, V, I>(at(delta + i * kLanes), rate[n]);
-  } else {
-    for (int i = 0; i < count; ++i)
-      for (int n = 0; n < kGroup; ++n)
-        at(decay + (i * kGroup + n) * kLanes) = exp2_any<T, V, I>(V(at(delta + i * kLanes) * rate[n]));
-  }
-}
-
-template <int kGroup, class T>
-void forward_group(const ForwardSlice<T>& s) {
-  using V = typename Simd<T>::V;
-  constexpr int kLanes = Simd<T>::kLanes;
-  decays<kGroup>(s.count, s.moderate, s.delta, s.A2, s.decay);
-  V state[kGroup];
-#pragma GCC unroll 8
-  for (int n = 0; n < kGroup; ++n) state[n] = at(s.state + n * kLanes);
+  for (int n = 0; n < kGroup; ++n) state[n] = at(s.state + n * kLine), A2[n] = at(s.A2 + n * kLine);
   // Copies, since the compiler must take every store for one that may change *s.
   const int count = s.count;
   const int64_t dstate = s.dstate;
-  const T *B = s.B, *C = s.C, *decay = s.decay, *delta_x_of = s.delta_x;
-  T* y_of = s.y;
-  for (int i = 0; i < count; ++i, B += dstate, C += dstate, decay += kGroup * kLanes) {
-    const V delta_x = at(delta_x_of + i * kLanes);
-    V y = at(y_of + i * kLanes), odd = V{};
+  const T *B = s.B, *C = s.C, *delta = s.delta, *delta_x = s.delta_x;
+  T *y = s.y, *decay = s.decay;
+  if constexpr (!kManyRegisters) {
+    for (int i = 0; i < count; ++i)
+#pragma GCC unroll 8
+      for (int n = 0; n < kGroup; ++n)
+        at(decay + i * kRow + n * kLanes) = decay_of<kModerate, T>(at(delta + i * kLine), A2[n]);
+  }
+  for (int i = 0; i < count; ++i, B += dstate, C += dstate) {
+    s.ahead.step(i);
+    const V d = at(delta + i * kLine), dx = at(delta_x + i * kLine);
+    V even = V{}, odd = V{};
 #pragma GCC unroll 8
     for (int n = 0; n < kGroup; ++n) {
-      state[n] = at(decay + n * kLanes) * state[n] + delta_x * B[n];
-      (n % 2 ? odd : y) += state[n] * C[n];
+      V e;
+      if constexpr (kManyRegisters)
+        e = decay_of<kModerate, T>(d, A2[n]);
+      else
+        e = at(decay + i * kRow + n * kLanes);
+      state[n] = e * state[n] + dx * B[n];
+      (n % 2 ? odd : even) += state[n] * C[n];
     }
-    at(y_of + i * kLanes) = y + odd;
+    at(y + i * kLine) += even + odd;
   }
 #pragma GCC unroll 8
-  for (int n = 0; n < kGroup; ++n) at(s.state + n * kLanes) = state[n];
+  for (int n = 0; n < kGroup; ++n) at(s.state + n * kLine) = state[n];
 }
 
-// Calls f<kGroup>(first state) over all states, in groups of kMost and what is left in powers of two.
-template <int kMost, class F>
-inline void each_group(int64_t dstate, F f) {
-  static_assert(kMost == 4 || kMost == 8);
-  int64_t n = 0;
-  for (; n + kMost <= dstate; n += kMost) f.template operator()<kMost>(n);
-  if (dstate - n >= 4) f.template operator()<4>(n), n += 4;
-  if (dstate - n >= 2) f.template operator()<2>(n), n += 2;
-  if (dstate - n >= 1) f.template operator()<1>(n);
-}
-
-template <class T>
+template <class S>
 struct ForwardScratch {
-  T *A2, *state;           // [slot][vector][state][lane]
-  T *largest, *D, *bias;   // [slot][channel]
+  using T = typename Storage<S>::T;
+  T* state;                // [line of the task][state][lane]
   T *B, *C;                // [step][state]
-  T *delta, *x, *y, *z;    // a tile each
+  T *delta, *delta_x, *y;  // [step][lane]
   T* decay;
+  S *in[5], *out[2];  // rows of delta, the streams and the gates, and of the outputs, that cannot be used in place
 
-  ForwardScratch(Scratch memory, int64_t dstate, int64_t blocks) {
-    for (T** states : {&A2, &state}) *states = memory.take<T>(blocks * kBlockChannels * dstate);
-    for (T** channels : {&largest, &D, &bias}) *channels = memory.take<T>(blocks * kBlockChannels);
+  ForwardScratch(Scratch& memory, int64_t dstate, int64_t lines) {
+    constexpr int kLine = Simd<T>::kLine;
+    state = memory.take<T>(lines * dstate * kLine);
     for (T** map : {&B, &C}) *map = memory.take<T>(kSteps * dstate);
-    for (T** tile : {&delta, &x, &y, &z}) *tile = memory.take<T>(kSteps * kChannels);
+    for (T** column : {&delta, &delta_x, &y}) *column = memory.take<T>(kSteps * kLine);
     decay = memory.take<T>(kSteps * kForwardGroup * Simd<T>::kLanes);
+    for (S*& rows : in) rows = memory.take<S>(kSteps * kLine);
+    for (S*& rows : out) rows = memory.take<S>(kSteps * kLine);
   }
-  static int64_t bytes(int64_t dstate, int64_t blocks) {
-    const int64_t tiles = kSteps * (4 * kChannels + kForwardGroup * Simd<T>::kLanes);
-    return int64_t(sizeof(T)) * (blocks * kBlockChannels * (2 * dstate + 3) + 2 * kSteps * dstate + tiles) +
-           Scratch::kPieces * (64 + Scratch::kGap);
+  static int64_t bytes(int64_t dstate, int64_t lines) {
+    Scratch memory{0};
+    ForwardScratch(memory, dstate, lines);
+    return int64_t(memory.next);
   }
 };
 
-// One tile of one chunk: loads, the recurrence of every vector and group, gate, stores.
-template <class T>
-void forward_tile(const ForwardScratch<T>& w, const ScanForward& p, const Chunk& c, int64_t batch, const Tile& tile,
-                  const Prefetch& next) {
+// Step sizes d = softplus(delta + bias) and inputs d x of a chunk's steps, and y = D x.
+template <class S, class T>
+void stage_forward(const ForwardScratch<S>& w, const Weights<T>& weights, const ScanForward& p, const Chunk& c,
+                   int64_t batch, const Line& line, Magnitude<T>& magnitude) {
   using V = typename Simd<T>::V;
   using I = typename Simd<T>::I;
-  constexpr int kLanes = Simd<T>::kLanes;
-  const int64_t channel = tile.channel, dstate = p.size.dstate;
-  const int channels = tile.channels, vectors = (channels + kLanes - 1) / kLanes;
-  const T *D = w.D + tile.slot * kChannels, *bias = w.bias + tile.slot * kChannels;
-  const T *largest = w.largest + tile.slot * kChannels, *A2 = w.A2 + tile.slot * kChannels * dstate;
-  T* states = w.state + tile.slot * kChannels * dstate;
-
-  load(p.dtype, p.delta, batch, channel, channels, c.steps, w.delta);
-  step_sizes<T>(p, c, vectors, bias, w.delta, nullptr);
-  for (int m = 0; m < p.streams; ++m) load(p.dtype, p.u[m], batch, channel, channels, c.streams[m], w.x);
-  if (p.streams == 2)
-    each_pair<T>(c, vectors, [&](int product, int sum) {
-      const V v = at(w.x + product), t = at(w.x + sum);
-      at(w.x + product) = v * t;
-      at(w.x + sum) = v + t;
+  constexpr int kLine = Simd<T>::kLine;
+  const T *D = weights.D + line.index * kLine, *bias = weights.bias + line.index * kLine;
+  const Rows<const S> delta = gather(p.delta, batch, line.channel, line.channels, c.steps, w.in[0]);
+  const auto stream = [&](int m) { return gather(p.u[m], batch, line.channel, line.channels, c.pairs, w.in[1 + m]); };
+  const auto token = [&](int i, int v, V x) {
+    V d = load(delta[i] + v) + at(bias + v), slope;
+    if (p.delta_softplus) softplus<T, V, I>(V(d), d, slope);
+    magnitude.add(v, d);
+    at(w.delta + i * kLine + v) = d;
+    at(w.delta_x + i * kLine + v) = d * x;
+    at(w.y + i * kLine + v) = at(D + v) * x;
+  };
+  if (p.streams == 1) {
+    const Rows<const S> u = stream(0);
+    each_row<T>(p, c, [&](int j, int i, int v) { token(i, v, load(u[j] + v)); });
+  } else {
+    const Rows<const S> first = stream(0), second = stream(1);
+    const Order order(p);
+    each_row<T>(p, c, [&](int j, int i, int v) {
+      const V a = load(first[j] + v), b = load(second[j] + v);
+      token(i + order.product, v, V(a * b));
+      token(i + order.sum, v, V(a + b));
     });
-  each_step<T>(c, vectors, [&](int i, int channel) {
-    const V x = at(w.x + i);
-    at(w.y + i) = at(D + channel) * x;
-    at(w.x + i) = at(w.delta + i) * x;
-  });
-
-  for (int v = 0; v < vectors; ++v) {
-    next.portion(v, vectors);
-    const int row = v * kSteps * kLanes;
-    const bool usual = moderate(w.delta + row, c.count, at(largest + v * kLanes));
-    each_group<kForwardGroup>(dstate, [&]<int kGroup>(int64_t n) {
-      const int64_t first = (v * dstate + n) * kLanes;
-      forward_group<kGroup>(ForwardSlice<T>{c.count, usual, w.delta + row, w.x + row, w.y + row, w.B + n, w.C + n,
-                                            dstate, A2 + first, states + first, w.decay});
-    });
-  }
-
-  if (p.z[0].data) {
-    for (int m = 0; m < p.streams; ++m) load(p.dtype, p.z[m], batch, channel, channels, c.streams[m], w.z);
-    if (p.streams == 2)
-      each_pair<T>(c, vectors, [&](int product, int sum) {
-        const V z = at(w.z + product) * at(w.z + sum), gate = z * sigmoid<T, V, I>(z);
-        at(w.y + product) *= gate;
-        at(w.y + sum) *= gate;
-      });
-    else
-      each_step<T>(c, vectors, [&](int i, int) {
-        const V z = at(w.z + i);
-        at(w.y + i) *= z * sigmoid<T, V, I>(z);
-      });
-  }
-  for (int m = 0; m < p.streams; ++m) store(p.dtype, p.out[m], batch, channel, channels, c.streams[m], w.y);
-}
-
-template <class T>
-void load_maps(const ScanForward& p, const Chunk& c, int64_t batch, int64_t group, T* B, T* C) {
-  for (int i = 0; i < c.count; ++i) {
-    const int64_t step = c.steps.origin + c.steps.sign * i;
-    load_map(p.dtype, p.B, batch, step, group, p.size.dstate, B + i * p.size.dstate);
-    load_map(p.dtype, p.C, batch, step, group, p.size.dstate, C + i * p.size.dstate);
   }
 }
 
-// What a tile of forward reads, to be fetched while the tile before it is computed: the neighbour's, or at the end of the
-// task's channels the first of the next chunk.
-inline Prefetch next_inputs(const ScanForward& p, const Task& task, const Chunk& c, const Chunk* after, const Tile& tile) {
-  const Block last = block_of(p.size, task.last_block - 1);
-  const bool wrap = tile.channel + tile.channels >= last.channel + last.count;
-  Prefetch next;
-  if (wrap && !after) return next;
-  const int64_t channel = wrap ? block_of(p.size, task.first_block).channel : tile.channel + tile.channels;
-  const int64_t left = p.size.dim - channel;
-  const int channels = int(left < kChannels ? left : kChannels);
-  const Chunk& from = wrap ? *after : c;
-  next.add(p.dtype, p.delta, task.batch, channel, channels, from.steps);
+// y * silu(z), or as it is, to the outputs.
+template <class S, class T>
+void finish_forward(const ForwardScratch<S>& w, const ScanForward& p, const Chunk& c, int64_t batch, const Line& line) {
+  using V = typename Simd<T>::V;
+  using I = typename Simd<T>::I;
+  constexpr int kLine = Simd<T>::kLine;
+  const bool gated = p.z[0].data;
+  Rows<const S> z[2];
+  Rows<S> out[2];
   for (int m = 0; m < p.streams; ++m) {
-    next.add(p.dtype, p.u[m], task.batch, channel, channels, from.streams[m]);
-    next.add(p.dtype, p.z[m], task.batch, channel, channels, from.streams[m]);
+    if (gated) z[m] = gather(p.z[m], batch, line.channel, line.channels, c.pairs, w.in[3 + m]);
+    out[m] = target(p.out[m], batch, line.channel, line.channels, c.pairs, w.out[m]);
   }
+  const auto silu = [&](V x) { return V(x * sigmoid<T, V, I>(x)); };
+  const auto y = [&](int i, int v) -> V { return at(w.y + i * kLine + v); };
+  if (p.streams == 1) {
+    each_row<T>(p, c, [&](int j, int i, int v) {
+      store(out[0][j] + v, gated ? V(y(i, v) * silu(load(z[0][j] + v))) : y(i, v));
+    });
+  } else {
+    const Order order(p);
+    each_row<T>(p, c, [&](int j, int i, int v) {
+      V product = y(i + order.product, v), sum = y(i + order.sum, v);
+      if (gated) {
+        const V gate = silu(V(load(z[0][j] + v) * load(z[1][j] + v)));
+        product *= gate;
+        sum *= gate;
+      }
+      store(out[0][j] + v, product);
+      store(out[1][j] + v, sum);
+    });
+  }
+  for (int m = 0; m < p.streams; ++m) scatter(out[m], p.out[m], batch, line.channel, line.channels, c.pairs);
+}
+
+// The rows that the line after this one in the task will read and write.
+template <class S>
+Prefetch next_rows(const ScanForward& p, const Chunk& c, int64_t batch, int64_t channel) {
+  using T = typename Storage<S>::T;
+  Prefetch next;
+  next.add<S>(p.delta, batch, channel, c.steps);
+  for (int m = 0; m < p.streams; ++m) {
+    next.add<S>(p.u[m], batch, channel, c.pairs);
+    next.add<S>(p.z[m], batch, channel, c.pairs);
+    next.add<S>(p.out[m], batch, channel, c.pairs);
+  }
+  if (p.checkpoints) next.add(checkpoint<T>(p, c, batch, channel), kLineBytes * p.size.dstate);
   return next;
 }
 
-template <class T>
-void forward_task(const ScanForward& p, const Task& task, void* memory) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  const int64_t dstate = p.size.dstate, dim = p.size.dim, batch = task.batch, chunk = chunk_steps(p.size);
-  const ForwardScratch<T> w(Scratch{static_cast<char*>(memory)}, dstate, task.blocks());
-  const int64_t valid = valid_length(p, batch), total = valid * p.streams;
+// The line that a task comes to after a line of a chunk, and its chunk: the next one, or the first of the next chunk.
+template <class S, class F>
+inline void with_next(const ScanForward& p, const Chunk& c, const Chunk* after, int64_t first, int64_t last,
+                      int64_t index, F f) {
+  using T = typename Storage<S>::T;
+  if (index + 1 < last)
+    f(c, line_at<T>(p.size, index + 1).channel);
+  else if (after)
+    f(*after, line_at<T>(p.size, first).channel);
+}
 
-  each_tile(p.size, task, [&](const Tile& tile) {
-    const int64_t first = tile.slot * kChannels * dstate, channel = tile.channel;
-    load_states(static_cast<const T*>(p.A) + channel * dstate, dstate, tile.channels, T(kLog2E), w.A2 + first);
-    largest_rates(w.A2 + first, dstate, (tile.channels + kLanes - 1) / kLanes, w.largest + tile.slot * kChannels);
-    const T* initial = static_cast<const T*>(p.initial_state);
-    load_states(initial ? initial + (batch * dim + channel) * dstate : nullptr, dstate, tile.channels, T(1),
-                w.state + first);
-    load_channels(p.D, channel, tile.channels, w.D + tile.slot * kChannels);
-    load_channels(p.delta_bias, channel, tile.channels, w.bias + tile.slot * kChannels);
+// One line of one chunk.
+template <class S, class T>
+void forward_line(const ForwardScratch<S>& w, const Weights<T>& weights, const ScanForward& p, const Chunk& c,
+                  int64_t batch, const Line& line, T* state, const Prefetch& next) {
+  constexpr int kLine = Simd<T>::kLine, kLanes = Simd<T>::kLanes;
+  const int64_t dstate = p.size.dstate;
+  Magnitude<T> magnitude;
+  stage_forward(w, weights, p, c, batch, line, magnitude);
+  const bool moderate = magnitude.moderate(weights.largest + line.index * kLine);
+  const T* A2 = weights.A2 + line.index * kLine * dstate;
+  const int groups = int(ceil_div(dstate, kForwardGroup));
+  each_group<kForwardGroup>(dstate, [&]<int kGroup>(int64_t n) {
+    const Ahead ahead{&next, int(n / kForwardGroup), groups};
+    for (int v = 0; v < line.channels; v += kLanes) {
+      const ForwardSlice<T> slice{c.count, w.delta + v,        w.delta_x + v,         w.y + v, w.B + n, w.C + n,
+                                  dstate,  A2 + n * kLine + v, state + n * kLine + v, w.decay, ahead};
+      moderate ? forward_group<kGroup, true>(slice) : forward_group<kGroup, false>(slice);
+    }
   });
+  finish_forward<S, T>(w, p, c, batch, line);
+}
 
+template <class S>
+void forward_task(const ScanForward& p, const void* prepared, int64_t batch, int64_t first, int64_t last,
+                  void* memory) {
+  using T = typename Storage<S>::T;
+  constexpr int kLine = Simd<T>::kLine;
+  const int64_t dstate = p.size.dstate, dim = p.size.dim, chunk = chunk_steps(p.size);
+  const Weights<T> weights(const_cast<void*>(prepared), p.size);
+  Scratch scratch{reinterpret_cast<uintptr_t>(memory)};
+  const ForwardScratch<S> w(scratch, dstate, last - first);
+  const int64_t valid = valid_length(p, batch), total = valid * p.streams;
+  const auto state_of = [&](int64_t index) { return w.state + (index - first) * dstate * kLine; };
+
+  for (int64_t index = first; index < last; ++index) {
+    const Line line = line_at<T>(p.size, index);
+    const T* initial = static_cast<const T*>(p.initial_state);
+    if (initial) initial += (batch * dim + line.channel) * dstate;
+    load_states(initial, dstate, line.channels, state_of(index));
+  }
   for (int64_t begin = 0; begin < total; begin += chunk) {
     const Chunk c = chunk_at(p, valid, begin);
-    Chunk after;
-    const bool more = begin + chunk < total;
-    if (more) after = chunk_at(p, valid, begin + chunk);
+    const Chunk after = chunk_at(p, valid, begin + chunk < total ? begin + chunk : begin);
     int64_t group = -1;
-    for (int64_t i = task.first_block; i < task.last_block; ++i) {
-      const Block block = block_of(p.size, i);
-      if (block.group != group) load_maps(p, c, batch, group = block.group, w.B, w.C);
-      each_tile(task, block, i, [&](const Tile& tile) {
-        if (p.checkpoints) {
-          const int64_t place = (batch * p.size.nchunks + begin / chunk) * dim + tile.channel;
-          store_states(w.state + tile.slot * kChannels * dstate, dstate, tile.channels,
-                       static_cast<T*>(p.checkpoints) + place * dstate);
-        }
-        forward_tile(w, p, c, batch, tile, next_inputs(p, task, c, more ? &after : nullptr, tile));
-      });
+    for (int64_t index = first; index < last; ++index) {
+      const Line line = line_at<T>(p.size, index);
+      if (line.group != group) {
+        group = line.group;
+        load_map<S>(p.B, batch, group, c.steps, dstate, w.B);
+        load_map<S>(p.C, batch, group, c.steps, dstate, w.C);
+      }
+      T* state = state_of(index);
+      if (p.checkpoints) store_states(state, dstate, line.channels, checkpoint<T>(p, c, batch, line.channel));
+      Prefetch next;
+      with_next<S>(p, c, begin + chunk < total ? &after : nullptr, first, last, index,
+                   [&](const Chunk& chunk, int64_t channel) { next = next_rows<S>(p, chunk, batch, channel); });
+      forward_line<S>(w, weights, p, c, batch, line, state, next);
     }
   }
-
-  each_tile(p.size, task, [&](const Tile& tile) {
-    store_states(w.state + tile.slot * kChannels * dstate, dstate, tile.channels,
-                 static_cast<T*>(p.last_state) + (batch * dim + tile.channel) * dstate);
+  for (int64_t index = first; index < last; ++index) {
+    const Line line = line_at<T>(p.size, index);
+    store_states(state_of(index), dstate, line.channels,
+                 static_cast<T*>(p.last_state) + (batch * dim + line.channel) * dstate);
     for (int m = 0; m < p.streams; ++m)
-      clear_rest(p.dtype, p.out[m], batch, tile.channel, tile.channels, valid, p.size.length, w.y);
-  });
+      clear_rest<S>(p.out[m], batch, line.channel, line.channels, valid, p.size.length);
+  }
 }
 
 }  // namespace cmimtl::cpu::CMIMTL_ISA

@@ -7,37 +7,85 @@
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
+// Calls f with a value of the storage type; float64 storage goes with float64 arithmetic, and only with it.
+template <class T, class F>
+auto with_storage(DType dtype, F f) {
+  if constexpr (sizeof(T) == 8) {
+    return f(double());
+  } else {
+    switch (dtype) {
+      case DType::kBFloat16:
+        return f(BFloat16());
+      case DType::kFloat16:
+        return f(Float16());
+      default:
+        return f(float());
+    }
+  }
+}
+
+template <class T>
+Partial<T> partial(const BackwardParts& p) {
+  return {static_cast<T*>(p.dB), static_cast<T*>(p.dC), static_cast<T*>(p.dA), static_cast<T*>(p.dD),
+          static_cast<T*>(p.dbias)};
+}
+
 template <class T>
 constexpr Kernels table() {
-  return {
-      [](const ScanSizes& s) { return block_count(s); },
-      [](int64_t dstate, int64_t blocks) { return ForwardScratch<T>::bytes(dstate, blocks); },
-      [](const ScanForward& p, int64_t batch, int64_t first, int64_t last, void* scratch) {
-        forward_task<T>(p, Task{batch, first, last}, scratch);
-      },
-      [](int64_t dstate, int64_t blocks) { return BackwardScratch<T>::bytes(dstate, blocks); },
-      [](const ScanBackward& q, void* dB, void* dC, void* dA, void* dD, void* dbias, int64_t batch, int64_t first,
-         int64_t last, void* scratch) {
-        const Partial<T> partial{static_cast<T*>(dB), static_cast<T*>(dC), static_cast<T*>(dA), static_cast<T*>(dD),
-                                 static_cast<T*>(dbias)};
-        backward_task<T>(q, partial, Task{batch, first, last}, scratch);
-      },
-      [](const ScanBackward& q, void* dB, void* dC, int64_t batch, int64_t step, void* scratch) {
-        const Partial<T> partial{static_cast<T*>(dB), static_cast<T*>(dC), nullptr, nullptr, nullptr};
-        reduce_maps<T>(q, partial, batch, step, static_cast<T*>(scratch));
-      },
-      [](const void* parts, int64_t samples, int64_t size, int64_t begin, int64_t end, void* out) {
-        reduce_samples<T>(static_cast<const T*>(parts), samples, size, begin, end, static_cast<T*>(out));
-      },
-      [](int64_t dim) { return (dim + kChannels - 1) / kChannels; },
-      [](int64_t width) { return ConvScratch<T>::bytes(width); },
-      [](const ConvForward& p, int64_t batch, int64_t block, void* scratch) {
-        conv_forward_task<T>(p, batch, block, scratch);
-      },
-      [](const ConvBackward& q, void* dweight, void* dbias, int64_t batch, int64_t block, void* scratch) {
-        conv_backward_task<T>(q, static_cast<T*>(dweight), static_cast<T*>(dbias), batch, block, scratch);
-      },
+  Kernels k{};
+  k.lane_bytes = sizeof(T);
+  k.lines = [](const ScanSizes& s) { return s.ngroups * lines_per_group<T>(s); };
+  k.blocks = [](const ScanSizes& s) { return block_count<T>(s); };
+  k.most_steps = kSteps;
+  k.weights_bytes = [](const ScanSizes& s) { return Weights<T>::bytes(s); };
+  k.prepare = [](const ScanForward& p, void* weights, int64_t line) {
+    prepare_weights(p, Weights<T>(weights, p.size), line_at<T>(p.size, line));
   };
+  k.forward_bytes = [](DType dtype, int64_t dstate, int64_t lines) {
+    return with_storage<T>(dtype, [&](auto s) { return ForwardScratch<decltype(s)>::bytes(dstate, lines); });
+  };
+  k.forward = [](const ScanForward& p, const void* weights, int64_t batch, int64_t first, int64_t last, void* scratch) {
+    with_storage<T>(p.dtype, [&](auto s) { forward_task<decltype(s)>(p, weights, batch, first, last, scratch); });
+  };
+  k.backward_bytes = [](const ScanBackward& q, int64_t first, int64_t last) {
+    const ScanSizes& s = q.forward.size;
+    const int64_t lines = block_at<T>(s, last - 1).last - block_at<T>(s, first).first;
+    return with_storage<T>(q.forward.dtype,
+                           [&](auto v) { return BackwardScratch<decltype(v)>::bytes(s.dstate, lines); });
+  };
+  k.backward = [](const ScanBackward& q, const void* weights, const BackwardParts& parts, int64_t batch, int64_t first,
+                  int64_t last, void* scratch) {
+    with_storage<T>(q.forward.dtype, [&](auto s) {
+      backward_task<decltype(s)>(q, weights, partial<T>(parts), batch, first, last, scratch);
+    });
+  };
+  k.reduce_maps = [](const ScanBackward& q, const BackwardParts& parts, int64_t batch, int64_t step, void* row) {
+    with_storage<T>(q.forward.dtype,
+                    [&](auto s) { reduce_maps<decltype(s)>(q, partial<T>(parts), batch, step, static_cast<T*>(row)); });
+  };
+  k.reduce_weights = [](const ScanBackward& q, const BackwardParts& parts, int64_t line) {
+    reduce_weights(q, partial<T>(parts), line);
+  };
+  k.conv_lines = [](int64_t dim) { return ceil_div(dim, Simd<T>::kLine); };
+  k.conv_bytes = [](int64_t width) { return ConvScratch<T>::bytes(width); };  // no storage type is wider
+  k.conv_forward = [](const ConvForward& p, int64_t batch, int64_t line, void* scratch) {
+    with_storage<T>(p.dtype, [&](auto s) {
+      auto* task =
+          p.width == kCommonWidth ? conv_forward_task<kCommonWidth, decltype(s)> : conv_forward_task<0, decltype(s)>;
+      task(p, batch, line, scratch);
+    });
+  };
+  k.conv_backward = [](const ConvBackward& q, void* dweight, void* dbias, int64_t batch, int64_t line, void* scratch) {
+    with_storage<T>(q.forward.dtype, [&](auto s) {
+      auto* task = q.forward.width == kCommonWidth ? conv_backward_task<kCommonWidth, decltype(s)>
+                                                   : conv_backward_task<0, decltype(s)>;
+      task(q, static_cast<T*>(dweight), static_cast<T*>(dbias), batch, line, scratch);
+    });
+  };
+  k.reduce_samples = [](const void* parts, int64_t samples, int64_t size, int64_t begin, int64_t end, void* out) {
+    reduce_samples<T>(static_cast<const T*>(parts), samples, size, begin, end, static_cast<T*>(out));
+  };
+  return k;
 }
 
 const Kernels kFloat = table<float>(), kDouble = table<double>();

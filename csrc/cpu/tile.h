@@ -1,5 +1,5 @@
-// Vectors, and tiles of a stream: kChannels channels x up to kSteps steps in the accumulation type, stored
-// [vector][step][lane], so that the steps of one vector of channels lie side by side in the first-level cache.
+// Vectors; storage types; and rows of a line: up to kSteps steps of the 64 bytes of neighbouring channels that are one
+// cache line of the accumulation type.
 //
 // All of csrc/cpu/*.h but kernels.h is compiled once per instruction set: the including .cpp sets CMIMTL_ISA (a namespace,
 // so that the linker never merges code of two instruction sets) and CMIMTL_VECTOR_BYTES, after its target pragma.
@@ -13,9 +13,36 @@
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-constexpr int kChannels = 64;  // of one tile: a row of it is 4 cache lines of float32
-constexpr int kSteps = 32;     // of one tile: 8 states' exponentials of a vector of channels take 8 KiB
-constexpr int kBlockChannels = 2 * kChannels;  // of one task: halves the horizontal sums of dB and dC
+constexpr int kSteps = 16;      // of a chunk: its decays, states and two gradients of 4 states take 16 KiB of float32
+constexpr int kLineBytes = 64;  // of a line of channels in the accumulation type
+
+template <class T>
+struct Simd {
+  static constexpr int kLanes = CMIMTL_VECTOR_BYTES / sizeof(T);
+  static constexpr int kLine = kLineBytes / sizeof(T);  // channels of a line
+  static constexpr int kVectors = kLine / kLanes;       // of a line
+  using Int = typename FloatTraits<T>::Int;
+  typedef T V __attribute__((vector_size(CMIMTL_VECTOR_BYTES)));
+  typedef Int I __attribute__((vector_size(CMIMTL_VECTOR_BYTES)));
+  // As it lies in memory: anywhere, and perhaps written as something else.
+  typedef T Packed __attribute__((vector_size(CMIMTL_VECTOR_BYTES), may_alias, aligned(alignof(T))));
+};
+
+template <class T>
+struct Simd<const T> : Simd<T> {};
+
+// The vector that begins at p.
+template <class T>
+inline typename Simd<T>::Packed& at(T* p) {
+  return *reinterpret_cast<typename Simd<T>::Packed*>(p);
+}
+template <class T>
+inline const typename Simd<T>::Packed& at(const T* p) {
+  return *reinterpret_cast<const typename Simd<T>::Packed*>(p);
+}
+
+// Storage types. Each widens to its accumulation type T and narrows from it, to the nearest, ties to even; a NaN stays one.
+// Without branches, on scalars and on vectors.
 
 struct BFloat16 {
   uint16_t bits;
@@ -24,216 +51,248 @@ struct Float16 {
   uint16_t bits;
 };
 
-template <class T>
-struct Simd {
-  static constexpr int kLanes = CMIMTL_VECTOR_BYTES / sizeof(T);
-  static constexpr int kVectors = kChannels / kLanes;  // of one tile
-  typedef T V __attribute__((vector_size(CMIMTL_VECTOR_BYTES), may_alias));
-  typedef typename FloatTraits<T>::Int I __attribute__((vector_size(CMIMTL_VECTOR_BYTES), may_alias));
+template <class S>
+struct Storage {
+  using T = S;
+};
+template <>
+struct Storage<BFloat16> {
+  using T = float;
+};
+template <>
+struct Storage<Float16> {
+  using T = float;
 };
 
-template <class T>
-struct Simd<const T> {
-  typedef const typename Simd<T>::V V;
-};
-
-// The vector that begins at p.
-template <class T>
-inline typename Simd<T>::V& at(T* p) {
-  return *reinterpret_cast<typename Simd<T>::V*>(p);
+// On bits: F is float and U uint32_t, or both are vectors of them.
+template <class F, class U>
+inline F widen_bits(U half, BFloat16) {
+  return __builtin_bit_cast(F, U(half << 16));
 }
-
-// Storage types <-> accumulation type, branch-free so that loops over them vectorise.
+// Exponent and mantissa shifted into place, then rescaled: subnormals come out right by the subtraction of 1/2.
+template <class F, class U>
+inline F widen_bits(U half, Float16) {
+  const U word = half << 16, twice = word + word;
+  const F normal = __builtin_bit_cast(F, U((twice >> 4) + (0xE0u << 23))) * 0x1p-112f;
+  const F subnormal = __builtin_bit_cast(F, U((twice >> 17) | (126u << 23))) - 0.5f;
+  const U magnitude = twice < (1u << 27) ? __builtin_bit_cast(U, subnormal) : __builtin_bit_cast(U, normal);
+  return __builtin_bit_cast(F, U((word & 0x80000000u) | magnitude));
+}
+template <class F, class U>
+inline U narrow_bits(F x, U, BFloat16) {
+  const U bits = __builtin_bit_cast(U, x);
+  const U rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16, nan = (bits >> 16) | 0x40u;
+  return (bits & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded;
+}
+// The addition of a power of two, chosen by the exponent, rounds the mantissa to 10 bits.
+template <class F, class U>
+inline U narrow_bits(F x, U, Float16) {
+  const U word = __builtin_bit_cast(U, x), twice = word + word, least = U{} + 0x71000000u;
+  F base = __builtin_bit_cast(F, U(word & 0x7FFFFFFFu)) * 0x1p+112f * 0x1p-110f;  // infinite where float16 overflows
+  U bias = twice & 0xFF000000u;
+  bias = bias < least ? least : bias;
+  base += __builtin_bit_cast(F, U((bias >> 1) + 0x07800000u));
+  const U bits = __builtin_bit_cast(U, base);
+  const U finite = ((bits >> 13) & 0x7C00u) + (bits & 0x0FFFu), nan = U{} + 0x7E00u;
+  return ((word & 0x80000000u) >> 16) | (twice > 0xFF000000u ? nan : finite);
+}
 
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
-inline float widen(BFloat16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
-// Exponent and mantissa shifted into place, then rescaled: subnormals come out right by the subtraction of 1/2.
-inline float widen(Float16 x) {
-  const uint32_t word = uint32_t(x.bits) << 16, twice = word + word;
-  const float normal = __builtin_bit_cast(float, (twice >> 4) + (0xE0u << 23)) * 0x1p-112f;
-  const float subnormal = __builtin_bit_cast(float, (twice >> 17) | (126u << 23)) - 0.5f;
-  const uint32_t magnitude =
-      twice < (1u << 27) ? __builtin_bit_cast(uint32_t, subnormal) : __builtin_bit_cast(uint32_t, normal);
-  return __builtin_bit_cast(float, (word & 0x80000000u) | magnitude);
+template <class S>
+inline float widen(S x) {
+  return widen_bits<float>(uint32_t(x.bits), x);
 }
-
 inline void narrow(float x, float& out) { out = x; }
 inline void narrow(double x, double& out) { out = x; }
-// To nearest, ties to even; a NaN stays one.
-inline void narrow(float x, BFloat16& out) {
-  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
-  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16;
-  out.bits = uint16_t((bits & 0x7FFFFFFFu) > 0x7F800000u ? (bits >> 16) | 0x40u : rounded);
-}
-// The addition of a power of two, chosen by the exponent, rounds the mantissa to 10 bits.
-inline void narrow(float x, Float16& out) {
-  const uint32_t word = __builtin_bit_cast(uint32_t, x), twice = word + word;
-  const float magnitude = __builtin_bit_cast(float, word & 0x7FFFFFFFu);
-  float base = (magnitude * 0x1p+112f) * 0x1p-110f;  // infinite where float16 overflows
-  uint32_t bias = twice & 0xFF000000u;
-  bias = bias < 0x71000000u ? 0x71000000u : bias;
-  base += __builtin_bit_cast(float, (bias >> 1) + 0x07800000u);
-  const uint32_t bits = __builtin_bit_cast(uint32_t, base);
-  const uint32_t finite = ((bits >> 13) & 0x7C00u) + (bits & 0x0FFFu);
-  out.bits = uint16_t(((word & 0x80000000u) >> 16) | (twice > 0xFF000000u ? 0x7E00u : finite));
+template <class S>
+inline void narrow(float x, S& out) {
+  out.bits = uint16_t(narrow_bits(x, uint32_t(), S{}));
 }
 
-// Rows of a stream -> steps first, first + every, … of a tile, and back. Lanes past `channels` are 0.
-template <class S, class T>
-void load_typed(const S* rows, int64_t step, int64_t dim, int count, int channels, T* tile, int first, int every) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  const int whole = dim == 1 ? channels / kLanes : 0;
-  for (int j = 0; j < count; ++j) {
-    const S* row = rows + j * step;
-    T* out = tile + (first + j * every) * kLanes;
-    for (int v = 0; v < whole; ++v, row += kLanes, out += kSteps * kLanes)
-      for (int l = 0; l < kLanes; ++l) out[l] = widen(row[l]);
-  }
-  // What is left, or all of it where channels are not neighbours: along time, the other likely unit stride.
-  for (int c = whole * kLanes; c < (channels + kLanes - 1) / kLanes * kLanes; ++c) {
-    T* out = tile + (c / kLanes * kSteps + first) * kLanes + c % kLanes;
-    const S* in = rows + c * dim;
-    for (int j = 0; j < count; ++j) out[j * every * kLanes] = c < channels ? T(widen(in[j * step])) : T(0);
-  }
+typedef uint32_t Words __attribute__((vector_size(CMIMTL_VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(CMIMTL_VECTOR_BYTES / 2), may_alias, aligned(2)));
+
+inline Simd<float>::V load(const float* p) { return at(p); }
+inline Simd<double>::V load(const double* p) { return at(p); }
+template <class S>
+inline Simd<float>::V load(const S* p) {
+  const Words half = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Words);
+  return widen_bits<Simd<float>::V>(half, S{});
+}
+inline void store(float* p, Simd<float>::V x) { at(p) = x; }
+inline void store(double* p, Simd<double>::V x) { at(p) = x; }
+template <class S>
+inline void store(S* p, Simd<float>::V x) {
+  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(narrow_bits(x, Words{}, S{}), Halves);
 }
 
-template <class S, class T>
-void store_typed(S* rows, int64_t step, int64_t dim, int count, int channels, const T* tile, int first, int every) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  const int whole = dim == 1 ? channels / kLanes : 0;
-  for (int j = 0; j < count; ++j) {
-    S* row = rows + j * step;
-    const T* in = tile + (first + j * every) * kLanes;
-    for (int v = 0; v < whole; ++v, row += kLanes, in += kSteps * kLanes)
-      for (int l = 0; l < kLanes; ++l) narrow(in[l], row[l]);
-  }
-  for (int c = whole * kLanes; c < channels; ++c) {
-    const T* in = tile + (c / kLanes * kSteps + first) * kLanes + c % kLanes;
-    S* out = rows + c * dim;
-    for (int j = 0; j < count; ++j) narrow(in[j * every * kLanes], out[j * step]);
-  }
-}
-
-// Which steps of a tensor a tile holds: tensor step origin + sign * j is step first + every * j of the tile, j < count.
+// Which steps of a tensor a chunk holds: tensor steps origin + sign * j, j < count.
 struct Span {
   int64_t origin, sign;
-  int count, first, every;
+  int count;
 };
 
-inline int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-
-// Rows that will be wanted soon. A tile takes a few cache lines of each of many rows, which is not the pattern that hardware
-// prefetchers look for; asked for in portions during the computation before, they come for nothing.
-class Prefetch {
- public:
-  template <class Strided>
-  void add(DType dtype, const Strided& x, int64_t batch, int64_t channel, int channels, const Span& s) {
-    if (!x.data || x.dim != 1) return;
-    const int64_t size = bytes_of(dtype), offset = batch * x.batch + s.origin * x.step + channel;
-    rows_[streams_++] = {static_cast<const char*>(x.data) + offset * size, s.sign * x.step * size, s.count,
-                         channels * size};
-  }
-  // The given of `portions` equal shares.
-  void portion(int index, int portions) const {
-    for (int k = 0; k < streams_; ++k) {
-      const Rows& r = rows_[k];
-      for (int i = r.count * index / portions; i < r.count * (index + 1) / portions; ++i)
-        for (int64_t byte = 0; byte < r.bytes; byte += 64) __builtin_prefetch(r.first + i * r.step + byte);
-    }
-  }
-
- private:
-  struct Rows {
-    const char* first;
-    int64_t step;
-    int count;
-    int64_t bytes;
-  };
-  Rows rows_[8];
-  int streams_ = 0;
+// Steps of a line: row j begins at first + j * step.
+template <class P>
+struct Rows {
+  P* first;
+  int64_t step;
+  P* operator[](int64_t j) const { return first + j * step; }
 };
 
-// float64 storage goes with float64 arithmetic, and only with it.
-template <class T>
-void load(DType dtype, const In& x, int64_t batch, int64_t channel, int channels, const Span& s, T* tile) {
-  const int64_t offset = batch * x.batch + s.origin * x.step + channel * x.dim, step = s.sign * x.step;
-  const auto from = [&](auto* data) {
-    load_typed(data + offset, step, x.dim, s.count, channels, tile, s.first, s.every);
-  };
-  if constexpr (sizeof(T) == 8) {
-    from(static_cast<const double*>(x.data));
-  } else if (dtype == DType::kBFloat16) {
-    from(static_cast<const BFloat16*>(x.data));
-  } else if (dtype == DType::kFloat16) {
-    from(static_cast<const Float16*>(x.data));
-  } else {
-    from(static_cast<const float*>(x.data));
-  }
+template <class S, class Strided>
+inline auto* element(const Strided& x, int64_t batch, int64_t step, int64_t channel) {
+  const int64_t offset = batch * x.batch + step * x.step + channel * x.dim;
+  if constexpr (__is_same(decltype(x.data), const void*))
+    return static_cast<const S*>(x.data) + offset;
+  else
+    return static_cast<S*>(x.data) + offset;
 }
 
-template <class T>
-void store(DType dtype, const Out& x, int64_t batch, int64_t channel, int channels, const Span& s, const T* tile) {
-  const int64_t offset = batch * x.batch + s.origin * x.step + channel * x.dim, step = s.sign * x.step;
-  const auto to = [&](auto* data) {
-    store_typed(data + offset, step, x.dim, s.count, channels, tile, s.first, s.every);
-  };
-  if constexpr (sizeof(T) == 8) {
-    to(static_cast<double*>(x.data));
-  } else if (dtype == DType::kBFloat16) {
-    to(static_cast<BFloat16*>(x.data));
-  } else if (dtype == DType::kFloat16) {
-    to(static_cast<Float16*>(x.data));
+// Four by four: rows of channels <-> rows of steps.
+typedef float Quad __attribute__((vector_size(16), may_alias, aligned(4)));
+
+template <int i, int j, int k, int l>
+inline Quad shuffle(Quad a, Quad b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, i, j, k, l);
+#else
+  typedef int Index __attribute__((vector_size(16)));
+  return __builtin_shuffle(a, b, Index{i, j, k, l});
+#endif
+}
+
+// to[j][c] = from[c][j] for a block of 4 x 4; steps of rows in elements.
+inline void transpose4(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  const auto row = [&](int c) { return *reinterpret_cast<const Quad*>(from + c * from_row); };
+  const Quad a = row(0), b = row(1), c = row(2), d = row(3);
+  const Quad ab = shuffle<0, 4, 1, 5>(a, b), cd = shuffle<0, 4, 1, 5>(c, d);
+  const Quad ab_high = shuffle<2, 6, 3, 7>(a, b), cd_high = shuffle<2, 6, 3, 7>(c, d);
+  *reinterpret_cast<Quad*>(to) = shuffle<0, 1, 4, 5>(ab, cd);
+  *reinterpret_cast<Quad*>(to + to_row) = shuffle<2, 3, 6, 7>(ab, cd);
+  *reinterpret_cast<Quad*>(to + 2 * to_row) = shuffle<0, 1, 4, 5>(ab_high, cd_high);
+  *reinterpret_cast<Quad*>(to + 3 * to_row) = shuffle<2, 3, 6, 7>(ab_high, cd_high);
+}
+
+// to[j * to_row + c] = from[c * from_row + j], c < rows, j < columns.
+template <class S>
+void transpose(const S* from, int64_t from_row, int64_t rows, int64_t columns, S* to, int64_t to_row) {
+  int64_t whole_rows = 0, whole_columns = 0;
+  if constexpr (__is_same(S, float)) {
+    whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+    for (int64_t c = 0; c < whole_rows; c += 4)
+      for (int64_t j = 0; j < whole_columns; j += 4)
+        transpose4(from + c * from_row + j, from_row, to + j * to_row + c, to_row);
+  }
+  for (int64_t c = 0; c < rows; ++c)
+    for (int64_t j = c < whole_rows ? whole_columns : 0; j < columns; ++j) to[j * to_row + c] = from[c * from_row + j];
+}
+
+// The rows of a line, read where they are, or through `buffer` where channels are not neighbours or the line is not
+// full; lanes past `channels` are 0 then.
+template <class S>
+Rows<const S> gather(const In& x, int64_t batch, int64_t channel, int channels, const Span& s, S* buffer) {
+  constexpr int kLine = Simd<typename Storage<S>::T>::kLine;
+  const S* first = element<S>(x, batch, s.origin, channel);
+  const int64_t step = s.sign * x.step;
+  if (x.dim == 1 && channels == kLine) return {first, step};
+  if (channels < kLine)
+    for (int i = 0; i < s.count * kLine; ++i) buffer[i] = S{};
+  if (x.step == 1 && x.dim != 1) {
+    // Along time, as mamba has it; backwards, the last row is the first in memory.
+    const int64_t last = s.count - 1;
+    const bool flipped = s.sign < 0;
+    transpose(flipped ? first - last : first, x.dim, channels, s.count, flipped ? buffer + last * kLine : buffer,
+              flipped ? -kLine : kLine);
   } else {
-    to(static_cast<float*>(x.data));
+    for (int j = 0; j < s.count; ++j)
+      for (int c = 0; c < channels; ++c) buffer[j * kLine + c] = first[j * step + c * x.dim];
+  }
+  return {buffer, kLine};
+}
+
+// Where the rows of a line are to be written: in place, or to `buffer`, which `scatter` then takes to its place.
+template <class S>
+Rows<S> target(const Out& x, int64_t batch, int64_t channel, int channels, const Span& s, S* buffer) {
+  constexpr int kLine = Simd<typename Storage<S>::T>::kLine;
+  if (x.dim == 1 && channels == kLine) return {element<S>(x, batch, s.origin, channel), s.sign * x.step};
+  return {buffer, kLine};
+}
+template <class S>
+void scatter(const Rows<S>& rows, const Out& x, int64_t batch, int64_t channel, int channels, const Span& s) {
+  constexpr int kLine = Simd<typename Storage<S>::T>::kLine;
+  if (x.dim == 1 && channels == kLine) return;
+  S* first = element<S>(x, batch, s.origin, channel);
+  const int64_t step = s.sign * x.step;
+  if (x.step == 1 && x.dim != 1) {
+    const int64_t last = s.count - 1;
+    const bool flipped = s.sign < 0;
+    transpose(flipped ? rows[last] : rows[0], flipped ? -rows.step : rows.step, s.count, channels,
+              flipped ? first - last : first, x.dim);
+  } else {
+    for (int j = 0; j < s.count; ++j)
+      for (int c = 0; c < channels; ++c) first[j * step + c * x.dim] = rows[j][c];
   }
 }
 
 // Writes 0 to the steps from `valid` on.
-template <class T>
-void clear_rest(DType dtype, const Out& x, int64_t batch, int64_t channel, int channels, int64_t valid,
-                int64_t length, T* tile) {
-  if (valid == length) return;
-  for (int i = 0; i < kChannels * kSteps; ++i) tile[i] = 0;
-  for (int64_t t = valid; t < length; t += kSteps) {
-    const int count = int(length - t < kSteps ? length - t : kSteps);
-    store(dtype, x, batch, channel, channels, Span{t, 1, count, 0, 1}, tile);
+template <class S>
+void clear_rest(const Out& x, int64_t batch, int64_t channel, int channels, int64_t valid, int64_t length) {
+  for (int64_t t = valid; t < length; ++t) {
+    S* row = element<S>(x, batch, t, channel);
+    for (int c = 0; c < channels; ++c) row[c * x.dim] = S{};
   }
 }
 
-// Row `step` of B or C as T.
-template <class T>
-void load_map(DType dtype, const InMap& x, int64_t batch, int64_t step, int64_t group, int64_t dstate, T* out) {
-  const In row{x.data, x.batch, x.step, x.state};
-  const int64_t offset = batch * row.batch + step * row.step + group * x.group;
-  const auto from = [&](auto* data) {
-    for (int64_t n = 0; n < dstate; ++n) out[n] = widen(data[offset + n * row.dim]);
-  };
-  if constexpr (sizeof(T) == 8) {
-    from(static_cast<const double*>(x.data));
-  } else if (dtype == DType::kBFloat16) {
-    from(static_cast<const BFloat16*>(x.data));
-  } else if (dtype == DType::kFloat16) {
-    from(static_cast<const Float16*>(x.data));
-  } else {
-    from(static_cast<const float*>(x.data));
+// Rows that will be wanted soon. A line takes 64 bytes of each of many rows, which is not the pattern that hardware
+// prefetchers look for; asked for one by one during the computation before, they come for nothing. (Asked for together they
+// fill the queue of outstanding misses, and the computation waits for it.)
+class Prefetch {
+ public:
+  template <class S, class Strided>
+  void add(const Strided& x, int64_t batch, int64_t channel, const Span& s) {
+    if (x.data && x.dim == 1)
+      stream_[streams_++] = {reinterpret_cast<const char*>(element<S>(x, batch, s.origin, channel)),
+                             s.sign * x.step * int64_t(sizeof(S))};
   }
-}
+  // Neighbouring bytes, kSteps cache lines a stream.
+  void add(const void* first, int64_t bytes) {
+    constexpr int64_t kStream = kSteps * kLineBytes;
+    for (int64_t done = 0; done < bytes && streams_ < kMost; done += kStream)
+      stream_[streams_++] = {static_cast<const char*>(first) + done, kLineBytes};
+  }
+  // Row i of the `part`th of `parts` shares of the streams.
+  void row(int i, int part, int parts) const {
+    for (int k = part; k < streams_; k += parts) __builtin_prefetch(stream_[k].first + i * stream_[k].step);
+  }
 
-// A contiguous row in the storage type.
-template <class T>
-void store_row(DType dtype, const T* row, int64_t count, void* out, int64_t offset) {
-  const auto to = [&](auto* data) {
-    for (int64_t n = 0; n < count; ++n) narrow(row[n], data[offset + n]);
+ private:
+  struct Stream {
+    const char* first;
+    int64_t step;
   };
-  if constexpr (sizeof(T) == 8) {
-    to(static_cast<double*>(out));
-  } else if (dtype == DType::kBFloat16) {
-    to(static_cast<BFloat16*>(out));
-  } else if (dtype == DType::kFloat16) {
-    to(static_cast<Float16*>(out));
-  } else {
-    to(static_cast<float*>(out));
+  static constexpr int kMost = 16;  // 11 of a backward pass, and states
+  Stream stream_[kMost];
+  int streams_ = 0;
+};
+
+// A share of the rows to prefetch, one of each of its streams in every step.
+struct Ahead {
+  const Prefetch* rows;
+  int part, parts;
+  void step(int i) const { rows->row(i, part, parts); }
+};
+
+// Rows of B or C, (step, dstate), as T.
+template <class S, class T>
+void load_map(const InMap& x, int64_t batch, int64_t group, const Span& s, int64_t dstate, T* out) {
+  for (int i = 0; i < s.count; ++i, out += dstate) {
+    const S* row = static_cast<const S*>(x.data) + batch * x.batch + (s.origin + s.sign * i) * x.step + group * x.group;
+    int64_t n = 0;
+    if (x.state == 1)
+      for (; n + Simd<T>::kLanes <= dstate; n += Simd<T>::kLanes) at(out + n) = load(row + n);
+    for (; n < dstate; ++n) out[n] = widen(row[n * x.state]);
   }
 }
 

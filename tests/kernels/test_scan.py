@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cmimtl_kernels import causal_conv1d, cross_selective_scan, selective_scan, testing
+from cmimtl_kernels import backends, causal_conv1d, cross_selective_scan, selective_scan, testing
 from tests.kernels import matrix
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -234,13 +234,13 @@ def test_outputs_and_gradients_keep_the_strides_of_their_input(backend, device, 
 @pytest.mark.parametrize("lengths", [None, (70, 33)], ids=["all", "ragged"])
 def test_checkpoints_are_the_states_on_the_way(backend, device, reverse, lengths):
     ops = getattr(torch.ops, "cmimtl_triton" if backend == "triton" else "cmimtl")
-    every = 32
+    every = backends.BACKENDS[backend].checkpoint_every
     inputs = testing.scan_inputs(length=70, device=device)
     inputs["lengths"] = None if lengths is None else torch.tensor(lengths, device=device)
     B, C = inputs["B"][:, :, None], inputs["C"][:, :, None]
     tensors = dict(inputs, B=B, C=C).values()
     _, _, checkpoints = ops.selective_scan_fwd(*tensors, True, reverse, every)
-    assert checkpoints.shape == (2, 3, 8, 16)
+    assert checkpoints.shape == (2, -(-70 // every), 8, 16)
     for sample in range(2):
         valid = 70 if lengths is None else lengths[sample]
         for k in range((valid + every - 1) // every):
@@ -262,14 +262,15 @@ def test_checkpoints_are_the_states_on_the_way(backend, device, reverse, lengths
 @pytest.mark.parametrize("op", matrix.SCANS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_backward_pass_can_return_the_output_again(backend, device, op, reverse):
+    every = backends.BACKENDS[backend].checkpoint_every
     ops = getattr(torch.ops, "cmimtl_triton" if backend == "triton" else "cmimtl")
     inputs = matrix.Case(op, {"length": 45, "dim": 12}, lengths=(45, 20)).inputs(device)
     inputs["B"], inputs["C"] = inputs["B"][:, :, None], inputs["C"][:, :, None]
     tensors = list(inputs.values())
-    *outs, _, checkpoints = getattr(ops, f"{op}_fwd")(*tensors, True, reverse, 32)
+    *outs, _, checkpoints = getattr(ops, f"{op}_fwd")(*tensors, True, reverse, every)
     grads = [torch.ones_like(out) for out in outs]
     results = getattr(ops, f"{op}_bwd")(
-        *grads, None, *tensors, checkpoints, True, reverse, 32, True
+        *grads, None, *tensors, checkpoints, True, reverse, every, True
     )
     for again, out in zip(results[-len(outs) :], outs, strict=True):
         assert testing.relative_l2(again, out) < 2e-6
