@@ -106,16 +106,18 @@ inline V log1p_unit(V y, double) {
   return s * p;
 }
 
-// e^-|x|, not below the smallest normal number.
+// e^-|x|, not below the smallest normal number; some number for NaN. Without their sign, numbers compare as integers do.
 template <class T, class V, class I>
 inline V exp_of_minus_magnitude(V x) {
-  const V bound = T(FloatTraits<T>::kMaxExponent * kLn2) - V{};
-  V magnitude = x < 0 ? V(-x) : x;
-  magnitude = magnitude > bound ? bound : magnitude;  // a NaN stays
-  return exp2_product<T, V, I>(magnitude, V(T(-kLog2E) - V{}));
+  using Int = typename FloatTraits<T>::Int;
+  const I bound = __builtin_bit_cast(Int, T(FloatTraits<T>::kMaxExponent * kLn2)) - I{};
+  I magnitude = I(x) & (~(Int(1) << (8 * sizeof(T) - 1)) - I{});
+  magnitude = magnitude < bound ? magnitude : bound;
+  return exp2_product<T, V, I>(V(magnitude), V(T(-kLog2E) - V{}));
 }
 
-// softplus(x) = log(1 + e^x) and its slope, the sigmoid, from one exponential.
+// softplus(x) = log(1 + e^x) and its slope, the sigmoid, from one exponential. Of a NaN the value is NaN, the slope some
+// number.
 template <class T, class V, class I>
 inline void softplus(V x, V& value, V& slope) {
   const V e = exp_of_minus_magnitude<T, V, I>(x);
@@ -124,6 +126,7 @@ inline void softplus(V x, V& value, V& slope) {
   slope = (x < 0 ? e : V(1 - V{})) / (1 + e);
 }
 
+// Some number for NaN; x * sigmoid(x) is NaN.
 template <class T, class V, class I>
 inline V sigmoid(V x) {
   const V e = exp_of_minus_magnitude<T, V, I>(x);

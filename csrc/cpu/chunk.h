@@ -73,6 +73,41 @@ inline Chunk chunk_at(const ScanForward& p, int64_t valid, int64_t begin) {
           {p.reverse ? valid - 1 - pair : pair, sign, count / p.streams}};
 }
 
+// The order in which a task visits its pieces (lines or blocks) of every chunk. Where channels are neighbours in memory, all
+// pieces of a chunk, then the next chunk: rows stream. Where steps are neighbours, as in mamba's layout, all chunks of a piece,
+// then the next piece, so that few pages are in use at a time. Which of them changes no result.
+class Visits {
+ public:
+  Visits(const ScanForward& p, int64_t chunks, int64_t pieces)
+      : chunks_(chunks), pieces_(pieces), along_time_(p.u[0].step == 1 && p.u[0].dim != 1) {}
+  int64_t count() const { return chunks_ * pieces_; }
+  int64_t chunk(int64_t visit) const { return along_time_ ? visit % chunks_ : visit / pieces_; }
+  int64_t piece(int64_t visit) const { return along_time_ ? visit / chunks_ : visit % pieces_; }
+
+ private:
+  int64_t chunks_, pieces_;
+  bool along_time_;
+};
+
+// B and C of the chunk and group that were asked for last.
+template <class S, class T>
+class Maps {
+ public:
+  Maps(const ScanForward& p, int64_t batch, T* B, T* C) : p_(p), batch_(batch), B_(B), C_(C) {}
+  void load(const Chunk& c, int64_t group) {
+    if (c.begin == begin_ && group == group_) return;
+    load_map<S>(p_.B, batch_, group, c.steps, p_.size.dstate, B_);
+    load_map<S>(p_.C, batch_, group, c.steps, p_.size.dstate, C_);
+    begin_ = c.begin, group_ = group;
+  }
+
+ private:
+  const ScanForward& p_;
+  int64_t batch_;
+  T *B_, *C_;
+  int64_t begin_ = -1, group_ = -1;
+};
+
 // The state of a channel before a chunk.
 template <class T>
 inline T* checkpoint(const ScanForward& p, const Chunk& c, int64_t batch, int64_t channel) {

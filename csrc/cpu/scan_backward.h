@@ -264,7 +264,7 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   }
 }
 
-// The rows that the line at the same place of the task's next block will read and write.
+// The rows that a line of a chunk reads and writes.
 template <class S>
 Prefetch next_rows(const ScanBackward& q, const Chunk& c, int64_t batch, int64_t channel) {
   const ScanForward& p = q.forward;
@@ -373,24 +373,22 @@ void backward_task(const ScanBackward& q, const void* prepared, const Partial<ty
   for (int64_t i = 0; i < (last - first) * dstate * kLine; ++i) w.dA[i] = 0;
   for (int64_t i = 0; i < (last - first) * kLine; ++i) w.dD[i] = w.dbias[i] = 0;
 
-  for (int64_t begin = ceil_div(total, chunk) * chunk - chunk; begin >= 0; begin -= chunk) {
-    const Chunk c = chunk_at(p, valid, begin), before = chunk_at(p, valid, begin ? begin - chunk : begin);
-    int64_t group = -1;
-    for (int64_t index = first_block; index < last_block; ++index) {
-      const Block block = block_at<T>(p.size, index);
-      if (block.group != group) {
-        group = block.group;
-        load_map<S>(p.B, batch, group, c.steps, dstate, w.B);
-        load_map<S>(p.C, batch, group, c.steps, dstate, w.C);
-      }
-      // After the last block comes the first one of the chunk before.
-      const bool here = index + 1 < last_block;
-      const Block following = block_at<T>(p.size, here ? index + 1 : first_block);
-      Prefetch next[kBlockLines];
-      for (int64_t k = 0; k < following.last - following.first && (here || begin); ++k)
-        next[k] = next_rows<S>(q, here ? c : before, batch, line_at<T>(p.size, following.first + k).channel);
-      backward_block(w, weights, q, partial, c, batch, index, first, next);
+  const int64_t chunks = ceil_div(total, chunk);
+  const Visits visits(p, chunks, last_block - first_block);
+  const auto chunk_of = [&](int64_t visit) { return chunk_at(p, valid, (chunks - 1 - visits.chunk(visit)) * chunk); };
+  Maps<S, T> maps(p, batch, w.B, w.C);
+  for (int64_t visit = 0; visit < visits.count(); ++visit) {
+    const Chunk c = chunk_of(visit);
+    const int64_t index = first_block + visits.piece(visit);
+    maps.load(c, block_at<T>(p.size, index).group);
+    Prefetch next[kBlockLines];
+    if (visit + 1 < visits.count()) {
+      const Chunk after = chunk_of(visit + 1);
+      const Block block = block_at<T>(p.size, first_block + visits.piece(visit + 1));
+      for (int64_t i = block.first; i < block.last; ++i)
+        next[i - block.first] = next_rows<S>(q, after, batch, line_at<T>(p.size, i).channel);
     }
+    backward_block(w, weights, q, partial, c, batch, index, first, next);
   }
 
   const int64_t lines = p.size.ngroups * lines_per_group<T>(p.size);

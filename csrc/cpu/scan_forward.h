@@ -165,7 +165,7 @@ void finish_forward(const ForwardScratch<S>& w, const ScanForward& p, const Chun
   for (int m = 0; m < p.streams; ++m) scatter(out[m], p.out[m], batch, line.channel, line.channels, c.pairs);
 }
 
-// The rows that the line after this one in the task will read and write.
+// The rows that a line of a chunk reads and writes.
 template <class S>
 Prefetch next_rows(const ScanForward& p, const Chunk& c, int64_t batch, int64_t channel) {
   using T = typename Storage<S>::T;
@@ -178,17 +178,6 @@ Prefetch next_rows(const ScanForward& p, const Chunk& c, int64_t batch, int64_t 
   }
   if (p.checkpoints) next.add(checkpoint<T>(p, c, batch, channel), kLineBytes * p.size.dstate);
   return next;
-}
-
-// The line that a task comes to after a line of a chunk, and its chunk: the next one, or the first of the next chunk.
-template <class S, class F>
-inline void with_next(const ScanForward& p, const Chunk& c, const Chunk* after, int64_t first, int64_t last,
-                      int64_t index, F f) {
-  using T = typename Storage<S>::T;
-  if (index + 1 < last)
-    f(c, line_at<T>(p.size, index + 1).channel);
-  else if (after)
-    f(*after, line_at<T>(p.size, first).channel);
 }
 
 // One line of one chunk.
@@ -231,24 +220,19 @@ void forward_task(const ScanForward& p, const void* prepared, int64_t batch, int
     if (initial) initial += (batch * dim + line.channel) * dstate;
     load_states(initial, dstate, line.channels, state_of(index));
   }
-  for (int64_t begin = 0; begin < total; begin += chunk) {
-    const Chunk c = chunk_at(p, valid, begin);
-    const Chunk after = chunk_at(p, valid, begin + chunk < total ? begin + chunk : begin);
-    int64_t group = -1;
-    for (int64_t index = first; index < last; ++index) {
-      const Line line = line_at<T>(p.size, index);
-      if (line.group != group) {
-        group = line.group;
-        load_map<S>(p.B, batch, group, c.steps, dstate, w.B);
-        load_map<S>(p.C, batch, group, c.steps, dstate, w.C);
-      }
-      T* state = state_of(index);
-      if (p.checkpoints) store_states(state, dstate, line.channels, checkpoint<T>(p, c, batch, line.channel));
-      Prefetch next;
-      with_next<S>(p, c, begin + chunk < total ? &after : nullptr, first, last, index,
-                   [&](const Chunk& chunk, int64_t channel) { next = next_rows<S>(p, chunk, batch, channel); });
-      forward_line<S>(w, weights, p, c, batch, line, state, next);
-    }
+  const Visits visits(p, ceil_div(total, chunk), last - first);
+  const auto chunk_of = [&](int64_t visit) { return chunk_at(p, valid, visits.chunk(visit) * chunk); };
+  const auto line_of = [&](int64_t visit) { return line_at<T>(p.size, first + visits.piece(visit)); };
+  Maps<S, T> maps(p, batch, w.B, w.C);
+  for (int64_t visit = 0; visit < visits.count(); ++visit) {
+    const Chunk c = chunk_of(visit);
+    const Line line = line_of(visit);
+    maps.load(c, line.group);
+    T* state = state_of(line.index);
+    if (p.checkpoints) store_states(state, dstate, line.channels, checkpoint<T>(p, c, batch, line.channel));
+    Prefetch next;
+    if (visit + 1 < visits.count()) next = next_rows<S>(p, chunk_of(visit + 1), batch, line_of(visit + 1).channel);
+    forward_line<S>(w, weights, p, c, batch, line, state, next);
   }
   for (int64_t index = first; index < last; ++index) {
     const Line line = line_at<T>(p.size, index);

@@ -81,8 +81,8 @@ inline F widen_bits(U half, Float16) {
 template <class F, class U>
 inline U narrow_bits(F x, U, BFloat16) {
   const U bits = __builtin_bit_cast(U, x);
-  const U rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16, nan = (bits >> 16) | 0x40u;
-  return (bits & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded;
+  const U rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16, nan = U{} + 0x7FC0u;
+  return x == x ? rounded : nan;
 }
 // The addition of a power of two, chosen by the exponent, rounds the mantissa to 10 bits.
 template <class F, class U>
@@ -115,17 +115,38 @@ typedef uint16_t Halves __attribute__((vector_size(CMIMTL_VECTOR_BYTES / 2), may
 
 inline Simd<float>::V load(const float* p) { return at(p); }
 inline Simd<double>::V load(const double* p) { return at(p); }
+inline void store(float* p, Simd<float>::V x) { at(p) = x; }
+inline void store(double* p, Simd<double>::V x) { at(p) = x; }
+#if CMIMTL_VECTOR_BYTES == 64
+// One instruction each, where the compilers' own conversion of 16 halves takes two vectors apart. Under a mask of all lanes,
+// since g++ warns of the undefined vector inside of the plain intrinsics.
+constexpr __mmask16 kAllLanes = 0xFFFF;
+inline Simd<float>::V load(const BFloat16* p) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return widen_bits<Simd<float>::V>(Words(_mm512_maskz_cvtepu16_epi32(kAllLanes, halves)), BFloat16());
+}
+inline Simd<float>::V load(const Float16* p) {
+  return _mm512_maskz_cvtph_ps(kAllLanes, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store(BFloat16* p, Simd<float>::V x) {
+  const __m512i bits = __m512i(narrow_bits(x, Words{}, BFloat16()));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(kAllLanes, bits));
+}
+inline void store(Float16* p, Simd<float>::V x) {
+  const __m256i halves = _mm512_maskz_cvtps_ph(kAllLanes, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves);
+}
+#else
 template <class S>
 inline Simd<float>::V load(const S* p) {
   const Words half = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Words);
   return widen_bits<Simd<float>::V>(half, S{});
 }
-inline void store(float* p, Simd<float>::V x) { at(p) = x; }
-inline void store(double* p, Simd<double>::V x) { at(p) = x; }
 template <class S>
 inline void store(S* p, Simd<float>::V x) {
   *reinterpret_cast<Halves*>(p) = __builtin_convertvector(narrow_bits(x, Words{}, S{}), Halves);
 }
+#endif
 
 // Which steps of a tensor a chunk holds: tensor steps origin + sign * j, j < count.
 struct Span {
@@ -252,9 +273,12 @@ class Prefetch {
  public:
   template <class S, class Strided>
   void add(const Strided& x, int64_t batch, int64_t channel, const Span& s) {
-    if (x.data && x.dim == 1)
-      stream_[streams_++] = {reinterpret_cast<const char*>(element<S>(x, batch, s.origin, channel)),
-                             s.sign * x.step * int64_t(sizeof(S))};
+    if (!x.data) return;
+    // Along time a channel's steps are a line or two in memory; the first of two came with the chunk before.
+    const bool along_time = x.step == 1 && x.dim != 1;
+    const int64_t step = along_time ? s.origin + s.sign * (s.count - 1) : s.origin;
+    stream_[streams_++] = {reinterpret_cast<const char*>(element<S>(x, batch, step, channel)),
+                           (along_time ? x.dim : s.sign * x.step) * int64_t(sizeof(S))};
   }
   // Neighbouring bytes, kSteps cache lines a stream.
   void add(const void* first, int64_t bytes) {
