@@ -342,8 +342,8 @@ Tensor causal_conv1d_fwd(Tensor x, Tensor weight, Optional bias, Optional length
   p.out = out(y);
   const Kernels& k = kernels(p.dtype);
   each_task(p.batch, k.conv_lines(p.dim), [&](int64_t batch, int64_t first, int64_t last) {
-    const Memory scratch = allocate(k.conv_bytes(p.width));
-    for (int64_t line = first; line < last; ++line) k.conv_forward(p, batch, line, scratch.get());
+    const Memory scratch = allocate(k.conv_bytes(p.width, last - first));
+    k.conv_forward(p, batch, first, last, scratch.get());
   });
   return y;
 }
@@ -365,9 +365,8 @@ std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd(Tensor dout, Tensor x, Tens
   const Memory parts = allocate(word * channels * (p.width + 1) + 64);
   char *dweight_parts = static_cast<char*>(parts.get()), *dbias_parts = dweight_parts + word * channels * p.width;
   each_task(p.batch, k.conv_lines(p.dim), [&](int64_t batch, int64_t first, int64_t last) {
-    const Memory scratch = allocate(k.conv_bytes(p.width));
-    for (int64_t line = first; line < last; ++line)
-      k.conv_backward(q, dweight_parts, dbias_parts, batch, line, scratch.get());
+    const Memory scratch = allocate(k.conv_bytes(p.width, last - first));
+    k.conv_backward(q, dweight_parts, dbias_parts, batch, first, last, scratch.get());
   });
   sum_samples(k, dweight_parts, p.batch, p.dim * p.width, dweight.mutable_data_ptr());
   if (bias) sum_samples(k, dbias_parts, p.batch, p.dim, dbias.mutable_data_ptr());

@@ -48,10 +48,13 @@ inline Block block_at(const ScanSizes& s, int64_t index) {
   return {group * lines + first, group * lines + (last < lines ? last : lines), group};
 }
 
+inline int64_t valid_length(const int64_t* lengths, int64_t length, int64_t batch) {
+  if (!lengths) return length;
+  const int64_t n = lengths[batch];
+  return n < 0 ? 0 : n > length ? length : n;
+}
 inline int64_t valid_length(const ScanForward& p, int64_t batch) {
-  if (!p.lengths) return p.size.length;
-  const int64_t n = p.lengths[batch];
-  return n < 0 ? 0 : n > p.size.length ? p.size.length : n;
+  return valid_length(p.lengths, p.size.length, batch);
 }
 
 inline int chunk_steps(const ScanSizes& s) { return s.checkpoint_every ? int(s.checkpoint_every) : kSteps; }
@@ -78,8 +81,8 @@ inline Chunk chunk_at(const ScanForward& p, int64_t valid, int64_t begin) {
 // then the next piece, so that few pages are in use at a time. Which of them changes no result.
 class Visits {
  public:
-  Visits(const ScanForward& p, int64_t chunks, int64_t pieces)
-      : chunks_(chunks), pieces_(pieces), along_time_(p.u[0].step == 1 && p.u[0].dim != 1) {}
+  Visits(const In& stream, int64_t chunks, int64_t pieces)
+      : chunks_(chunks), pieces_(pieces), along_time_(stream.step == 1 && stream.dim != 1) {}
   int64_t count() const { return chunks_ * pieces_; }
   int64_t chunk(int64_t visit) const { return along_time_ ? visit % chunks_ : visit / pieces_; }
   int64_t piece(int64_t visit) const { return along_time_ ? visit / chunks_ : visit % pieces_; }

@@ -1,5 +1,6 @@
-// Depthwise causal convolution with bias and SiLU, forward and backward, one pass each over one line of channels. Rows are
-// processed in the order of the recurrence, so `reverse` is the same convolution on rows read from the last valid one.
+// Depthwise causal convolution with bias and SiLU, forward and backward, one pass each. Rows are processed in the order of
+// the recurrence, so `reverse` is the same convolution on rows read from the last valid one. A task is one sample and some
+// lines of channels, chunk by chunk of rows as in the scans.
 #pragma once
 
 #include "chunk.h"
@@ -9,68 +10,67 @@ namespace cmimtl::cpu::CMIMTL_ISA {
 // The common width is compiled in, with its weights in registers; 0 stands for any.
 constexpr int kCommonWidth = 4;
 
+// What a task keeps of one line between two chunks.
+template <class T>
+struct ConvLine {
+  T *weight, *dweight;  // [k][lane]
+  T *bias, *dbias;      // [lane]
+  T* halo;              // [row][lane]: width - 1 rows of x before the next chunk, or gradients after it
+};
+
 template <class S>
 struct ConvScratch {
   using T = typename Storage<S>::T;
-  T *weight, *dweight;  // [k][lane]
-  T *bias, *dbias;      // [lane]
+  T* lines;  // as at() takes them apart
   T *rows,
-      *gradients;  // [row][lane], of a chunk: rows after the width - 1 before it, gradients before as many after it
+      *gradients;  // [row][lane], of a chunk: x after the width - 1 rows before it, gradients before as many after it
   S *in, *out;
+  int64_t width;
 
-  ConvScratch(Scratch& memory, int64_t width) {
+  ConvScratch(Scratch& memory, int64_t width, int64_t count) : width(width) {
     constexpr int kLine = Simd<T>::kLine;
-    for (T** taps : {&weight, &dweight}) *taps = memory.take<T>(width * kLine);
-    for (T** channels : {&bias, &dbias}) *channels = memory.take<T>(kLine);
+    lines = memory.take<T>(count * of_line());
     for (T** tile : {&rows, &gradients}) *tile = memory.take<T>((kSteps + width - 1) * kLine);
     for (S** buffer : {&in, &out}) *buffer = memory.take<S>(kSteps * kLine);
   }
-  static int64_t bytes(int64_t width) {
+  static int64_t bytes(int64_t width, int64_t count) {
     Scratch memory{0};
-    ConvScratch(memory, width);
+    ConvScratch(memory, width, count);
     return int64_t(memory.next);
   }
-};
-
-// One line of one sample.
-struct ConvTask {
-  int64_t batch;
-  Line line;
-  int64_t valid;
-
-  // Processed rows begin … begin + count - 1.
-  Span span(const ConvForward& p, int64_t begin, int64_t count) const {
-    return {p.reverse ? valid - 1 - begin : begin, p.reverse ? -1 : 1, int(count)};
+  ConvLine<T> at(int64_t index) const {
+    constexpr int kLine = Simd<T>::kLine;
+    T* next = lines + index * of_line();
+    const auto take = [&](int64_t rows) {
+      T* piece = next;
+      next += rows * kLine;
+      return piece;
+    };
+    return {take(width), take(width), take(1), take(1), take(width - 1)};
   }
+
+ private:
+  int64_t of_line() const { return (3 * width + 1) * Simd<T>::kLine; }
 };
 
 template <class T>
-ConvTask conv_task(const ConvForward& p, int64_t batch, int64_t index) {
+Line conv_line(const ConvForward& p, int64_t index) {
   const int64_t channel = index * Simd<T>::kLine, left = p.dim - channel;
-  int64_t valid = p.lengths ? p.lengths[batch] : p.length;
-  valid = valid < 0 ? 0 : valid > p.length ? p.length : valid;
-  return {batch, {index, channel, int(left < Simd<T>::kLine ? left : Simd<T>::kLine), 0}, valid};
+  return {index, channel, int(left < Simd<T>::kLine ? left : Simd<T>::kLine), 0};
 }
 
-// Processed rows begin … begin + count - 1 of x as T, [row][lane]; those before the first are 0.
+// Processed rows begin … begin + count - 1.
+inline Span conv_span(const ConvForward& p, int64_t valid, int64_t begin, int64_t count) {
+  return {p.reverse ? valid - 1 - begin : begin, p.reverse ? -1 : 1, int(count)};
+}
+
+// The rows of a span as T, [row][lane].
 template <class S, class T>
-void load_rows(const ConvForward& p, const In& x, const ConvTask& t, int64_t begin, int64_t count, S* buffer, T* to) {
+void load_rows(const In& x, int64_t batch, const Line& line, const Span& span, S* buffer, T* to) {
   constexpr int kLine = Simd<T>::kLine;
-  for (; begin < 0 && count; ++begin, --count, to += kLine)
-    for (int c = 0; c < kLine; ++c) to[c] = 0;
-  while (count) {
-    const int64_t some = count < kSteps ? count : kSteps;
-    const Rows<const S> from = gather(x, t.batch, t.line.channel, t.line.channels, t.span(p, begin, some), buffer);
-    for (int64_t j = 0; j < some; ++j, to += kLine)
-      for (int v = 0; v < kLine; v += Simd<T>::kLanes) at(to + v) = load(from[j] + v);
-    begin += some, count -= some;
-  }
-}
-
-template <class S, class T>
-void load_weights(const ConvForward& p, const ConvTask& t, const ConvScratch<S>& w, const T*) {
-  load_states(static_cast<const T*>(p.weight) + t.line.channel * p.width, p.width, t.line.channels, w.weight);
-  load_channels(p.bias, t.line, w.bias);
+  const Rows<const S> from = gather(x, batch, line.channel, line.channels, span, buffer);
+  for (int j = 0; j < span.count; ++j)
+    for (int v = 0; v < kLine; v += Simd<T>::kLanes) at(to + j * kLine + v) = load(from[j] + v);
 }
 
 // bias + sum_k weight[k] * rows[k]: the output whose own row is the last of `width`.
@@ -82,40 +82,75 @@ inline typename Simd<T>::V convolve(const T* rows, const T* weight, const T* bia
   return sum;
 }
 
+// Calls visit(line's place, line, begin, count, what comes next) for each chunk of rows and line of a task; `backwards`, the
+// last chunk comes first.
+template <class S, class F>
+void each_conv_chunk(const ConvForward& p, const In& second, const Out& result, int64_t batch, int64_t valid,
+                     int64_t first, int64_t last, bool backwards, F visit) {
+  using T = typename Storage<S>::T;
+  const int64_t chunks = ceil_div(valid, kSteps);
+  const Visits visits(p.x, chunks, last - first);
+  const auto begin_of = [&](int64_t i) {
+    return (backwards ? chunks - 1 - visits.chunk(i) : visits.chunk(i)) * kSteps;
+  };
+  const auto count_at = [&](int64_t begin) { return valid - begin < kSteps ? valid - begin : kSteps; };
+  for (int64_t i = 0; i < visits.count(); ++i) {
+    Prefetch next;
+    if (i + 1 < visits.count()) {
+      const int64_t begin = begin_of(i + 1), channel = conv_line<T>(p, first + visits.piece(i + 1)).channel;
+      const Span span = conv_span(p, valid, begin, count_at(begin));
+      next.add<S>(p.x, batch, channel, span);
+      next.add<S>(second, batch, channel, span);
+      next.add<S>(result, batch, channel, span);
+    }
+    const int64_t begin = begin_of(i);
+    visit(visits.piece(i), conv_line<T>(p, first + visits.piece(i)), begin, int(count_at(begin)), next);
+  }
+}
+
 template <int kWidth, class S>
-void conv_forward_task(const ConvForward& p, int64_t batch, int64_t index, void* memory) {
+void conv_forward_task(const ConvForward& p, int64_t batch, int64_t first, int64_t last, void* memory) {
   using T = typename Storage<S>::T;
   using V = typename Simd<T>::V;
   using I = typename Simd<T>::I;
   constexpr int kLine = Simd<T>::kLine;
   const int64_t width = kWidth ? kWidth : p.width, halo = width - 1;
   Scratch scratch{reinterpret_cast<uintptr_t>(memory)};
-  const ConvScratch<S> w(scratch, width);
-  const ConvTask t = conv_task<T>(p, batch, index);
-  load_weights(p, t, w, w.weight);
-  for (int64_t i = 0; i < halo * kLine; ++i) w.rows[i] = 0;
-  for (int64_t begin = 0; begin < t.valid; begin += kSteps) {
-    const int count = int(t.valid - begin < kSteps ? t.valid - begin : kSteps);
-    load_rows(p, p.x, t, begin, count, w.in, w.rows + halo * kLine);
-    const Span span = t.span(p, begin, count);
-    const Rows<S> out = target(p.out, batch, t.line.channel, t.line.channels, span, w.out);
-    for (int j = 0; j < count; ++j)
-      for (int v = 0; v < kLine; v += Simd<T>::kLanes) {
-        V y = convolve(w.rows + j * kLine + v, w.weight + v, w.bias + v, width);
-        if (p.silu) y *= sigmoid<T, V, I>(y);
-        store(out[j] + v, y);
-      }
-    scatter(out, p.out, batch, t.line.channel, t.line.channels, span);
-    for (int64_t i = 0; i < halo * kLine; ++i) w.rows[i] = w.rows[count * kLine + i];
+  const ConvScratch<S> w(scratch, width, last - first);
+  const int64_t valid = valid_length(p.lengths, p.length, batch);
+  for (int64_t index = first; index < last; ++index) {
+    const Line line = conv_line<T>(p, index);
+    const ConvLine<T> kept = w.at(index - first);
+    load_states(static_cast<const T*>(p.weight) + line.channel * width, width, line.channels, kept.weight);
+    load_channels(p.bias, line, kept.bias);
+    for (int64_t i = 0; i < halo * kLine; ++i) kept.halo[i] = 0;
+    clear_rest<S>(p.out, batch, line.channel, line.channels, valid, p.length);
   }
-  clear_rest<S>(p.out, batch, t.line.channel, t.line.channels, t.valid, p.length);
+  each_conv_chunk<S>(p, In{}, p.out, batch, valid, first, last, false,
+                     [&](int64_t place, const Line& line, int64_t begin, int count, const Prefetch& next) {
+                       const ConvLine<T> kept = w.at(place);
+                       const Span span = conv_span(p, valid, begin, count);
+                       for (int64_t i = 0; i < halo * kLine; ++i) w.rows[i] = kept.halo[i];
+                       load_rows(p.x, batch, line, span, w.in, w.rows + halo * kLine);
+                       for (int64_t i = 0; i < halo * kLine; ++i) kept.halo[i] = w.rows[count * kLine + i];
+                       const Rows<S> out = target(p.out, batch, line.channel, line.channels, span, w.out);
+                       for (int j = 0; j < count; ++j) {
+                         next.row(j, 0, 1);
+                         for (int v = 0; v < kLine; v += Simd<T>::kLanes) {
+                           V y = convolve(w.rows + j * kLine + v, kept.weight + v, kept.bias + v, width);
+                           if (p.silu) y *= sigmoid<T, V, I>(y);
+                           store(out[j] + v, y);
+                         }
+                       }
+                       scatter(out, p.out, batch, line.channel, line.channels, span);
+                     });
 }
 
 // From the last chunk to the first, so that the gradients which x reaches later are there. The weights' gradients of one
 // sample go to parts: dweight (batch, dim, width), dbias (batch, dim).
 template <int kWidth, class S>
 void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_parts,
-                        typename Storage<S>::T* dbias_parts, int64_t batch, int64_t index, void* memory) {
+                        typename Storage<S>::T* dbias_parts, int64_t batch, int64_t first, int64_t last, void* memory) {
   using T = typename Storage<S>::T;
   using V = typename Simd<T>::V;
   using I = typename Simd<T>::I;
@@ -123,51 +158,77 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
   const ConvForward& p = q.forward;
   const int64_t width = kWidth ? kWidth : p.width, halo = width - 1;
   Scratch scratch{reinterpret_cast<uintptr_t>(memory)};
-  const ConvScratch<S> w(scratch, width);
-  const ConvTask t = conv_task<T>(p, batch, index);
-  load_weights(p, t, w, w.weight);
-  for (int64_t i = 0; i < width * kLine; ++i) w.dweight[i] = 0;
-  for (int c = 0; c < kLine; ++c) w.dbias[c] = 0;
-  for (int64_t i = 0; i < halo * kLine; ++i) w.gradients[i] = 0;
-
-  for (int64_t begin = ceil_div(t.valid, kSteps) * kSteps - kSteps; begin >= 0; begin -= kSteps) {
-    const int count = int(t.valid - begin < kSteps ? t.valid - begin : kSteps);
-    // Behind this chunk's gradients, the first ones of the chunk after it.
-    for (int64_t i = halo * kLine - 1; i >= 0; --i) w.gradients[count * kLine + i] = w.gradients[i];
-    load_rows(p, p.x, t, begin - halo, count + halo, w.in, w.rows);
-    load_rows(p, q.dout, t, begin, count, w.in, w.gradients);
-    const Span span = t.span(p, begin, count);
-    const Rows<S> dx = target(q.dx, batch, t.line.channel, t.line.channels, span, w.out);
-    for (int v = 0; v < kLine; v += Simd<T>::kLanes) {
-      V dbias = at(w.dbias + v);
-      for (int j = 0; j < count; ++j) {
-        V dy = at(w.gradients + j * kLine + v);
-        if (p.silu) {
-          const V y = convolve(w.rows + j * kLine + v, w.weight + v, w.bias + v, width), s = sigmoid<T, V, I>(y);
-          dy *= s * (1 + y * (1 - s));
-          at(w.gradients + j * kLine + v) = dy;
-        }
-        dbias += dy;
-      }
-      at(w.dbias + v) = dbias;
-      for (int64_t k = 0; k < width; ++k) {
-        V sum = at(w.dweight + k * kLine + v);
-        for (int j = 0; j < count; ++j) sum += at(w.gradients + j * kLine + v) * at(w.rows + (j + k) * kLine + v);
-        at(w.dweight + k * kLine + v) = sum;
-      }
-      for (int j = 0; j < count; ++j) {
-        V sum = V{};
-        for (int64_t k = 0; k < width; ++k)
-          sum += at(w.weight + k * kLine + v) * at(w.gradients + (j + halo - k) * kLine + v);
-        store(dx[j] + v, sum);
-      }
-    }
-    scatter(dx, q.dx, batch, t.line.channel, t.line.channels, span);
+  const ConvScratch<S> w(scratch, width, last - first);
+  const int64_t valid = valid_length(p.lengths, p.length, batch);
+  for (int64_t index = first; index < last; ++index) {
+    const Line line = conv_line<T>(p, index);
+    const ConvLine<T> kept = w.at(index - first);
+    load_states(static_cast<const T*>(p.weight) + line.channel * width, width, line.channels, kept.weight);
+    load_channels(p.bias, line, kept.bias);
+    for (int64_t i = 0; i < width * kLine; ++i) kept.dweight[i] = 0;
+    for (int64_t i = 0; i < halo * kLine; ++i) kept.halo[i] = 0;
+    for (int c = 0; c < kLine; ++c) kept.dbias[c] = 0;
+    clear_rest<S>(q.dx, batch, line.channel, line.channels, valid, p.length);
   }
-  clear_rest<S>(q.dx, batch, t.line.channel, t.line.channels, t.valid, p.length);
-  const int64_t place = batch * p.dim + t.line.channel;
-  store_states(w.dweight, width, t.line.channels, dweight_parts + place * width);
-  for (int c = 0; c < t.line.channels; ++c) dbias_parts[place + c] = w.dbias[c];
+  each_conv_chunk<S>(p, q.dout, q.dx, batch, valid, first, last, true,
+                     [&](int64_t place, const Line& line, int64_t begin, int count, const Prefetch& next) {
+                       const ConvLine<T> kept = w.at(place);
+                       const Span span = conv_span(p, valid, begin, count);
+                       // The rows before the chunk, in pieces that a buffer holds; before the first one there are zeros.
+                       for (int64_t done = 0; done < halo;) {
+                         const int64_t row = begin - halo + done, left = halo - done;
+                         T* to = w.rows + done * kLine;
+                         if (row < 0) {
+                           for (int c = 0; c < kLine; ++c) to[c] = 0;
+                           ++done;
+                           continue;
+                         }
+                         const int64_t some = left < kSteps ? left : kSteps;
+                         load_rows(p.x, batch, line, conv_span(p, valid, row, some), w.in, to);
+                         done += some;
+                       }
+                       load_rows(p.x, batch, line, span, w.in, w.rows + halo * kLine);
+                       load_rows(q.dout, batch, line, span, w.in, w.gradients);
+                       for (int64_t i = 0; i < halo * kLine; ++i) w.gradients[count * kLine + i] = kept.halo[i];
+                       const Rows<S> dx = target(q.dx, batch, line.channel, line.channels, span, w.out);
+                       for (int v = 0; v < kLine; v += Simd<T>::kLanes) {
+                         V dbias = at(kept.dbias + v);
+                         for (int j = 0; j < count; ++j) {
+                           next.row(j, 0, 1);
+                           V dy = at(w.gradients + j * kLine + v);
+                           if (p.silu) {
+                             const V y = convolve(w.rows + j * kLine + v, kept.weight + v, kept.bias + v, width),
+                                     s = sigmoid<T, V, I>(y);
+                             dy *= s * (1 + y * (1 - s));
+                             at(w.gradients + j * kLine + v) = dy;
+                           }
+                           dbias += dy;
+                         }
+                         at(kept.dbias + v) = dbias;
+                         for (int64_t k = 0; k < width; ++k) {
+                           V sum = at(kept.dweight + k * kLine + v);
+                           for (int j = 0; j < count; ++j)
+                             sum += at(w.gradients + j * kLine + v) * at(w.rows + (j + k) * kLine + v);
+                           at(kept.dweight + k * kLine + v) = sum;
+                         }
+                         for (int j = 0; j < count; ++j) {
+                           V sum = V{};
+                           for (int64_t k = 0; k < width; ++k)
+                             sum += at(kept.weight + k * kLine + v) * at(w.gradients + (j + halo - k) * kLine + v);
+                           store(dx[j] + v, sum);
+                         }
+                       }
+                       // Of these the chunk before needs the first ones.
+                       for (int64_t i = 0; i < halo * kLine; ++i) kept.halo[i] = w.gradients[i];
+                       scatter(dx, q.dx, batch, line.channel, line.channels, span);
+                     });
+  for (int64_t index = first; index < last; ++index) {
+    const Line line = conv_line<T>(p, index);
+    const ConvLine<T> kept = w.at(index - first);
+    const int64_t place = batch * p.dim + line.channel;
+    store_states(kept.dweight, width, line.channels, dweight_parts + place * width);
+    for (int c = 0; c < line.channels; ++c) dbias_parts[place + c] = kept.dbias[c];
+  }
 }
 
 // Gradients of the weights: the samples' parts added in the order of the batch.

@@ -34,12 +34,13 @@ struct Kernels {
   void (*reduce_maps)(const ScanBackward&, const BackwardParts&, int64_t batch, int64_t step, void* row);
   void (*reduce_weights)(const ScanBackward&, const BackwardParts&, int64_t line);
 
-  // A task is one line of one sample.
+  // A task is lines first … last - 1 of one sample.
   int64_t (*conv_lines)(int64_t dim);
-  int64_t (*conv_bytes)(int64_t width);
-  void (*conv_forward)(const ConvForward&, int64_t batch, int64_t line, void* scratch);
+  int64_t (*conv_bytes)(int64_t width, int64_t lines);
+  void (*conv_forward)(const ConvForward&, int64_t batch, int64_t first, int64_t last, void* scratch);
   // dweight: (batch, dim, width), dbias: (batch, dim).
-  void (*conv_backward)(const ConvBackward&, void* dweight, void* dbias, int64_t batch, int64_t line, void* scratch);
+  void (*conv_backward)(const ConvBackward&, void* dweight, void* dbias, int64_t batch, int64_t first, int64_t last,
+                        void* scratch);
   // Sums parts (samples, size) over samples for elements begin … end - 1.
   void (*reduce_samples)(const void* parts, int64_t samples, int64_t size, int64_t begin, int64_t end, void* out);
 };

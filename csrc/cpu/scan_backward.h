@@ -374,7 +374,7 @@ void backward_task(const ScanBackward& q, const void* prepared, const Partial<ty
   for (int64_t i = 0; i < (last - first) * kLine; ++i) w.dD[i] = w.dbias[i] = 0;
 
   const int64_t chunks = ceil_div(total, chunk);
-  const Visits visits(p, chunks, last_block - first_block);
+  const Visits visits(p.u[0], chunks, last_block - first_block);
   const auto chunk_of = [&](int64_t visit) { return chunk_at(p, valid, (chunks - 1 - visits.chunk(visit)) * chunk); };
   Maps<S, T> maps(p, batch, w.B, w.C);
   for (int64_t visit = 0; visit < visits.count(); ++visit) {

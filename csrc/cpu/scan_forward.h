@@ -220,7 +220,7 @@ void forward_task(const ScanForward& p, const void* prepared, int64_t batch, int
     if (initial) initial += (batch * dim + line.channel) * dstate;
     load_states(initial, dstate, line.channels, state_of(index));
   }
-  const Visits visits(p, ceil_div(total, chunk), last - first);
+  const Visits visits(p.u[0], ceil_div(total, chunk), last - first);
   const auto chunk_of = [&](int64_t visit) { return chunk_at(p, valid, visits.chunk(visit) * chunk); };
   const auto line_of = [&](int64_t visit) { return line_at<T>(p.size, first + visits.piece(visit)); };
   Maps<S, T> maps(p, batch, w.B, w.C);

@@ -67,19 +67,21 @@ constexpr Kernels table() {
     reduce_weights(q, partial<T>(parts), line);
   };
   k.conv_lines = [](int64_t dim) { return ceil_div(dim, Simd<T>::kLine); };
-  k.conv_bytes = [](int64_t width) { return ConvScratch<T>::bytes(width); };  // no storage type is wider
-  k.conv_forward = [](const ConvForward& p, int64_t batch, int64_t line, void* scratch) {
+  // No storage type is wider than T.
+  k.conv_bytes = [](int64_t width, int64_t lines) { return ConvScratch<T>::bytes(width, lines); };
+  k.conv_forward = [](const ConvForward& p, int64_t batch, int64_t first, int64_t last, void* scratch) {
     with_storage<T>(p.dtype, [&](auto s) {
-      auto* task =
-          p.width == kCommonWidth ? conv_forward_task<kCommonWidth, decltype(s)> : conv_forward_task<0, decltype(s)>;
-      task(p, batch, line, scratch);
+      using S = decltype(s);
+      auto* task = p.width == kCommonWidth ? conv_forward_task<kCommonWidth, S> : conv_forward_task<0, S>;
+      task(p, batch, first, last, scratch);
     });
   };
-  k.conv_backward = [](const ConvBackward& q, void* dweight, void* dbias, int64_t batch, int64_t line, void* scratch) {
+  k.conv_backward = [](const ConvBackward& q, void* dweight, void* dbias, int64_t batch, int64_t first, int64_t last,
+                       void* scratch) {
     with_storage<T>(q.forward.dtype, [&](auto s) {
-      auto* task = q.forward.width == kCommonWidth ? conv_backward_task<kCommonWidth, decltype(s)>
-                                                   : conv_backward_task<0, decltype(s)>;
-      task(q, static_cast<T*>(dweight), static_cast<T*>(dbias), batch, line, scratch);
+      using S = decltype(s);
+      auto* task = q.forward.width == kCommonWidth ? conv_backward_task<kCommonWidth, S> : conv_backward_task<0, S>;
+      task(q, static_cast<T*>(dweight), static_cast<T*>(dbias), batch, first, last, scratch);
     });
   };
   k.reduce_samples = [](const void* parts, int64_t samples, int64_t size, int64_t begin, int64_t end, void* out) {
