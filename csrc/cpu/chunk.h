@@ -11,7 +11,8 @@
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-constexpr int kBlockLines = 8;  // whose parts of dB and dC are added up before they are stored
+// Most lines of a block, whose parts of dB and dC are added up before they are stored.
+constexpr int kBlockLines = 8;
 
 // Neighbouring channels of one group of B and C, up to 64 bytes.
 struct Line {
@@ -33,18 +34,24 @@ inline Line line_at(const ScanSizes& s, int64_t index) {
   return {index, group * per_group + offset, int(left < Simd<T>::kLine ? left : Simd<T>::kLine), group};
 }
 
-// Lines first … last - 1, of one group. How blocks are dealt out to tasks changes no result.
+// Lines first … last - 1, of one group. How blocks are dealt out to tasks changes no result; what a block is does, so it
+// depends on the channels alone: a quarter of few lines, so that there are blocks for several threads.
 struct Block {
   int64_t first, last, group;
 };
 template <class T>
+inline int64_t lines_of_block(const ScanSizes& s) {
+  const int64_t quarter = lines_per_group<T>(s) / 4;
+  return quarter < 1 ? 1 : quarter < kBlockLines ? quarter : kBlockLines;
+}
+template <class T>
 inline int64_t block_count(const ScanSizes& s) {
-  return s.ngroups * ceil_div(lines_per_group<T>(s), kBlockLines);
+  return s.ngroups * ceil_div(lines_per_group<T>(s), lines_of_block<T>(s));
 }
 template <class T>
 inline Block block_at(const ScanSizes& s, int64_t index) {
-  const int64_t lines = lines_per_group<T>(s), blocks = ceil_div(lines, kBlockLines), group = index / blocks;
-  const int64_t first = index % blocks * kBlockLines, last = first + kBlockLines;
+  const int64_t lines = lines_per_group<T>(s), size = lines_of_block<T>(s), blocks = ceil_div(lines, size);
+  const int64_t group = index / blocks, first = index % blocks * size, last = first + size;
   return {group * lines + first, group * lines + (last < lines ? last : lines), group};
 }
 

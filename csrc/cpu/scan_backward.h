@@ -29,21 +29,20 @@ struct BackwardSlice {
   Ahead ahead;
 };
 
-// `kFirst`: dB and dC hold nothing yet.
+// The states and decays of the slice's steps, and from them y and dC. `kFirst`: dC holds nothing yet.
 template <int kGroup, bool kModerate, bool kFirst, class T>
-__attribute__((noinline)) void backward_group(const BackwardSlice<T> s) {
+__attribute__((noinline)) void replay_group(const BackwardSlice<T> s) {
   using V = typename Simd<T>::V;
   constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
+  // Copies, since the compiler must take every store for one that may change *s.
   const int count = s.count;
   const int64_t dstate = s.dstate;
-  const T *const B = s.B, *const C = s.C, *const delta = s.delta, *const delta_x = s.delta_x, *const dy = s.dy;
-  T *const decay = s.decay, *const history = s.history;
-
+  const T *B = s.B, *C = s.C, *delta = s.delta, *delta_x = s.delta_x, *dy = s.dy;
+  T *y = s.y, *dC = s.dC, *decay = s.decay, *history = s.history;
   V A2[kGroup], state[kGroup];
 #pragma GCC unroll 4
   for (int n = 0; n < kGroup; ++n) A2[n] = at(s.A2 + n * kLine), state[n] = at(s.state + n * kLine);
-  T *const y = s.y, *const dC = s.dC;
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < count; ++i, B += dstate, C += dstate) {
     s.ahead.step(i);
     const V d = at(delta + i * kLine), dx = at(delta_x + i * kLine), dy_i = at(dy + i * kLine);
     V sum = V{};
@@ -53,18 +52,27 @@ __attribute__((noinline)) void backward_group(const BackwardSlice<T> s) {
       const V e = decay_of<kModerate, T>(d, A2[n]);
       at(decay + place) = e;
       at(history + place) = state[n];
-      state[n] = e * state[n] + dx * B[i * dstate + n];
-      sum += state[n] * C[i * dstate + n];
+      state[n] = e * state[n] + dx * B[n];
+      sum += state[n] * C[n];
       at(dC + place) = (kFirst ? V{} : V(at(dC + place))) + dy_i * state[n];
     }
     at(y + i * kLine) += sum;
   }
+}
 
-  V carry[kGroup], dA[kGroup];
+// The gradients, back through the steps. `kFirst`: dB holds nothing yet.
+template <int kGroup, bool kFirst, class T>
+__attribute__((noinline)) void gradient_group(const BackwardSlice<T> s) {
+  using V = typename Simd<T>::V;
+  constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
+  const int64_t dstate = s.dstate;
+  const T *B = s.B, *C = s.C, *delta = s.delta, *delta_x = s.delta_x, *dy = s.dy;
+  const T *decay = s.decay, *history = s.history;
+  T *dB = s.dB, *dx_sum = s.dx, *ddelta_sum = s.ddelta;
+  V A2[kGroup], carry[kGroup], dA[kGroup];
 #pragma GCC unroll 4
-  for (int n = 0; n < kGroup; ++n) carry[n] = at(s.carry + n * kLine), dA[n] = at(s.dA + n * kLine);
-  T *const dx_sum = s.dx, *const ddelta_sum = s.ddelta, *const dB = s.dB;
-  for (int i = count - 1; i >= 0; --i) {
+  for (int n = 0; n < kGroup; ++n) A2[n] = at(s.A2 + n * kLine), carry[n] = at(s.carry + n * kLine), dA[n] = V{};
+  for (int i = s.count - 1; i >= 0; --i) {
     const V d = at(delta + i * kLine), dx = at(delta_x + i * kLine), dy_i = at(dy + i * kLine);
     V to_x = V{}, to_delta = V{};
 #pragma GCC unroll 4
@@ -82,7 +90,7 @@ __attribute__((noinline)) void backward_group(const BackwardSlice<T> s) {
     at(ddelta_sum + i * kLine) += to_delta;
   }
 #pragma GCC unroll 4
-  for (int n = 0; n < kGroup; ++n) at(s.carry + n * kLine) = carry[n], at(s.dA + n * kLine) = dA[n];
+  for (int n = 0; n < kGroup; ++n) at(s.carry + n * kLine) = carry[n], at(s.dA + n * kLine) += dA[n];
 }
 
 // What a chunk holds of one line, [step][lane] each.
@@ -214,7 +222,7 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   }
 
   V dD[Simd<T>::kVectors], dbias[Simd<T>::kVectors];
-  for (int v = 0; v < kLine; v += kLanes) dD[v / kLanes] = at(dD_of + v), dbias[v / kLanes] = at(dbias_of + v);
+  for (int v = 0; v < kLine; v += kLanes) dD[v / kLanes] = dbias[v / kLanes] = V{};
   const auto token = [&](int i, int v, V x) {
     const int place = i * kLine + v;
     const V sum = at(from.dx + place), dy = at(from.dy + place);
@@ -251,7 +259,7 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
       }
     });
   }
-  for (int v = 0; v < kLine; v += kLanes) at(dD_of + v) = dD[v / kLanes], at(dbias_of + v) = dbias[v / kLanes];
+  for (int v = 0; v < kLine; v += kLanes) at(dD_of + v) += dD[v / kLanes], at(dbias_of + v) += dbias[v / kLanes];
 
   const auto done = [&](const Rows<S>& rows, const Out& x, const Span& span) {
     if (x.data) scatter(rows, x, batch, line.channel, line.channels, span);
@@ -332,10 +340,13 @@ void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, cons
                                      w.decay,
                                      w.history,
                                      {next + k, group, groups}};
-        if (first)
-          moderate[k] ? backward_group<kGroup, true, true>(slice) : backward_group<kGroup, false, true>(slice);
-        else
-          moderate[k] ? backward_group<kGroup, true, false>(slice) : backward_group<kGroup, false, false>(slice);
+        if (first) {
+          moderate[k] ? replay_group<kGroup, true, true>(slice) : replay_group<kGroup, false, true>(slice);
+          gradient_group<kGroup, true>(slice);
+        } else {
+          moderate[k] ? replay_group<kGroup, true, false>(slice) : replay_group<kGroup, false, false>(slice);
+          gradient_group<kGroup, false>(slice);
+        }
       }
     }
     for (int i = 0; i < c.count; ++i) {

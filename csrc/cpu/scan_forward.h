@@ -31,14 +31,33 @@ struct ForwardSlice {
   int64_t dstate;
   const T* A2;  // [state][lane of the line]
   T* state;     // [state][lane of the line]
-  T* decay;     // [step][state of the group][lane of the vector], scratch
+  T* decay;     // [step][state of the group][lane of the vector]
   Ahead ahead;
 };
 
+// Decays of the slice's steps into its memory.
 template <int kGroup, bool kModerate, class T>
+inline void fill_decays(const ForwardSlice<T>& s) {
+  using V = typename Simd<T>::V;
+  constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
+  V A2[kGroup];
+#pragma GCC unroll 8
+  for (int n = 0; n < kGroup; ++n) A2[n] = at(s.A2 + n * kLine);
+  const int count = s.count;
+  const T* delta = s.delta;
+  T* decay = s.decay;
+  for (int i = 0; i < count; ++i)
+#pragma GCC unroll 8
+    for (int n = 0; n < kGroup; ++n)
+      at(decay + i * kRow + n * kLanes) = decay_of<kModerate, T>(at(delta + i * kLine), A2[n]);
+}
+
+// `kGiven`: the decays are in the slice's memory already.
+template <int kGroup, bool kModerate, bool kGiven, class T>
 __attribute__((noinline)) void forward_group(const ForwardSlice<T> s) {
   using V = typename Simd<T>::V;
   constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
+  constexpr bool kStored = kGiven || !kManyRegisters;
   V state[kGroup], A2[kGroup];
 #pragma GCC unroll 8
   for (int n = 0; n < kGroup; ++n) state[n] = at(s.state + n * kLine), A2[n] = at(s.A2 + n * kLine);
@@ -46,13 +65,9 @@ __attribute__((noinline)) void forward_group(const ForwardSlice<T> s) {
   const int count = s.count;
   const int64_t dstate = s.dstate;
   const T *B = s.B, *C = s.C, *delta = s.delta, *delta_x = s.delta_x;
-  T *y = s.y, *decay = s.decay;
-  if constexpr (!kManyRegisters) {
-    for (int i = 0; i < count; ++i)
-#pragma GCC unroll 8
-      for (int n = 0; n < kGroup; ++n)
-        at(decay + i * kRow + n * kLanes) = decay_of<kModerate, T>(at(delta + i * kLine), A2[n]);
-  }
+  const T* decay = s.decay;
+  T* y = s.y;
+  if constexpr (kStored && !kGiven) fill_decays<kGroup, kModerate>(s);
   for (int i = 0; i < count; ++i, B += dstate, C += dstate) {
     s.ahead.step(i);
     const V d = at(delta + i * kLine), dx = at(delta_x + i * kLine);
@@ -60,10 +75,10 @@ __attribute__((noinline)) void forward_group(const ForwardSlice<T> s) {
 #pragma GCC unroll 8
     for (int n = 0; n < kGroup; ++n) {
       V e;
-      if constexpr (kManyRegisters)
-        e = decay_of<kModerate, T>(d, A2[n]);
-      else
+      if constexpr (kStored)
         e = at(decay + i * kRow + n * kLanes);
+      else
+        e = decay_of<kModerate, T>(d, A2[n]);
       state[n] = e * state[n] + dx * B[n];
       (n % 2 ? odd : even) += state[n] * C[n];
     }
@@ -73,20 +88,28 @@ __attribute__((noinline)) void forward_group(const ForwardSlice<T> s) {
   for (int n = 0; n < kGroup; ++n) at(s.state + n * kLine) = state[n];
 }
 
+// What a chunk holds of one line, [step][lane] each: step sizes d, inputs d x, and y.
+template <class T>
+struct ForwardColumns {
+  T *delta, *delta_x, *y;
+  explicit ForwardColumns(Scratch& memory) {
+    for (T** column : {&delta, &delta_x, &y}) *column = memory.take<T>(kSteps * Simd<T>::kLine);
+  }
+};
+
 template <class S>
 struct ForwardScratch {
   using T = typename Storage<S>::T;
-  T* state;                // [line of the task][state][lane]
-  T *B, *C;                // [step][state]
-  T *delta, *delta_x, *y;  // [step][lane]
+  T* state;  // [line of the task][state][lane]
+  T *B, *C;  // [step][state]
+  ForwardColumns<T> columns;
   T* decay;
   S *in[5], *out[2];  // rows of delta, the streams and the gates, and of the outputs, that cannot be used in place
 
-  ForwardScratch(Scratch& memory, int64_t dstate, int64_t lines) {
+  ForwardScratch(Scratch& memory, int64_t dstate, int64_t lines) : columns(memory) {
     constexpr int kLine = Simd<T>::kLine;
     state = memory.take<T>(lines * dstate * kLine);
     for (T** map : {&B, &C}) *map = memory.take<T>(kSteps * dstate);
-    for (T** column : {&delta, &delta_x, &y}) *column = memory.take<T>(kSteps * kLine);
     decay = memory.take<T>(kSteps * kForwardGroup * Simd<T>::kLanes);
     for (S*& rows : in) rows = memory.take<S>(kSteps * kLine);
     for (S*& rows : out) rows = memory.take<S>(kSteps * kLine);
@@ -98,23 +121,24 @@ struct ForwardScratch {
   }
 };
 
-// Step sizes d = softplus(delta + bias) and inputs d x of a chunk's steps, and y = D x.
+// Step sizes d = softplus(delta + bias) and inputs d x of a chunk's steps, and y = D x; returns whether every decay is moderate.
 template <class S, class T>
-void stage_forward(const ForwardScratch<S>& w, const Weights<T>& weights, const ScanForward& p, const Chunk& c,
-                   int64_t batch, const Line& line, Magnitude<T>& magnitude) {
+bool stage_forward(const ForwardScratch<S>& w, const ForwardColumns<T>& to, const Weights<T>& weights,
+                   const ScanForward& p, const Chunk& c, int64_t batch, const Line& line) {
   using V = typename Simd<T>::V;
   using I = typename Simd<T>::I;
   constexpr int kLine = Simd<T>::kLine;
   const T *D = weights.D + line.index * kLine, *bias = weights.bias + line.index * kLine;
+  Magnitude<T> magnitude;
   const Rows<const S> delta = gather(p.delta, batch, line.channel, line.channels, c.steps, w.in[0]);
   const auto stream = [&](int m) { return gather(p.u[m], batch, line.channel, line.channels, c.pairs, w.in[1 + m]); };
   const auto token = [&](int i, int v, V x) {
     V d = load(delta[i] + v) + at(bias + v), slope;
     if (p.delta_softplus) softplus<T, V, I>(V(d), d, slope);
     magnitude.add(v, d);
-    at(w.delta + i * kLine + v) = d;
-    at(w.delta_x + i * kLine + v) = d * x;
-    at(w.y + i * kLine + v) = at(D + v) * x;
+    at(to.delta + i * kLine + v) = d;
+    at(to.delta_x + i * kLine + v) = d * x;
+    at(to.y + i * kLine + v) = at(D + v) * x;
   };
   if (p.streams == 1) {
     const Rows<const S> u = stream(0);
@@ -128,11 +152,13 @@ void stage_forward(const ForwardScratch<S>& w, const Weights<T>& weights, const 
       token(i + order.sum, v, V(a + b));
     });
   }
+  return magnitude.moderate(weights.largest + line.index * kLine);
 }
 
 // y * silu(z), or as it is, to the outputs.
 template <class S, class T>
-void finish_forward(const ForwardScratch<S>& w, const ScanForward& p, const Chunk& c, int64_t batch, const Line& line) {
+void finish_forward(const ForwardScratch<S>& w, const T* y_of, const ScanForward& p, const Chunk& c, int64_t batch,
+                    const Line& line) {
   using V = typename Simd<T>::V;
   using I = typename Simd<T>::I;
   constexpr int kLine = Simd<T>::kLine;
@@ -144,7 +170,7 @@ void finish_forward(const ForwardScratch<S>& w, const ScanForward& p, const Chun
     out[m] = target(p.out[m], batch, line.channel, line.channels, c.pairs, w.out[m]);
   }
   const auto silu = [&](V x) { return V(x * sigmoid<T, V, I>(x)); };
-  const auto y = [&](int i, int v) -> V { return at(w.y + i * kLine + v); };
+  const auto y = [&](int i, int v) -> V { return at(y_of + i * kLine + v); };
   if (p.streams == 1) {
     each_row<T>(p, c, [&](int j, int i, int v) {
       store(out[0][j] + v, gated ? V(y(i, v) * silu(load(z[0][j] + v))) : y(i, v));
@@ -186,20 +212,19 @@ void forward_line(const ForwardScratch<S>& w, const Weights<T>& weights, const S
                   int64_t batch, const Line& line, T* state, const Prefetch& next) {
   constexpr int kLine = Simd<T>::kLine, kLanes = Simd<T>::kLanes;
   const int64_t dstate = p.size.dstate;
-  Magnitude<T> magnitude;
-  stage_forward(w, weights, p, c, batch, line, magnitude);
-  const bool moderate = magnitude.moderate(weights.largest + line.index * kLine);
+  const bool moderate = stage_forward(w, w.columns, weights, p, c, batch, line);
   const T* A2 = weights.A2 + line.index * kLine * dstate;
   const int groups = int(ceil_div(dstate, kForwardGroup));
   each_group<kForwardGroup>(dstate, [&]<int kGroup>(int64_t n) {
     const Ahead ahead{&next, int(n / kForwardGroup), groups};
     for (int v = 0; v < line.channels; v += kLanes) {
-      const ForwardSlice<T> slice{c.count, w.delta + v,        w.delta_x + v,         w.y + v, w.B + n, w.C + n,
-                                  dstate,  A2 + n * kLine + v, state + n * kLine + v, w.decay, ahead};
-      moderate ? forward_group<kGroup, true>(slice) : forward_group<kGroup, false>(slice);
+      const ForwardSlice<T> slice{
+          c.count, w.columns.delta + v, w.columns.delta_x + v, w.columns.y + v, w.B + n, w.C + n,
+          dstate,  A2 + n * kLine + v,  state + n * kLine + v, w.decay,         ahead};
+      moderate ? forward_group<kGroup, true, false>(slice) : forward_group<kGroup, false, false>(slice);
     }
   });
-  finish_forward<S, T>(w, p, c, batch, line);
+  finish_forward(w, w.columns.y, p, c, batch, line);
 }
 
 template <class S>
