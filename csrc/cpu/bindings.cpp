@@ -116,6 +116,30 @@ Memory prepare(const Kernels& k, const ScanForward& p) {
   return weights;
 }
 
+// Whether a scan of `pieces` lines or blocks of one sample is split over time: where threads would be idle, and there are
+// enough chunks that waiting for each other three times in a segment does not matter.
+constexpr int64_t kSegment = 128;
+bool split_over_time(const ScanSizes& s, int64_t pieces, int64_t steps_of_chunk) {
+  return s.batch * pieces < torch::stable::get_num_threads() && s.steps >= kSegment / 2 * steps_of_chunk;
+}
+
+// Calls run(split, phase) for every phase of every segment of every sample; bytes(split) is the memory of one.
+template <class Bytes, class Run>
+void each_segment(const Kernels& k, const ScanForward& p, const Bytes& bytes, const Run& run) {
+  Split split{0, 0, 0, kSegment, nullptr};
+  const Memory memory = allocate(bytes(split));
+  split.memory = memory.get();
+  for (split.batch = 0; split.batch < p.size.batch; ++split.batch) {
+    const int64_t chunks = k.chunks(p, split.batch);
+    split.first = 0;
+    do {
+      split.count = chunks - split.first < kSegment ? chunks - split.first : kSegment;
+      for (int phase = 0; phase < Split::kPhases; ++phase) run(split, phase);
+      split.first += split.count;
+    } while (split.first < chunks);
+  }
+}
+
 struct Forward {
   Tensor out[2], last_state, checkpoints;
 };
@@ -138,6 +162,17 @@ Forward forward(const char* op, ScanInputs x) {
     result.checkpoints = nothing(x.u[0], acc);
   }
   const Memory weights = prepare(k, p);
+  if (split_over_time(s, k.lines(s), s.checkpoint_every ? s.checkpoint_every : k.most_steps)) {
+    each_segment(
+        k, p, [&](const Split& split) { return k.forward_split_bytes(p, split); },
+        [&](const Split& split, int phase) {
+          each(k.forward_split_tasks(p, split, phase), 1, [&](int64_t task) {
+            const Memory scratch = allocate(k.forward_bytes(p.dtype, s.dstate, 1));
+            k.forward_split(p, weights.get(), split, phase, task, scratch.get());
+          });
+        });
+    return result;
+  }
   each_task(s.batch, k.lines(s), [&](int64_t batch, int64_t first, int64_t last) {
     const Memory scratch = allocate(k.forward_bytes(p.dtype, s.dstate, last - first));
     k.forward(p, weights.get(), batch, first, last, scratch.get());
@@ -204,10 +239,21 @@ Backward backward(const char* op, const Tensor* dout, const Optional& dlast_stat
   const BackwardParts parts{take(map), take(map), take(channels * s.dstate), take(channels), take(channels)};
 
   const Memory weights = prepare(k, p);
-  each_task(s.batch, blocks, [&](int64_t batch, int64_t first, int64_t last) {
-    const Memory scratch = allocate(k.backward_bytes(q, first, last));
-    k.backward(q, weights.get(), parts, batch, first, last, scratch.get());
-  });
+  if (split_over_time(s, blocks, s.checkpoint_every)) {
+    each_segment(
+        k, p, [&](const Split& split) { return k.backward_split_bytes(q, split); },
+        [&](const Split& split, int phase) {
+          each(k.backward_split_tasks(q, split, phase), 1, [&](int64_t task) {
+            const Memory scratch = allocate(k.backward_bytes(q, 0, 1));
+            k.backward_split(q, weights.get(), parts, split, phase, task, scratch.get());
+          });
+        });
+  } else {
+    each_task(s.batch, blocks, [&](int64_t batch, int64_t first, int64_t last) {
+      const Memory scratch = allocate(k.backward_bytes(q, first, last));
+      k.backward(q, weights.get(), parts, batch, first, last, scratch.get());
+    });
+  }
   constexpr int64_t kStepsPerTask = 64;
   torch::stable::parallel_for(0, s.batch * s.steps, kStepsPerTask, [&](int64_t begin, int64_t end) {
     const Memory row = allocate(s.dstate * k.lane_bytes);

@@ -13,6 +13,14 @@ struct BackwardParts {
   void *dB, *dC, *dA, *dD, *dbias;
 };
 
+// A segment of a scan split over time: chunks first … first + count - 1, in the order of the pass, of one sample, and what
+// the phases leave each other, in memory for `most` chunks. See scan_split.h.
+struct Split {
+  static constexpr int kPhases = 4;
+  int64_t batch, first, count, most;
+  void* memory;
+};
+
 // For one accumulation type, float or double. Channels are worked on in lines, lines in blocks.
 struct Kernels {
   int64_t lane_bytes;                   // of the accumulation type
@@ -33,6 +41,17 @@ struct Kernels {
                    int64_t last, void* scratch);
   void (*reduce_maps)(const ScanBackward&, const BackwardParts&, int64_t batch, int64_t step, void* row);
   void (*reduce_weights)(const ScanBackward&, const BackwardParts&, int64_t line);
+
+  // Scans split over time. Phases come one after the other, the tasks of one side by side, with the scratch memory of a
+  // task of one line (forward) or block (backward).
+  int64_t (*chunks)(const ScanForward&, int64_t batch);
+  int64_t (*forward_split_bytes)(const ScanForward&, const Split&);
+  int64_t (*forward_split_tasks)(const ScanForward&, const Split&, int phase);
+  void (*forward_split)(const ScanForward&, const void* weights, const Split&, int phase, int64_t task, void* scratch);
+  int64_t (*backward_split_bytes)(const ScanBackward&, const Split&);
+  int64_t (*backward_split_tasks)(const ScanBackward&, const Split&, int phase);
+  void (*backward_split)(const ScanBackward&, const void* weights, const BackwardParts&, const Split&, int phase,
+                         int64_t task, void* scratch);
 
   // A task is lines first … last - 1 of one sample.
   int64_t (*conv_lines)(int64_t dim);

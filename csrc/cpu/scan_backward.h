@@ -93,6 +93,18 @@ __attribute__((noinline)) void gradient_group(const BackwardSlice<T> s) {
   for (int n = 0; n < kGroup; ++n) at(s.carry + n * kLine) = carry[n], at(s.dA + n * kLine) += dA[n];
 }
 
+template <int kGroup, class T>
+inline void replay_any(const BackwardSlice<T>& s, bool moderate, bool first) {
+  if (first)
+    moderate ? replay_group<kGroup, true, true>(s) : replay_group<kGroup, false, true>(s);
+  else
+    moderate ? replay_group<kGroup, true, false>(s) : replay_group<kGroup, false, false>(s);
+}
+template <int kGroup, class T>
+inline void gradient_any(const BackwardSlice<T>& s, bool first) {
+  first ? gradient_group<kGroup, true>(s) : gradient_group<kGroup, false>(s);
+}
+
 // What a chunk holds of one line, [step][lane] each.
 template <class T>
 struct Columns {
@@ -102,6 +114,13 @@ struct Columns {
   T *dx, *ddelta;    // sums over the states
   T *gate, *dgate;   // silu(z), and dout times its derivative
   T* state;          // [state][lane], before the chunk
+
+  Columns() = default;
+  Columns(Scratch& memory, int64_t dstate) {
+    for (T** column : {&delta, &slope, &delta_x, &dy, &y, &dx, &ddelta, &gate, &dgate})
+      *column = memory.take<T>(kSteps * Simd<T>::kLine);
+    state = memory.take<T>(dstate * Simd<T>::kLine);
+  }
 };
 
 template <class S>
@@ -121,11 +140,7 @@ struct BackwardScratch {
     for (T** channels : {&dD, &dbias}) *channels = memory.take<T>(lines * kLine);
     for (T** map : {&B, &C}) *map = memory.take<T>(kSteps * dstate);
     for (T** group : {&dB, &dC, &decay, &history}) *group = memory.take<T>(kSteps * kBackwardGroup * Simd<T>::kLanes);
-    for (Columns<T>& c : columns) {
-      for (T** column : {&c.delta, &c.slope, &c.delta_x, &c.dy, &c.y, &c.dx, &c.ddelta, &c.gate, &c.dgate})
-        *column = memory.take<T>(kSteps * kLine);
-      c.state = memory.take<T>(dstate * kLine);
-    }
+    for (Columns<T>& c : columns) c = Columns<T>(memory, dstate);
     for (S*& rows : in) rows = memory.take<S>(kSteps * kLine);
     for (S*& rows : out) rows = memory.take<S>(kSteps * kLine);
   }
@@ -295,6 +310,18 @@ struct Partial {
   T *dD, *dbias;  // (batch, lines, lane)
 };
 
+// Zeros at the invalid steps of everything that is written by steps.
+template <class S>
+void clear_backward(const ScanBackward& q, int64_t batch, const Line& line, int64_t valid) {
+  const ScanForward& p = q.forward;
+  const auto clear = [&](const Out& x, int64_t from, int64_t length) {
+    if (x.data) clear_rest<S>(x, batch, line.channel, line.channels, from, length);
+  };
+  clear(q.ddelta, valid * p.streams, p.size.steps);
+  for (int m = 0; m < p.streams; ++m)
+    for (const Out* x : {&q.du[m], &q.dz[m], &p.out[m]}) clear(*x, valid, p.size.length);
+}
+
 // One block of lines in one chunk. States outside, lines inside: the sums dB and dC of one group stay in the first-level
 // cache.
 template <class S, class T>
@@ -340,13 +367,8 @@ void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, cons
                                      w.decay,
                                      w.history,
                                      {next + k, group, groups}};
-        if (first) {
-          moderate[k] ? replay_group<kGroup, true, true>(slice) : replay_group<kGroup, false, true>(slice);
-          gradient_group<kGroup, true>(slice);
-        } else {
-          moderate[k] ? replay_group<kGroup, true, false>(slice) : replay_group<kGroup, false, false>(slice);
-          gradient_group<kGroup, false>(slice);
-        }
+        replay_any<kGroup>(slice, moderate[k], first);
+        gradient_any<kGroup>(slice, first);
       }
     }
     for (int i = 0; i < c.count; ++i) {
@@ -414,12 +436,7 @@ void backward_task(const ScanBackward& q, const void* prepared, const Partial<ty
     if (q.dinitial_state)
       store_states(w.carry + of_task * dstate, dstate, line.channels,
                    static_cast<T*>(q.dinitial_state) + (batch * dim + line.channel) * dstate);
-    const auto clear = [&](const Out& x, int64_t from, int64_t length) {
-      if (x.data) clear_rest<S>(x, batch, line.channel, line.channels, from, length);
-    };
-    clear(q.ddelta, total, p.size.steps);
-    for (int m = 0; m < p.streams; ++m)
-      for (const Out* x : {&q.du[m], &q.dz[m], &p.out[m]}) clear(*x, valid, p.size.length);
+    clear_backward<S>(q, batch, line, valid);
   }
 }
 

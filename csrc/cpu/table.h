@@ -2,8 +2,7 @@
 #pragma once
 
 #include "conv.h"
-#include "kernels.h"
-#include "scan_backward.h"
+#include "scan_split.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
@@ -65,6 +64,33 @@ constexpr Kernels table() {
   };
   k.reduce_weights = [](const ScanBackward& q, const BackwardParts& parts, int64_t line) {
     reduce_weights(q, partial<T>(parts), line);
+  };
+  k.chunks = [](const ScanForward& p, int64_t batch) {
+    return ceil_div(valid_length(p, batch) * p.streams, chunk_steps(p.size));
+  };
+  k.forward_split_bytes = [](const ScanForward& p, const Split& split) {
+    return with_storage<T>(p.dtype, [&](auto s) { return ForwardSegment<decltype(s)>::bytes(p, split); });
+  };
+  k.forward_split_tasks = [](const ScanForward& p, const Split& split, int phase) {
+    return with_storage<T>(p.dtype,
+                           [&](auto s) { return ForwardSegment<decltype(s)>(p, nullptr, split).tasks(phase); });
+  };
+  k.forward_split = [](const ScanForward& p, const void* weights, const Split& split, int phase, int64_t task,
+                       void* scratch) {
+    with_storage<T>(p.dtype, [&](auto s) { ForwardSegment<decltype(s)>(p, weights, split).run(phase, task, scratch); });
+  };
+  k.backward_split_bytes = [](const ScanBackward& q, const Split& split) {
+    return with_storage<T>(q.forward.dtype, [&](auto s) { return BackwardSegment<decltype(s)>::bytes(q, split); });
+  };
+  k.backward_split_tasks = [](const ScanBackward& q, const Split& split, int phase) {
+    return with_storage<T>(q.forward.dtype,
+                           [&](auto s) { return BackwardSegment<decltype(s)>(q, nullptr, {}, split).tasks(phase); });
+  };
+  k.backward_split = [](const ScanBackward& q, const void* weights, const BackwardParts& parts, const Split& split,
+                        int phase, int64_t task, void* scratch) {
+    with_storage<T>(q.forward.dtype, [&](auto s) {
+      BackwardSegment<decltype(s)>(q, weights, partial<T>(parts), split).run(phase, task, scratch);
+    });
   };
   k.conv_lines = [](int64_t dim) { return ceil_div(dim, Simd<T>::kLine); };
   // No storage type is wider than T.

@@ -22,8 +22,11 @@ WEIGHTS = ("A", "D", "delta_bias")
 
 def run(op, inputs):
     """Outputs and gradients by name; each sample gets the same incoming gradients."""
-    leaves = {n: x.detach().requires_grad_() for n, x in inputs.items() if x is not None}
-    outputs = getattr(ops, op)(**leaves, delta_softplus=True, return_last_state=True, backend="cpu")
+    given = {n: x for n, x in inputs.items() if x is not None}
+    leaves = {n: x.detach().requires_grad_() for n, x in given.items() if x.is_floating_point()}
+    outputs = getattr(ops, op)(
+        **given | leaves, delta_softplus=True, return_last_state=True, backend="cpu"
+    )
     cotangents = [
         torch.linspace(-1, 1, out[0].numel()).reshape(out[0].shape).expand_as(out).to(out.dtype)
         for out in outputs
@@ -44,6 +47,23 @@ def test_the_same_bits_at_any_number_of_threads(op, dtype):
         results.append(run(op, inputs))
     for other in results[1:]:
         assert [name for name, x in results[0].items() if not torch.equal(x, other[name])] == []
+
+
+@pytest.mark.parametrize("lengths", [None, (1100, 0)], ids=["all", "ragged"])
+@pytest.mark.parametrize("sizes", [(1100, 16, 16), (1100, 5, 9)], ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_a_scan_split_over_time_has_the_same_bits(op, sizes, lengths):
+    """Fewer lines of channels than threads, and several segments of chunks."""
+    length, dim, dstate = sizes
+    cross = op.startswith("cross")
+    inputs = testing.scan_inputs(2, length // (1 + cross), dim, dstate, cross=cross)
+    if lengths is not None:
+        inputs["lengths"] = torch.tensor(lengths) // (1 + cross)
+    torch.set_num_threads(1)
+    expected = run(op, inputs)
+    torch.set_num_threads(7)
+    actual = run(op, inputs)
+    assert [name for name, x in expected.items() if not torch.equal(x, actual[name])] == []
 
 
 @pytest.mark.parametrize("op", OPS)
