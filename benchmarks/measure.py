@@ -143,10 +143,10 @@ def _scratch() -> torch.Tensor:
     if DEVICE == "cuda":
         size = 2 * torch.cuda.get_device_properties(0).L2_cache_size
     else:
-        size = os.sysconf("SC_LEVEL3_CACHE_SIZE") or os.sysconf("SC_LEVEL2_CACHE_SIZE")
-    # What a virtual machine reports can be unknown (0) or the whole socket's.
-    size = min(max(size, 2**22), 2**28)
-    return torch.zeros(size // 4, device=DEVICE)
+        files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+        size = max((1024 * int(file.read_text().rstrip("K\n")) for file in files), default=2**25)
+    # What a virtual machine reports may be the whole socket's.
+    return torch.zeros(min(size, 2**28) // 4, device=DEVICE)
 
 
 def peak_bytes(function: str, **arguments) -> int:

@@ -68,14 +68,21 @@ def _human(x: float) -> str:
     return f"{x:,.0f}" if x >= 1 else f"{x:g}"
 
 
+def _short(x: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
 def ops_bars(record: dict):
     """How many times the time of our kernel each baseline takes."""
-    names = [b.name for b in BASELINES if any("ratio" in r for r in rows(record, "ops", name=b.name))]
+    names = [
+        b.name for b in BASELINES if any("ratio" in r for r in rows(record, "ops", name=b.name))
+    ]
     if not names:
         return None
     height = 0.27
     figure, panels = plt.subplots(
-        1, 2, figsize=(11, 1.6 + 0.62 * len(names)), layout="constrained", sharey=True
+        1, 2, figsize=(11, 2.4 + 0.6 * len(names)), layout="constrained", sharey=True
     )
     most = max(r["ratio"] for r in rows(record, "ops") if "ratio" in r)
     for axes, which in zip(panels, ("forward", "forward+backward"), strict=True):
@@ -85,7 +92,7 @@ def ops_bars(record: dict):
                 place = j + (i - 1) * height
                 if row and "ratio" in row:
                     axes.barh(place, row["ratio"], 0.9 * height, color=colour)
-                    text = f"{row['ratio']:.3g}"
+                    text = _short(row["ratio"])
                 elif row and "expected_ratio" in row:
                     text = f"not run, about {row['expected_ratio']:,.0f} expected"
                 else:
@@ -105,7 +112,7 @@ def ops_bars(record: dict):
     patches = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (BLUE, ORANGE, GREEN)]
     labels = [f"batch {b}, length {n:,}, dim {d:,}" for b, n, d in LARGE]
     figure.legend(patches, labels, ncols=3, loc="outside lower center", frameon=False)
-    figure.suptitle(f"Selective scan, float32: baselines against our `{ours(record)}` kernel")
+    figure.suptitle(f"Selective scan, float32: baselines against our kernel ({ours(record)})")
     return figure
 
 
@@ -149,14 +156,20 @@ def roofline(record: dict):
         )  # fmt: skip
         seen.add(label)
     low = min(least, bandwidth * xs[0] / 1e9)
-    axes.set(xscale="log", yscale="log", ylim=(low / 1.8, peak / 1e9 * 2))
+    axes.set(xscale="log", yscale="log", ylim=(low / 1.8, peak / 1e9 * 4))
     axes.set_xlabel("least FMA operations per least byte of memory traffic")
     axes.set_ylabel("10⁹ FMA operations per second")
     _plain_ticks(axes.xaxis, [2**k for k in range(0, 12, 1) if xs[0] <= 2**k <= most_x])
-    _plain_ticks(axes.yaxis, [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000,
-                                          10000, 20000, 50000) if low / 1.8 <= t <= peak / 5e8])
+    _plain_ticks(
+        axes.yaxis,
+        [
+            t
+            for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
+            if low / 1.8 <= t <= peak / 5e8
+        ],
+    )
     axes.set_title("Every workload against the machine's limits, float32")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper left", frameon=False)
     axes.grid(alpha=0.3)
     return figure
 
@@ -167,7 +180,8 @@ def against_length(record: dict):
         (rows(record, "length", which="forward"), "length", "seconds", "forward, batch 1"),
         (rows(record, "length", which="forward+backward"), "length", "seconds",
          "forward + backward, batch 1"),
-        (rows(record, "length memory"), "length", "peak_bytes", "forward + backward, batch 1"),
+        (rows(record, "length memory"), "length", "peak_bytes",
+         "peak memory, forward + backward, batch 1"),
         (rows(record, "batch"), "batch", "seconds", "forward + backward, 32 + 32 tokens"),
     ]  # fmt: skip
     panels = [panel for panel in panels if panel[0]]
@@ -197,30 +211,41 @@ def _lines(axes, chosen: list[dict], x: str, y: str) -> None:
         axes.plot(xs, ys, "o-", color=colour, ms=4, lw=1.8)
         label = SHORT.get(name, name)
         if x == "length" and y == "seconds" and len(xs) > 2:
-            label += f"\n∝ length^{exponent(xs[-3:], ys[-3:]):.2f} at the end"
+            label += f"\n$\\propto$ length$^{{{exponent(xs[-3:], ys[-3:]):.2f}}}$ at the end"
         ends.append((xs[-1], ys[-1], label, colour))
     axes.set(xscale="log", yscale="log", ylabel=f"time, {unit}" if unit == "ms" else "peak, MB")
     axes.set_xlabel("visual tokens" if x == "length" else "batch")
-    _plain_ticks(axes.xaxis, every_x, _human)
+    _plain_ticks(axes.xaxis, every_x, lambda n: f"{n / 1024:g}k" if n % 1024 == 0 else f"{n:g}")
     low, high = axes.get_ylim()
-    _plain_ticks(axes.yaxis, [t for t in _powers(low, high) if low <= t <= high], _human)
-    axes.tick_params(axis="x", labelrotation=0 if len(every_x) < 7 else 30)
+    high *= (high / low) ** 0.12  # room for the names at the top
+    axes.set_ylim(low, high)
+    ticks = _powers(low, high)
+    if high / low < 1e3:
+        ticks = [tick * digit for tick in ticks for digit in (1, 2, 5)]
+    _plain_ticks(axes.yaxis, [tick for tick in ticks if low <= tick <= high], _human)
     axes.grid(alpha=0.3)
     axes.set_xlim(every_x[0] / 1.2, every_x[-1] * (every_x[-1] / every_x[0]) ** 0.42)
     _label_ends(axes, ends)
 
 
 def _label_ends(axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Names at the right ends of lines, pushed apart where they would touch."""
+    """Names in one column to the right of all lines, pushed apart where they would touch."""
     low, high = (math.log(y) for y in axes.get_ylim())
-    taken = -math.inf
-    for x, y, label, colour in sorted(ends, key=lambda end: end[1]):
-        place = (math.log(y) - low) / (high - low)
-        place = max(place, taken + 0.035 + 0.03 * label.count("\n"))
-        taken = place + 0.035 + 0.03 * label.count("\n")
+    column = 1.25 * max(x for x, *_ in ends)
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = [0.045 + 0.045 * label.count("\n") for _, _, label, _ in ends]  # of the axes
+    places: list[float] = []
+    for (_, y, *_), height in zip(ends, heights, strict=True):
+        floor = places[-1] + 0.5 * (height + heights[len(places) - 1]) if places else 0
+        places.append(max(floor, (math.log(y) - low) / (high - low)))
+    ceiling = 1.0
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], ceiling - 0.5 * heights[i])
+        ceiling = places[i] - 0.5 * heights[i]
+    for (x, y, label, colour), place in zip(ends, places, strict=True):
         at = math.exp(low + place * (high - low))
         axes.annotate(
-            label, (x, y), (x * 1.25, at), color=colour, va="center", fontsize=8.5,
+            label, (x, y), (column, at), color=colour, va="center", fontsize=8.5,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6},
         )  # fmt: skip
 
@@ -235,7 +260,11 @@ def block_profile(record: dict):
     labels = []
     for of in sizes:
         whole = one(record, "block", name="whole block", **size(of))
-        kept = f"\n{1e3 * whole['seconds']:.0f} ms, keeps {whole['kept_bytes'] / 1e6:.0f} MB" if whole else ""
+        kept = (
+            f"\n{1e3 * whole['seconds']:.0f} ms, keeps {whole['kept_bytes'] / 1e6:.0f} MB"
+            if whole
+            else ""
+        )
         labels.append(f"batch {of[0]}, {of[1]} + {of[2]} tokens{kept}")
     left = [0.0] * len(sizes)
     colours = (BLUE, RED, GREEN, PINK, ORANGE)
@@ -244,9 +273,10 @@ def block_profile(record: dict):
         widths = [shares[of] for of in sizes]
         bars = axes.barh(labels, widths, 0.6, left=left, color=colour, label=part, ec="white")
         texts = [f"{w:.0f} %" if w >= 3 else "" for w in widths]
-        axes.bar_label(bars, texts, label_type="center", color="white", fontsize=9, weight="bold")
+        dark = "black" if colour == ORANGE else "white"
+        axes.bar_label(bars, texts, label_type="center", color=dark, fontsize=9, weight="bold")
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set(xlabel="% of the time of forward and backward", xlim=(0, 100))
+    axes.set(xlabel="% of the time of one block, forward + backward, float32", xlim=(0, 100))
     figure.legend(ncols=5, fontsize=9, loc="outside upper center", frameon=False)
     return figure
 
@@ -261,8 +291,8 @@ def fusion_bars(record: dict):
         ("parameters, M", "fusion", "forward+backward", "parameters", 1e-6),
         ("forward, ms", "fusion", "forward", "seconds", 1e3),
         ("forward + backward, ms", "fusion", "forward+backward", "seconds", 1e3),
-        ("samples/s, forward + backward", "fusion", "forward+backward", "samples_per_second", 1),
-        ("kept for backward, MB", "fusion memory", "forward+backward", "kept_bytes", 1e-6),
+        ("samples/s in training", "fusion", "forward+backward", "samples_per_second", 1),
+        ("kept activations, MB", "fusion memory", "forward+backward", "kept_bytes", 1e-6),
         ("peak memory, MB", "fusion memory", "forward+backward", "peak_bytes", 1e-6),
     )
     names = [name for name in fusions.FUSIONS if rows(record, "fusion", name=name)]
@@ -274,21 +304,31 @@ def fusion_bars(record: dict):
         for axes, (title, suite, which, field, scale) in zip(line, columns, strict=True):
             found = [one(record, suite, name=n, which=which, **size(of)) or {} for n in names]
             values = [scale * row[field] if field in row else None for row in found]
-            most = max((v for v in values if v is not None), default=1.0)
+            # In plain PyTorch it takes so long that the other bars would vanish beside its own.
+            fused = [v for n, v in zip(names, values, strict=True) if n != fusions.PLAIN and v]
+            most = max(fused, default=1.0)
             for place, (name, value) in enumerate(zip(names, values, strict=True)):
-                axes.barh(place, value or 0, 0.7, color=FUSION_COLOURS[name])
-                text = "not run" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+                cut = value is not None and value > 1.3 * most
+                width = 1.3 * most if cut else value or 0
+                axes.barh(
+                    place, width, 0.7, color=FUSION_COLOURS[name], hatch="//" if cut else None,
+                    ec="white" if cut else FUSION_COLOURS[name],
+                )  # fmt: skip
+                text = "not run" if value is None else _short(value) + (" (cut)" if cut else "")
                 axes.annotate(
-                    text, (value or 0, place), (3, 0), textcoords="offset points", va="center",
+                    text, (width, place), (3, 0), textcoords="offset points", va="center",
                     fontsize=9, color=GREY if value is None else "black",
                 )  # fmt: skip
-            axes.set(title=title, xlim=(0, 1.35 * most), xticks=[])
+            most *= 1.3 if any(v and v > most for v in values) else 1.0
+            axes.set(title=title, xlim=(0, 1.6 * most), xticks=[])
             axes.title.set_fontsize(10)
             axes.spines["bottom"].set_visible(False)
         line[0].set_yticks(range(len(names)), [SHORT.get(n, n) for n in names])
         line[0].set_ylabel(f"batch {of[0]}\n{of[1]} + {of[2]} tokens")
     grid[0][0].invert_yaxis()
-    figure.suptitle("Fusion alone, d_model 768, float32; Cross-Mamba 2 layers, Transformer 6 per stream")
+    figure.suptitle(
+        "Fusion alone, d_model 768, float32; Cross-Mamba 2 layers, Transformer 6 per stream"
+    )
     return figure
 
 

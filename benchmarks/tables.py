@@ -102,13 +102,16 @@ def speedup_table(record: dict) -> Table:
     def share(place: dict) -> str:
         return percent(measured(record, "ops", "share_of_limit", name=name, **place))
 
-    line(f"ours (`{name}`), per state", own)
+    line(f"ours ({name}), per state", own)
     line("its share of the limit", share)
     for baseline in BASELINES:
         found = rows(record, "ops", name=baseline.name)
         if not any("seconds" in row for row in found):
             continue
-        line(baseline.name, lambda place, b=baseline: _ratio(one(record, "ops", name=b.name, **place)))
+        line(
+            baseline.name,
+            lambda place, b=baseline: _ratio(one(record, "ops", name=b.name, **place)),
+        )
     return table
 
 
@@ -117,7 +120,7 @@ def _ratio(row: dict | None) -> str:
         return ""
     if "ratio" in row:
         return times(row["ratio"])
-    return f"about {times(row['expected_ratio'])}*" if "expected_ratio" in row else "–"
+    return f"about {times(row['expected_ratio'])}*" if "expected_ratio" in row else "-"
 
 
 def ops_table(record: dict) -> Table:
@@ -200,7 +203,9 @@ def scaling_table(record: dict) -> Table:
 
 def slope_table(record: dict, lengths=(1024, 4096, 16384)) -> Table:
     """Microseconds per token of one layer, short: the slope."""
-    table = [["one layer, µs per token", *(f"{n} tokens, {which}" for which in PASSES for n in lengths)]]
+    table = [
+        ["one layer, µs per token", *(f"{n} tokens, {which}" for which in PASSES for n in lengths)]
+    ]
     names = dict.fromkeys(row["name"] for row in rows(record, "length"))
     for name in names:
         cells = []
@@ -209,7 +214,7 @@ def slope_table(record: dict, lengths=(1024, 4096, 16384)) -> Table:
                 cost = measured(
                     record, "length", "seconds_per_token", name=name, which=which, length=n
                 )
-                cells.append("–" if cost is None else f"{1e6 * cost:.0f}")
+                cells.append("-" if cost is None else f"{1e6 * cost:.0f}")
         table.append([name, *cells])
     return table
 
