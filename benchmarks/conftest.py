@@ -117,6 +117,7 @@ class Record:
             "seconds": {name: round(own, 1) for name, own in durations.items()},
             "rows": self.rows,
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(json.dumps(record, indent=1) + "\n")
         temporary.replace(path)

@@ -42,6 +42,7 @@ def part_of(operator: str) -> str:
     return next((part for part, begins in PARTS.items() if operator.startswith(begins)), REST)
 
 
+@pytest.mark.quick
 def test_part_of():
     assert part_of("cmimtl::cross_selective_scan_bwd") == "scan"
     assert part_of("aten::native_layer_norm_backward") == "LayerNorm"
