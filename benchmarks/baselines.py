@@ -115,7 +115,7 @@ def _reference(u, delta, A, B, C, D, z, delta_bias):
     return reference.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
 
 
-def _mamba_reference(u, delta, A, B, C, D, z, delta_bias):
+def mamba_reference(u, delta, A, B, C, D, z, delta_bias):
     """As the pure PyTorch reference of mamba_ssm works: the discretised A and B of all steps in
     memory, then one step at a time by indexing.
 
@@ -129,7 +129,8 @@ def _mamba_reference(u, delta, A, B, C, D, z, delta_bias):
     for t in range(u.shape[2]):
         state = decay[:, :, t] * state + update[:, :, t]
         ys.append(torch.einsum("bdn,bn->bd", state, C[:, :, t]))
-    return (torch.stack(ys, 2) + u * D[:, None]) * F.silu(z)
+    out = torch.stack(ys, 2) + u * D[:, None]
+    return out if z is None else out * F.silu(z)
 
 
 def _transformers(**options):
@@ -202,7 +203,7 @@ BASELINES = (
     # Without the reset, each call would look through the guards of all shapes before it.
     Baseline(COMPILED, _compiled, channels_last=True, before=torch.compiler.reset),
     Baseline("this library's reference", _reference, channels_last=True, states_held=(0, 4)),
-    Baseline("mamba's reference", _mamba_reference, states_held=(2, 5), quadratic=True),
+    Baseline("mamba's reference", mamba_reference, states_held=(2, 5), quadratic=True),
     Baseline(
         "transformers' slow path",
         _transformers(),

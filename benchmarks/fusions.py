@@ -2,20 +2,22 @@
 inputs."""
 
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import limits, measure
+from benchmarks import baselines, limits, measure
 from cmimtl.fusion import CoAttention
-from cmimtl_kernels import CrossMamba
+from cmimtl_kernels import CrossMamba, reference
 
 D_MODEL, HEADS = 768, 12
 MAMBA_LAYERS, TRANSFORMER_LAYERS = 2, 6
 
 TRANSFORMER = "Transformer, 6 co-attention layers per stream"
 PLAIN = "Cross-Mamba in plain PyTorch"
+MAMBAS = "Cross-Mamba on mamba's reference scan"
 OURS = "Cross-Mamba"
 
 
@@ -27,6 +29,29 @@ def transformer(layers: int = TRANSFORMER_LAYERS) -> nn.Module:
     return CoAttention(D_MODEL, layers, num_heads=HEADS)
 
 
+class OnMambasScan(nn.Module):
+    """Cross-Mamba with the scan that users of mamba have where its kernels do not run.
+
+    It is as plain as this library's reference, but indexes its steps, and so its backward pass is
+    quadratic in length. Without recomputation, so that no scan runs outside of `forward`.
+    """
+
+    def __init__(self, **options):
+        super().__init__()
+        self.stack = cross_mamba(**options)
+
+    def forward(self, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        with mock.patch.object(reference, "selective_scan", _mambas_scan):
+            return self.stack(visual, text)
+
+
+def _mambas_scan(u, delta, A, B, C, D, *, delta_bias, **_):
+    """In the place of `reference.selective_scan`, which `cross_selective_scan` calls."""
+    u, delta, B, C = (x.transpose(1, 2) for x in (u, delta, B, C))
+    out = baselines.mamba_reference(u, delta, A, B, C, D, None, delta_bias)
+    return out.transpose(1, 2), None
+
+
 GATED, BIDIRECTIONAL = "Cross-Mamba, gated", "Cross-Mamba, bidirectional"
 FUSIONS: dict[str, Callable[[], nn.Module]] = {
     OURS: cross_mamba,
@@ -34,7 +59,11 @@ FUSIONS: dict[str, Callable[[], nn.Module]] = {
     BIDIRECTIONAL: lambda: cross_mamba(bidirectional=True),
     TRANSFORMER: transformer,
     PLAIN: lambda: cross_mamba(backend="reference"),
+    MAMBAS: lambda: OnMambasScan(backend="reference", recompute=False),
 }
+
+# Their scan is no op that could be counted; they compute what OURS does.
+UNFUSED = (PLAIN, MAMBAS)
 
 
 def check_kernels(device: str) -> None:
@@ -47,6 +76,20 @@ def check_kernels(device: str) -> None:
         inputs = streams(2, 9, 5, device)
         for a, b in zip(stack(*inputs), plain(*inputs), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def check_mambas_scan(device: str) -> None:
+    """The stack on mamba's scan and on this library's reference agree, and are not one scan."""
+    plain = cross_mamba(backend="reference").to(device)
+    on_mambas = FUSIONS[MAMBAS]().to(device)
+    on_mambas.stack.load_state_dict(plain.state_dict())
+    inputs = streams(2, 9, 5, device)
+    with mock.patch.object(baselines, "mamba_reference", wraps=baselines.mamba_reference) as scan:
+        found = on_mambas(*inputs)
+    if scan.call_count != MAMBA_LAYERS:
+        raise AssertionError(f"mamba's scan must run in each layer, ran {scan.call_count} times")
+    for a, b in zip(found, plain(*inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def check_attention(device: str) -> None:

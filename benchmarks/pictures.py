@@ -43,6 +43,7 @@ FUSION_COLOURS = {
     fusions.TRANSFORMER: RED,
     "Transformer co-attention": RED,
     fusions.PLAIN: GREY,
+    fusions.MAMBAS: "#AAAAAA",
 }
 SHORT = {fusions.TRANSFORMER: "Transformer", "Transformer co-attention": "Transformer"}
 
@@ -297,15 +298,17 @@ def fusion_bars(record: dict):
     )
     names = [name for name in fusions.FUSIONS if rows(record, "fusion", name=name)]
     figure, grid = plt.subplots(
-        len(sizes), len(columns), figsize=(15, 0.9 + 2.4 * len(sizes)), layout="constrained",
+        len(sizes), len(columns), figsize=(15, 0.9 + 2.7 * len(sizes)), layout="constrained",
         sharey=True, squeeze=False,
     )  # fmt: skip
     for line, of in zip(grid, sizes, strict=True):
         for axes, (title, suite, which, field, scale) in zip(line, columns, strict=True):
             found = [one(record, suite, name=n, which=which, **size(of)) or {} for n in names]
             values = [scale * row[field] if field in row else None for row in found]
-            # In plain PyTorch it takes so long that the other bars would vanish beside its own.
-            fused = [v for n, v in zip(names, values, strict=True) if n != fusions.PLAIN and v]
+            # Without kernels it takes so long that the other bars would vanish beside its own.
+            fused = [
+                v for n, v in zip(names, values, strict=True) if n not in fusions.UNFUSED and v
+            ]
             most = max(fused, default=1.0)
             for place, (name, value) in enumerate(zip(names, values, strict=True)):
                 cut = value is not None and value > 1.3 * most
