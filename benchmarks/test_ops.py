@@ -76,7 +76,7 @@ def _ours(backend: str) -> Baseline:
 
 
 def _rounds(workload) -> int:
-    return max(7, min(100, 2**27 // _elements(workload)))
+    return max(15, min(100, 2**27 // _elements(workload)))
 
 
 def _work(workload, which) -> limits.Work:
