@@ -22,7 +22,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # A candidate other than ours is called again until it has used this much of a test's time, and has
 # been called three times; once where a call takes longer than LONG_CALL.
-SECONDS_PER_CANDIDATE = 3.0
+SECONDS_PER_CANDIDATE = 2.0
 LONG_CALL = 4.0
 
 # An OpenMP runtime's threads wait for more work in a loop for some milliseconds (libgomp: 300,000
