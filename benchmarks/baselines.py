@@ -1,7 +1,8 @@
 """The selective scan as others have it, each on the same numbers in the layout that it wants.
 
 A baseline is made from the arguments of `cmimtl_kernels.selective_scan` (channels-last) and gives a
-call without arguments; what it needs in another layout is prepared outside the timing.
+call without arguments; what it needs in another layout is prepared outside the timing. What it
+gives is compared with our kernel's, which is compared with the reference, before it gets a row.
 """
 
 import importlib.util
@@ -12,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import measure, peers
 from cmimtl_kernels import reference
+from cmimtl_kernels.testing import relative_l2
+
+# The most that two right float32 results differ in, as relative L2 error: sums over 16384 steps in
+# another order. A term that is missing shows as more than a hundredth.
+AGREE = 1e-3
+
+# Of states; what a laptop has beside everything else.
+MOST_BYTES = 6e9
 
 
 @dataclass(frozen=True)
@@ -22,40 +32,46 @@ class Baseline:
     Attributes:
         name: as rows name it.
         scan: (u, delta, A, B, C, D, z, delta_bias) in mamba's layout, (batch, dim, length), -> out;
-            channels-last where `channels_last`.
+            channels-last where `channels_last`. None: `peer` runs it.
         channels_last: whether it takes this library's layout.
         backward: whether it has a backward pass.
         missing: why it cannot run here, or None.
-        most_elements: the largest batch * length * dim * dstate, forward and with backward, that a
-            benchmark can wait for (or that fits the memory of a laptop).
-        longest_backward: the longest sequence for its backward pass, where that is quadratic.
+        before: called before a workload.
+        states_held: how many tensors of all states of all steps it holds at once, forward and with
+            backward.
+        quadratic: whether its backward pass is quadratic in length: indexing a step, `x[:, t]`,
+            has a gradient of the size of x.
+        peer: the worker that runs it in another interpreter, or None.
     """
 
     name: str
-    scan: Callable[..., Tensor]
+    scan: Callable[..., Tensor] | None = None
     channels_last: bool = False
     backward: bool = True
     missing: Callable[[], str | None] = lambda: None
-    most_elements: tuple[int, int] = (2**40, 2**40)
-    longest_backward: int = 2**40
+    before: Callable[[], None] = lambda: None
+    states_held: tuple[int, int] = (0, 0)
+    quadratic: bool = False
+    peer: str | None = None
 
-    def why_not(self, inputs: dict[str, Tensor], backward: bool) -> str | None:
-        """Why this workload is not run, or None."""
+    def why_not(self, workload: tuple[int, int, int], dstate: int, backward: bool) -> str | None:
+        """Why this workload (batch, length, dim) is not run, or None."""
         if reason := self.missing():
             return reason
         if backward and not self.backward:
             return "has no backward pass"
-        batch, length, dim = inputs["u"].shape
-        elements = batch * length * dim * inputs["A"].shape[1]
-        if elements > self.most_elements[backward]:
-            return "takes minutes, or more memory than a laptop has"
-        if backward and length > self.longest_backward:
-            return "backward pass quadratic in length"
+        batch, length, dim = workload
+        held = 4 * batch * length * dim * dstate * self.states_held[backward]
+        if held > MOST_BYTES:
+            return f"would hold {held / 1e9:.0f} GB of states"
         return None
 
     def prepare(self, inputs: dict[str, Tensor], backward: bool) -> Callable[[], object]:
         """The call to time: forward without gradients, or forward and the gradient of every
         input."""
+        self.before()
+        if self.peer:
+            return peers.start(self.peer).prepare(inputs)
         names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
         tensors = []
         for name in names:
@@ -68,12 +84,38 @@ class Baseline:
             return torch.no_grad()(lambda: self.scan(*tensors))
         return lambda: torch.autograd.grad(self.scan(*tensors), tensors, cotangent)
 
+    def results(self, of_call) -> tuple[Tensor, ...]:
+        """What a prepared call gave, in this library's layout: out, or the gradients."""
+        tensors = of_call if isinstance(of_call, tuple) else (of_call,)
+        if self.channels_last:
+            return tensors
+        return tuple(x.transpose(1, 2) if x.dim() == 3 else x for x in tensors)
+
+
+def error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """The worst relative L2 error of a baseline's results."""
+    return max(relative_l2(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def agreement(ours: str, candidates: dict[str, Baseline]) -> Callable:
+    """For `measure.interleave`: compares the first results of each candidate with ours."""
+    expected: list[Tensor] = []
+
+    def first(name: str, call: Callable[[], object]) -> None:
+        results = candidates[name].results(call())
+        if name == ours:
+            expected.extend(results)
+        elif (worst := error(results, expected)) > AGREE:
+            raise measure.Refused(f"refused: its result is off by {worst:.1e}")
+
+    return first
+
 
 def _reference(u, delta, A, B, C, D, z, delta_bias):
     return reference.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
 
 
-def _mamba_reference(u, delta, A, B, C, D, z, delta_bias):
+def mamba_reference(u, delta, A, B, C, D, z, delta_bias):
     """As the pure PyTorch reference of mamba_ssm works: the discretised A and B of all steps in
     memory, then one step at a time by indexing.
 
@@ -87,7 +129,8 @@ def _mamba_reference(u, delta, A, B, C, D, z, delta_bias):
     for t in range(u.shape[2]):
         state = decay[:, :, t] * state + update[:, :, t]
         ys.append(torch.einsum("bdn,bn->bd", state, C[:, :, t]))
-    return (torch.stack(ys, 2) + u * D[:, None]) * F.silu(z)
+    out = torch.stack(ys, 2) + u * D[:, None]
+    return out if z is None else out * F.silu(z)
 
 
 def _transformers(**options):
@@ -105,7 +148,8 @@ def _transformers(**options):
 UNROLL = 16
 
 
-@torch.compile(dynamic=False)
+# fullgraph: past a few shapes it would quietly go back to eager calls; so it raises.
+@torch.compile(dynamic=False, fullgraph=True)
 def _unrolled_chunk(state, u, delta, A, B, C, D, z, delta_bias):
     """UNROLL steps (fewer at the end) that the compiler fuses into one loop over (batch, dim)."""
     ys = []
@@ -144,32 +188,42 @@ def _needs(module: str, cuda: bool = False) -> Callable[[], str | None]:
     return missing
 
 
+def _peer_needs(module: str) -> Callable[[], str | None]:
+    def missing() -> str | None:
+        if measure.DEVICE != "cpu":
+            return "runs on the CPU alone"
+        return peers.missing(module)
+
+    return missing
+
+
+COMPILED = "torch.compile of a 16-step loop"
+
 BASELINES = (
-    Baseline("torch.compile of a 16-step loop", _compiled, channels_last=True),
+    # Without the reset, each call would look through the guards of all shapes before it.
+    Baseline(COMPILED, _compiled, channels_last=True, before=torch.compiler.reset),
+    Baseline("this library's reference", _reference, channels_last=True, states_held=(0, 4)),
+    Baseline("mamba's reference", mamba_reference, states_held=(2, 5), quadratic=True),
     Baseline(
-        "this library's reference",
-        _reference,
-        channels_last=True,
-        most_elements=(2**27, 2**27),
-    ),
-    Baseline(
-        "mamba's reference",
-        _mamba_reference,
-        most_elements=(2**27, 2**27),
-        longest_backward=64,
-    ),
-    Baseline(
-        "transformers",
+        "transformers' slow path",
         _transformers(),
         missing=_needs("transformers"),
-        most_elements=(2**27, 2**27),
-        longest_backward=64,
+        states_held=(2, 5),
+        quadratic=True,
     ),
     Baseline(
         "mambapy",
         _transformers(use_mambapy=True),
         missing=_needs("mambapy"),
-        most_elements=(2**27, 2**25),
+        states_held=(3, 8),
     ),
+    Baseline(
+        "Intel's extension",
+        backward=False,
+        channels_last=True,
+        missing=_peer_needs("intel_extension_for_pytorch"),
+        peer="intel",
+    ),
+    Baseline("ggml", backward=False, channels_last=True, missing=_peer_needs("ggml"), peer="ggml"),
     Baseline("mamba_ssm", _mamba_ssm, missing=_needs("mamba_ssm", cuda=True)),
 )

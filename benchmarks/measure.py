@@ -1,6 +1,8 @@
 """How a number comes about: interleaved rounds, medians with their spread, peak memory in a fresh
 process."""
 
+import ctypes
+import functools
 import gc
 import importlib
 import json
@@ -16,9 +18,16 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# A baseline is called again until it has used this much of a test's time; once at least.
-SECONDS_PER_BASELINE = 4.0
+# A candidate other than ours is called again until it has used this much of a test's time, and has
+# been called three times; once where a call takes longer than LONG_CALL.
+SECONDS_PER_CANDIDATE = 2.0
+LONG_CALL = 4.0
+
+# An OpenMP runtime's threads wait for more work in a loop for some milliseconds (libgomp: 300,000
+# turns) and would take a core from the other process.
+SECONDS_TO_SETTLE = 0.025
 
 
 @dataclass(frozen=True)
@@ -40,41 +49,115 @@ class Timing:
         return (high - low) / self.median
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """A call in another process, which times itself: the way there and back does not count."""
+
+    seconds: Callable[[], float]  # runs it
+    result: Callable[[], object]  # of the last run
+
+    def __call__(self) -> object:
+        self.seconds()
+        return self.result()
+
+
+class Refused(Exception):
+    """Raised by `first` of `interleave`: this candidate gets no row, and this is why."""
+
+
 def once(function: Callable[[], object]) -> float:
-    """Seconds of one call, on a GPU with the work that it started."""
-    _synchronize()
-    start = time.perf_counter()
+    """Seconds of one call.
+
+    On a GPU between two events, behind a kernel that overwrites the caches and gives the host a
+    start: what is measured is the device's time, with the gaps that eager calls leave in it.
+    """
+    if isinstance(function, Elsewhere):
+        time.sleep(SECONDS_TO_SETTLE)
+        seconds = function.seconds()
+        time.sleep(SECONDS_TO_SETTLE)
+        return seconds
+    if DEVICE == "cpu":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    overwrite_caches()
+    start.record()
     function()
-    _synchronize()
-    return time.perf_counter() - start
+    end.record()
+    end.synchronize()
+    return 1e-3 * start.elapsed_time(end)
 
 
 def interleave(
-    benchmark, ours: Callable[[], object], others: dict[str, Callable[[], object]], rounds: int
-) -> tuple[Timing, dict[str, Timing]]:
-    """Time `ours` and every other in turn, round by round: a slow spell of the machine hits all.
+    benchmark,
+    calls: dict[str, Callable[[], object]],
+    rounds: int,
+    first: Callable[[str, Callable[[], object]], object] = lambda name, call: call(),
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Time every candidate in turn, round by round: a slow spell of the machine hits all.
 
-    Every candidate is called once before, unmeasured. pytest-benchmark times `ours`; the others run
-    in its `setup`, between two of its rounds. What one candidate leaves in the caches the next one
-    finds, so that none of them starts with its own inputs there.
+    pytest-benchmark runs the rounds and shows those of the first candidate, ours; the others run in
+    its `setup`, between two of them. What one candidate leaves in the caches the next one finds,
+    and where none has run in between the caches are overwritten, so that none of them starts with
+    its own inputs there.
+
+    Args:
+        first: the unmeasured first call of each candidate; it may look at the result, and raise
+            `Refused`.
+    Returns:
+        Timings by name, ours first, and the reasons of those that were refused.
     """
-    for function in (ours, *others.values()):
-        function()
-    seconds: dict[str, list[float]] = {name: [] for name in others}
+    timed, refused = {}, {}
+    for name, call in calls.items():
+        try:
+            first(name, call)
+        except Refused as reason:
+            refused[name] = str(reason)
+        else:
+            timed[name] = call
+    ours = next(iter(calls))
+    if ours in refused:
+        raise AssertionError(f"{ours}: {refused[ours]}")
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
 
     def others_once():
         gc.collect()
-        for name, function in others.items():
-            if not seconds[name] or sum(seconds[name]) < SECONDS_PER_BASELINE:
-                seconds[name].append(once(function))
+        wanted = [name for name, own in seconds.items() if name != ours and not _enough(own)]
+        for name in wanted:
+            seconds[name].append(once(timed[name]))
+        if not wanted:
+            overwrite_caches()
 
-    def ours_whole():
-        ours()
-        _synchronize()
+    def ours_once():
+        seconds[ours].append(once(timed[ours]))
 
-    benchmark.pedantic(ours_whole, setup=others_once, rounds=rounds, iterations=1)
-    timing = Timing(tuple(benchmark.stats.stats.data))
-    return timing, {name: Timing(tuple(rounds)) for name, rounds in seconds.items()}
+    benchmark.pedantic(ours_once, setup=others_once, rounds=rounds, iterations=1)
+    return {name: Timing(tuple(own)) for name, own in seconds.items()}, refused
+
+
+def _enough(rounds: list[float]) -> bool:
+    """Whether a candidate other than ours has been called often enough."""
+    if not rounds or sum(rounds) < SECONDS_PER_CANDIDATE:
+        return False
+    return len(rounds) >= 3 or max(rounds) > LONG_CALL
+
+
+def overwrite_caches() -> None:
+    """Write over as many bytes as the last cache holds."""
+    _scratch().add_(1)
+
+
+@functools.cache
+def _scratch() -> torch.Tensor:
+    if DEVICE == "cuda":
+        size = 2 * torch.cuda.get_device_properties(0).L2_cache_size
+    else:
+        files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+        size = max((1024 * int(file.read_text().rstrip("K\n")) for file in files), default=2**25)
+    # What a virtual machine reports may be the whole socket's.
+    return torch.zeros(min(size, 2**28) // 4, device=DEVICE)
 
 
 def peak_bytes(function: str, **arguments) -> int:
@@ -94,10 +177,9 @@ def peak_bytes(function: str, **arguments) -> int:
 
 
 def _peak_of(call: Callable[[], object]) -> int:
-    call_keeps = None
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # the thread pool and the GEMM's buffers
     gc.collect()
-    if torch.cuda.is_available():
+    if DEVICE == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -105,6 +187,9 @@ def _peak_of(call: Callable[[], object]) -> int:
         torch.cuda.synchronize()
         del call_keeps
         return torch.cuda.max_memory_allocated() - before
+    # What making the inputs has freed must not stay with the process, or the call would find it
+    # there and its own peak look lower.
+    ctypes.CDLL(None).malloc_trim(0)
     before = _status_kilobytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     call_keeps = call()
@@ -119,11 +204,6 @@ def _status_kilobytes(field: str) -> int:
     raise RuntimeError(
         f"/proc/self/status must have {field}, got none; peaks are measured on Linux alone"
     )
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks import measure
 from cmimtl.config import CMIMTLConfig
 from cmimtl.model import CMIMTLForVisualQuestionAnswering
 from cmimtl.presets import PRESETS
@@ -83,5 +84,5 @@ MAKE = {"forward": forward, "forward+backward": forward_backward}
 
 def peak_of_model(preset: str, fusion: str, batch: int, which: str) -> Callable:
     """For measure.peak_bytes."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = measure.DEVICE
     return MAKE[which](build(preset, fusion).to(device), batch, device)

@@ -1,37 +1,52 @@
 """One Cross-Mamba block: where its time goes, and what it keeps for the backward pass."""
 
+import statistics
+
 import pytest
-import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import fusions
+from benchmarks import fusions, limits, measure
+from benchmarks.measure import DEVICE
 from cmimtl_kernels import testing
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-# Part -> the operators whose own time it is; the rest is "elementwise and copies".
+# Part -> how the names of its operators begin; the rest is "elementwise and copies".
 PARTS = {
     "GEMM": ("aten::mm", "aten::addmm", "aten::bmm"),
-    "scan": ("cmimtl::cross_selective_scan_fwd", "cmimtl::cross_selective_scan_bwd"),
-    "convolution": ("cmimtl::causal_conv1d_fwd", "cmimtl::causal_conv1d_bwd"),
-    "LayerNorm": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
+    "scan": ("cmimtl::cross_selective_scan", "cmimtl::selective_scan"),
+    "convolution": ("cmimtl::causal_conv1d",),
+    "LayerNorm": ("aten::native_layer_norm",),
 }
 REST = "elementwise and copies"
+WHOLE = "whole block"
 
 
-def time_by_part(call, rounds: int = 10) -> dict[str, float]:
-    """Seconds per call of each part, by the operators' own time."""
+def time_by_part(call, rounds: int = 9) -> dict[str, float]:
+    """Seconds per call of each part by the operators' own time, the median over the rounds."""
     call()
     activity = ProfilerActivity.CUDA if DEVICE == "cuda" else ProfilerActivity.CPU
-    with profile(activities=[activity]) as profiler:
-        for _ in range(rounds):
+    found: dict[str, list[float]] = {part: [] for part in (*PARTS, REST)}
+    for _ in range(rounds):
+        with profile(activities=[activity]) as profiler:
             call()
-    seconds = dict.fromkeys([*PARTS, REST], 0.0)
-    for event in profiler.key_averages():
-        own = event.self_device_time_total if DEVICE == "cuda" else event.self_cpu_time_total
-        part = next((p for p, names in PARTS.items() if event.key in names), REST)
-        seconds[part] += own * 1e-6 / rounds
-    return seconds
+        own = dict.fromkeys(found, 0.0)
+        for event in profiler.key_averages():
+            time = event.self_device_time_total if DEVICE == "cuda" else event.self_cpu_time_total
+            own[part_of(event.key)] += 1e-6 * time
+        for part, seconds in own.items():
+            found[part].append(seconds)
+    return {part: statistics.median(seconds) for part, seconds in found.items()}
+
+
+def part_of(operator: str) -> str:
+    """The part that an operator belongs to."""
+    return next((part for part, begins in PARTS.items() if operator.startswith(begins)), REST)
+
+
+@pytest.mark.quick
+def test_part_of():
+    assert part_of("cmimtl::cross_selective_scan_bwd") == "scan"
+    assert part_of("aten::native_layer_norm_backward") == "LayerNorm"
+    assert part_of("aten::mul") == REST
 
 
 @pytest.mark.parametrize(
@@ -41,23 +56,30 @@ def time_by_part(call, rounds: int = 10) -> dict[str, float]:
         pytest.param((4, 577, 32), id="4x577+32"),
     ],
 )
-def test_where_the_time_goes(record, size):
+def test_where_the_time_goes(benchmark, record, size):
+    fusions.check_kernels(DEVICE)
     block = fusions.cross_mamba(layers=1).layers[0].to(DEVICE)
     call = fusions.forward_backward(block, *fusions.streams(*size, DEVICE))
-    seconds = time_by_part(call)
-    total = sum(seconds.values())
+    parameters = sum(p.numel() for p in block.parameters())
+    work, gemms = limits.module_work(call, parameters, "forward+backward", DEVICE)
+    with record.rates() as machine:
+        timings, _ = measure.interleave(benchmark, {WHOLE: call}, rounds=9)
+        parts = time_by_part(call)
     batch, n_visual, n_text = size
-    inputs = fusions.streams(*size, DEVICE)
-    kept = testing.kept_bytes(block, *inputs)
-    for part, own in seconds.items():
-        record.add(
-            "block",
-            part,
-            batch=batch,
-            n_visual=n_visual,
-            n_text=n_text,
-            which="forward+backward",
-            seconds=own,
-            share=own / total,
-            kept_bytes=kept,
-        )
+    shape = dict(batch=batch, n_visual=n_visual, n_text=n_text, which="forward+backward")
+    whole = timings[WHOLE]
+    record.add(
+        "block",
+        WHOLE,
+        whole,
+        **shape,
+        kept_bytes=testing.kept_bytes(block, *fusions.streams(*size, DEVICE)),
+        **machine.limit(work, whole),
+    )
+    scans = limits.Work(work.fma - gemms.fma, work.bytes - gemms.bytes, work.ex2)
+    total = sum(parts.values())
+    for part, seconds in parts.items():
+        row = record.add("block", part, **shape, seconds=seconds, share=seconds / total)
+        if part in ("GEMM", "scan"):
+            least = gemms if part == "GEMM" else scans
+            row |= machine.limit(least, measure.Timing((seconds,)))

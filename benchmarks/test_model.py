@@ -1,11 +1,9 @@
 """The whole model with each fusion: what the choice of the fusion changes end to end, float32."""
 
 import pytest
-import torch
 
-from benchmarks import measure, models
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from benchmarks import fusions, measure, models
+from benchmarks.measure import DEVICE
 
 # preset, batch, pass, rounds. The base model is as large as the paper's; its training does not fit
 # the time of a benchmark on two cores.
@@ -17,24 +15,34 @@ CASES = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def green():
+    """No row of a fusion that is wrong."""
+    fusions.check_kernels(DEVICE)
+    fusions.check_attention(DEVICE)
+
+
 @pytest.mark.parametrize("preset, batch, which, rounds", CASES)
 def test_model(benchmark, record, preset, batch, which, rounds):
     # Both interleave kinds of Cross-Mamba cost the same; of the base model one is enough.
-    fusions = models.FUSIONS if preset == "tiny" else ("cross-mamba", "transformer")
-    built = {fusion: models.build(preset, fusion).to(DEVICE) for fusion in fusions}
+    names = models.FUSIONS if preset == "tiny" else ("cross-mamba", "transformer")
+    built = {name: models.build(preset, name).to(DEVICE) for name in names}
     calls = {name: models.MAKE[which](model, batch, DEVICE) for name, model in built.items()}
-    ours, others = measure.interleave(benchmark, calls.pop(fusions[0]), calls, rounds)
-    for name, timing in {fusions[0]: ours, **others}.items():
-        sizes = dict(preset=preset, batch=batch, which=which)
+    work, first = fusions.noted_work(built, which)
+    with record.rates() as machine:
+        timings, _ = measure.interleave(benchmark, calls, rounds, first)
+    sizes = dict(preset=preset, batch=batch, which=which)
+    for name, timing in timings.items():
         row = record.add(
             "model",
             name,
             timing,
             **sizes,
-            parameters=sum(p.numel() for p in built[name].parameters()),
-            fusion_parameters=sum(p.numel() for p in built[name].fusion.parameters()),
+            parameters=fusions.parameters(built[name]),
+            fusion_parameters=fusions.parameters(built[name].fusion),
             samples_per_second=batch / timing.median,
-            ratio=timing.median / ours.median,
+            ratio=timing.median / timings[names[0]].median,
+            **machine.limit(work[name], timing),
         )
         if which != "forward":
             row["peak_bytes"] = measure.peak_bytes(

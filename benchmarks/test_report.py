@@ -1,65 +1,93 @@
 """The page, the pictures and the README come from records, and from nothing else."""
 
+import copy
 import json
-from pathlib import Path
 
 import pytest
 
-from benchmarks import measure, report
+from benchmarks import claims, measure, records, report, synthetic, tables
+from benchmarks.claims import CLAIMS
+from benchmarks.pictures import PICTURES
 
 pytestmark = pytest.mark.quick
 
-SHAPE = {"batch": 1, "length": 64, "dim": 96, "dstate": 16}
-SIZE = {"batch": 2, "n_visual": 3, "n_text": 4}
-RECORD = {
-    "created": "2026-01-02T03:04:05+00:00",
-    "commit": "0123456789abcdef",
-    "device": "A CPU <one>, 2 threads",
-    "threads": 2,
-    "versions": {"python": "3.11", "torch": "2.14"},
-    "limits": {"fma_per_second": 1e11, "bytes_per_second": 2e10},
-    "rows": [
-        {"suite": "ops", "name": name, **SHAPE, "which": which,
-         "seconds": 1e-3 * k, "spread": 0.02, "ns_per_element": 0.5,
-         "share_of_limit": 0.5 / k, "ratio": k}
-        for which in ("forward", "forward+backward")
-        for name, k in (("cpu", 1.0), ("torch.compile of a 16-step loop", 7.0))
-    ]
-    + [
-        {"suite": "ops", "name": "mambapy", **SHAPE,
-         "which": "forward", "not_run": "mambapy is not installed"},
-        {"suite": "ops", "name": "cpu", **SHAPE, "which": "backward",
-         "seconds": 1e-3, "spread": 0.1, "ns_per_element": 0.5, "share_of_limit": 0.4},
-    ]
-    + [
-        {"suite": "fusion", "name": name, **SIZE, "which": which, "parameters": 10**7,
-         "seconds": 0.5, "spread": 0.0, "samples_per_second": 4.0, "ratio": 6.5}
-        for which in ("forward", "forward+backward")
-        for name in ("Cross-Mamba", "Transformer")
-    ]
-    + [{"suite": "length", "name": "Cross-Mamba", "length": n, "which": "forward",
-        "seconds": n * 1e-4} for n in (32, 64)]
-    + [{"suite": "block", "name": part, **SIZE, "share": 0.5}
-       for part in ("GEMM", "scan")],
-}  # fmt: skip
+
+@pytest.fixture
+def made_up():
+    return synthetic.record()
 
 
-def test_page_is_whole_and_self_contained(tmp_path):
+def test_page_is_whole_and_self_contained(tmp_path, made_up):
     path = tmp_path / "record.json"
-    path.write_text(json.dumps(RECORD))
+    path.write_text(json.dumps(made_up))
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     options = ["--page", tmp_path / "page.html", "--pictures", tmp_path / "png", "--readme", readme]
     report.main([str(x) for x in (path, *options)])
     page = (tmp_path / "page.html").read_text()
-    assert "A CPU &lt;one&gt;" in page and "mambapy is not installed" in page
-    assert page.count("data:image/png;base64") == len(report.PICTURES)
+    assert "A CPU &lt;one&gt;" in page and "mamba_ssm is not installed" in page
+    assert page.count("data:image/png;base64") == len(PICTURES)
     assert "http" not in page and 'src="/' not in page
-    for name in report.PICTURES:
+    for name in PICTURES:
         assert (tmp_path / "png" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    for title in tables.TABLES:
+        assert title in page
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "6.5x" in text and "7.0x" in text
+    assert "6.5x" in text and "6.0x" in text and "about 64,000x*" in text
+
+
+def test_records_stand_side_by_side(made_up):
+    """A second device: a column of its own, its own section, and no claim of the CPU's."""
+    gpu = copy.deepcopy(made_up)
+    gpu["device"], gpu["device_type"] = "A GPU", "cuda"
+    gpu["rows"] = [row for row in gpu["rows"] if row["suite"] != "dtypes"]
+    table = claims.table([made_up, gpu])
+    assert table[0][2:] == ["A CPU <one>", "A GPU"]
+    line = next(row for row in table if row[0].startswith("our scan's time in bfloat16"))
+    assert line[1:] == ["at most 1x", "0.98x", "not measured"]
+    page = report.page([made_up, gpu])
+    assert page.index("<h2>A CPU") < page.index("<h2>A GPU")
+    assert report.readme_section([made_up, gpu]).count("### ") == 2
+
+
+def test_a_record_of_few_rows(made_up):
+    """A quick run has a row or two of each suite; the report leaves out what it cannot show."""
+    seen = set()
+    made_up["rows"] = [
+        row
+        for row in made_up["rows"]
+        if "seconds" in row and (row["suite"] not in seen and not seen.add(row["suite"]))
+    ]
+    assert "cmimtl benchmarks" in report.page([made_up])
+    made_up["rows"], made_up["limits"] = [], None
+    assert "not measured" in report.page([made_up])
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.text)
+def test_claims_can_fail(claim, made_up):
+    """The made-up record holds every claim; one beyond the number that was found does not."""
+    assert claim.holds(made_up)
+    number = claim.value(made_up)
+    stricter = number * 1.01 + 1 if claim.sense == "at least" else number - 1
+    beyond = claims.Claim(claim.text, claim.sense, stricter, claim.unit, claim.value)
+    assert beyond.holds(made_up) is False
+    made_up["rows"] = []
+    assert claim.holds(made_up) is None
+
+
+def test_missed_claims_are_marked(made_up):
+    row = records.one(
+        made_up, "ops", name="ggml", which="forward", **records.workload(records.TEXT)
+    )
+    row["ratio"] = 3.0
+    line = next(line for line in claims.table([made_up]) if line[0].startswith("ggml"))
+    assert line[2] == "3x (missed)"
+
+
+def test_exponent():
+    lengths = [1.0, 2.0, 4.0]
+    assert records.exponent(lengths, [5 * n**1.5 for n in lengths]) == pytest.approx(1.5)
 
 
 def test_readme_without_markers():
@@ -67,18 +95,31 @@ def test_readme_without_markers():
         report.replace_section("nothing here", "section")
 
 
-def test_readme_holds_the_committed_record():
-    """And nothing measured where there is no record."""
+def test_readme_holds_the_committed_records():
+    """And nothing measured where there is none."""
     readme = (measure.ROOT / "README.md").read_text()
-    records = sorted(report.COMMITTED.glob("*.json"))
-    section = report.readme_section(report.load(records[0])) if records else ""
-    expected = report.replace_section(readme, section)
-    assert readme == expected, "run `python -m benchmarks.report` with --readme README.md"
+    expected = report.replace_section(readme, report.readme_section(records.committed()))
+    assert readme == expected, "run `cmimtl bench report benchmarks/records/* --readme README.md`"
 
 
-def test_records_name_their_commit_and_versions():
-    for path in sorted(Path(report.COMMITTED).glob("*.json")):
-        record = report.load(path)
-        assert len(record["commit"].split("+")[0]) == 40, path.name
+def test_committed_records_hold_the_claims():
+    for record in records.committed():
+        if record["device_type"] == "cpu":
+            missed = {c.text: c.show(c.value(record)) for c in CLAIMS if not c.holds(record)}
+            assert not missed, f"{record['device']}: {missed}"
+
+
+def test_committed_records_are_whole():
+    """Their commit has no changes beside it, and every row has a time, a size or a reason."""
+    for record in records.committed():
+        assert record["format"] == 1
+        assert len(record["commit"]) == 40, "measured with changes that no commit holds"
         assert {"python", "torch"} <= set(record["versions"])
-        assert record["rows"]
+        assert {row["suite"] for row in record["rows"]} == {
+            "ops", "dtypes", "peak", "fusion", "fusion memory", "length", "length memory", "batch",
+            "block", "model",
+        }  # fmt: skip
+        for row in record["rows"]:
+            assert row.keys() & {"seconds", "peak_bytes", "not_run"}, row
+            if "rounds" in row:
+                assert {"spread", "limit"} <= row.keys(), row

@@ -1,53 +1,67 @@
 """The slope of one fusion layer in length and in batch."""
 
 import pytest
-import torch
 
 from benchmarks import fusions, measure
+from benchmarks.measure import DEVICE
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = (32, 128, 512, 1024, 2048, 4096, 8192, 16384)
 BATCHES = (1, 2, 4, 8, 16, 32)
 TEXT = 32
+CO_ATTENTION = "Transformer co-attention"
 
 LAYERS = {
-    "Cross-Mamba": lambda: fusions.cross_mamba(layers=1),
-    "Cross-Mamba, bidirectional": lambda: fusions.cross_mamba(layers=1, bidirectional=True),
-    "Transformer co-attention": lambda: fusions.transformer(layers=1),
+    fusions.OURS: lambda: fusions.cross_mamba(layers=1),
+    fusions.BIDIRECTIONAL: lambda: fusions.cross_mamba(layers=1, bidirectional=True),
+    CO_ATTENTION: lambda: fusions.transformer(layers=1),
 }
 
 # Attention over more tokens takes up to a minute forward and backward on two cores; its slope is
 # clear before.
-LONGEST_WITH_BACKWARD = {"Transformer co-attention": 4096}
+LONGEST_WITH_BACKWARD = {CO_ATTENTION: 4096} if DEVICE == "cpu" else {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def green():
+    """No row of a layer that is wrong."""
+    fusions.check_kernels(DEVICE)
+    fusions.check_attention(DEVICE)
 
 
 def _measure(benchmark, record, suite, batch, length, which, rounds):
-    make = fusions.forward if which == "forward" else fusions.forward_backward
-    calls = {}
+    layers, not_run = {}, {}
     for name, layer in LAYERS.items():
         if which != "forward" and length > LONGEST_WITH_BACKWARD.get(name, length):
-            reason = "takes minutes"
-            record.add(suite, name, batch=batch, length=length, which=which, not_run=reason)
-            continue
-        calls[name] = make(layer().to(DEVICE), *fusions.streams(batch, length, TEXT, DEVICE))
-    ours, others = measure.interleave(benchmark, calls.pop("Cross-Mamba"), calls, rounds)
-    for name, timing in {"Cross-Mamba": ours, **others}.items():
+            not_run[name] = "left out: up to a minute a call, quadratic in length"
+        else:
+            layers[name] = layer().to(DEVICE)
+    calls = {
+        name: fusions.MAKE[which](layer, *fusions.streams(batch, length, TEXT, DEVICE))
+        for name, layer in layers.items()
+    }
+    work, first = fusions.noted_work(layers, which)
+    with record.rates() as machine:
+        timings, _ = measure.interleave(benchmark, calls, rounds, first)
+    shape = dict(batch=batch, length=length, which=which)
+    for name, timing in timings.items():
         record.add(
             suite,
             name,
             timing,
-            batch=batch,
-            length=length,
-            which=which,
-            seconds_per_token=timing.median / (batch * length),
-            ratio=timing.median / ours.median,
+            **shape,
+            # of both streams: the projections, most of the time, run over all of them
+            seconds_per_token=timing.median / (batch * (length + TEXT)),
+            ratio=timing.median / timings[fusions.OURS].median,
+            **machine.limit(work[name], timing),
         )
+    for name, reason in not_run.items():
+        record.add(suite, name, **shape, not_run=reason)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("which", ["forward", "forward+backward"])
 def test_length(benchmark, record, length, which):
-    _measure(benchmark, record, "length", 1, length, which, rounds=3 if length > 2048 else 5)
+    _measure(benchmark, record, "length", 1, length, which, rounds=5 if length > 2048 else 9)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -64,5 +78,9 @@ def peak_of_layer(name: str, length: int):
 @pytest.mark.parametrize("length", [512, 2048, 8192])
 @pytest.mark.parametrize("name", LAYERS)
 def test_peak(record, name, length):
+    row = dict(batch=1, length=length, which="forward+backward")
+    if length > 2 * LONGEST_WITH_BACKWARD.get(name, length):
+        record.add("length memory", name, **row, not_run="left out: minutes, quadratic in length")
+        return
     peak = measure.peak_bytes("benchmarks.test_scaling:peak_of_layer", name=name, length=length)
-    record.add("length memory", name, batch=1, length=length, peak_bytes=peak)
+    record.add("length memory", name, **row, peak_bytes=peak)

@@ -1,0 +1,215 @@
+"""What this project claims of its speed and memory, each with the number of a record behind it.
+
+The report prints them all with what was measured; test_report.py holds the committed record to
+them.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks import fusions
+from benchmarks.records import (
+    LARGE,
+    LONG,
+    PATCHES,
+    PATCHES_SIZE,
+    QUERIES_SIZE,
+    TEXT,
+    measured,
+    ours,
+    rows,
+    size,
+    workload,
+)
+
+FORWARD, BOTH = "forward", "forward+backward"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A number of a record and what it must be.
+
+    Attributes:
+        text: what is claimed; the bound and the number stand beside it.
+        sense: "at least" or "at most".
+        bound: of the number, in `unit`.
+        unit: as it is printed behind the number.
+        value: record -> number, or None where its rows are missing.
+    """
+
+    text: str
+    sense: str
+    bound: float
+    unit: str
+    value: Callable[[dict], float | None]
+
+    def holds(self, record: dict) -> bool | None:
+        """Whether the record shows it; None where its rows are missing."""
+        number = self.value(record)
+        if number is None:
+            return None
+        return number >= self.bound if self.sense == "at least" else number <= self.bound
+
+    def show(self, number: float | None) -> str:
+        if number is None:
+            return "not measured"
+        digits = 0 if number >= 100 else 1 if number >= 10 else 2
+        return f"{number:.{digits}f}".removesuffix(".00").removesuffix(".0") + self.unit
+
+
+def _quotient(above: float | None, below: float | None) -> float | None:
+    return None if above is None or below is None else above / below
+
+
+def _fusion(field: str, numerator: str, denominator: str, of, suite="fusion", scale=1.0):
+    """A field of one fusion over that of another, forward and backward."""
+
+    def value(record: dict) -> float | None:
+        a, b = (
+            measured(record, suite, field, name=name, which=BOTH, **size(of))
+            for name in (numerator, denominator)
+        )
+        found = _quotient(a, b)
+        return None if found is None else scale * found
+
+    return value
+
+
+def _slower(baseline: str, which: str, workloads):
+    """How many times our time a baseline takes: the least of these workloads that ran."""
+
+    def value(record: dict) -> float | None:
+        found = [
+            measured(record, "ops", "ratio", name=baseline, which=which, **workload(of))
+            for of in workloads
+        ]
+        return min((ratio for ratio in found if ratio is not None), default=None)
+
+    return value
+
+
+def _flatness(which: str, field: str, suite: str, at: Callable[[dict], bool], **fields):
+    """Largest over smallest of a cost, minus one, in %."""
+
+    def value(record: dict) -> float | None:
+        name = fusions.OURS if suite == "length" else ours(record)
+        chosen = [r for r in rows(record, suite, name=name, which=which, **fields) if at(r)]
+        costs = [row[field] for row in chosen if field in row]
+        return 100 * (max(costs) / min(costs) - 1) if len(costs) > 1 else None
+
+    return value
+
+
+def _long(row: dict) -> bool:
+    return row["length"] >= 1024
+
+
+def _peak(length: int):
+    def value(record: dict) -> float | None:
+        share = measured(record, "peak", "share_of_states", name=ours(record), length=length)
+        return None if share is None else 100 * share
+
+    return value
+
+
+def _peak_falls(record: dict) -> float | None:
+    """The largest step up of the share from one length to the next longer one, in points."""
+    chosen = sorted(rows(record, "peak", name=ours(record)), key=lambda row: row["length"])
+    shares = [100 * row["share_of_states"] for row in chosen]
+    steps = [longer - shorter for shorter, longer in itertools.pairwise(shares)]
+    return max(steps, default=None)
+
+
+def _bfloat16(which: str):
+    def value(record: dict) -> float | None:
+        return measured(record, "dtypes", "ratio", name=ours(record), which=which, dtype="bfloat16")
+
+    return value
+
+
+def _gemm_share(record: dict) -> float | None:
+    share = measured(record, "block", "share", name="GEMM", **size(QUERIES_SIZE))
+    return None if share is None else 100 * share
+
+
+def _kept(record: dict) -> float | None:
+    kept = measured(record, "block", "kept_bytes", name="whole block", **size(QUERIES_SIZE))
+    return None if kept is None else kept / 1e6
+
+
+_OURS, _TRANSFORMER, _MAMBAS = fusions.OURS, fusions.TRANSFORMER, fusions.MAMBAS
+_COMPILED = "torch.compile of a 16-step loop"
+_SMALL, _MANY = "batch 16, 32 + 32 tokens", "batch 4, 577 + 32 tokens"
+
+
+def _two_lengths(row: dict) -> bool:
+    return row["length"] in (PATCHES[1], LONG[1])
+
+
+CLAIMS = (
+    Claim(f"training step: Transformer fusion's time over Cross-Mamba's, {_SMALL}",
+          "at least", 5.5, "x", _fusion("seconds", _TRANSFORMER, _OURS, QUERIES_SIZE)),
+    Claim(f"the same, {_MANY}",
+          "at least", 4.0, "x", _fusion("seconds", _TRANSFORMER, _OURS, PATCHES_SIZE)),
+    Claim(f"without fused kernels: Cross-Mamba on mamba's reference scan over it, {_SMALL}",
+          "at least", 1.0, "x", _fusion("seconds", _MAMBAS, _TRANSFORMER, QUERIES_SIZE)),
+    Claim("Cross-Mamba's parameters over the Transformer's",
+          "at most", 10, " %", _fusion("parameters", _OURS, _TRANSFORMER, QUERIES_SIZE, scale=100)),
+    Claim(f"kept activations, Cross-Mamba's over the Transformer's, {_SMALL}", "at most",
+          40, " %", _fusion("kept_bytes", _OURS, _TRANSFORMER, QUERIES_SIZE, "fusion memory", 100)),
+    Claim(f"the same, {_MANY}", "at most",
+          40, " %", _fusion("kept_bytes", _OURS, _TRANSFORMER, PATCHES_SIZE, "fusion memory", 100)),
+    Claim("Cross-Mamba's cost per token varies from 1024 to 16384 tokens by, forward",
+          "at most", 10, " %", _flatness(FORWARD, "seconds_per_token", "length", _long)),
+    Claim("the same, forward + backward",
+          "at most", 10, " %", _flatness(BOTH, "seconds_per_token", "length", _long)),
+    Claim(f"a block's training step inside GEMMs, {_SMALL}", "at least", 80, " %", _gemm_share),
+    Claim(f"activations that a block keeps, {_SMALL}", "at most", 20, " MB", _kept),
+    Claim("torch.compile of a 16-step loop over our scan, forward",
+          "at least", 5, "x", _slower(_COMPILED, FORWARD, LARGE)),
+    Claim("the same, forward + backward",
+          "at least", 5, "x", _slower(_COMPILED, BOTH, LARGE)),
+    Claim("mamba's reference over our scan, forward", "at least",
+          60, "x", _slower("mamba's reference", FORWARD, LARGE)),
+    Claim("the same, forward + backward at length 64", "at least",
+          200, "x", _slower("mamba's reference", BOTH, (TEXT,))),
+    Claim("transformers' slow path over our scan, forward", "at least",
+          60, "x", _slower("transformers' slow path", FORWARD, LARGE)),
+    Claim("the same, forward + backward at length 64", "at least",
+          200, "x", _slower("transformers' slow path", BOTH, (TEXT,))),
+    Claim("mambapy over our scan, forward + backward",
+          "at least", 50, "x", _slower("mambapy", BOTH, LARGE)),
+    Claim("Intel's extension over our scan, forward",
+          "at least", 17, "x", _slower("Intel's extension", FORWARD, LARGE)),
+    Claim("ggml over our scan, forward", "at least", 14, "x", _slower("ggml", FORWARD, LARGE)),
+    Claim("our scan's time in bfloat16 over float32, forward",
+          "at most", 1.0, "x", _bfloat16(FORWARD)),
+    Claim("the same, forward + backward", "at most", 1.0, "x", _bfloat16(BOTH)),
+    Claim("our scan's cost per state differs between length 1154 and 16384 by, forward",
+          "at most", 10, " %", _flatness(FORWARD, "ns_per_element", "ops", _two_lengths)),
+    Claim("the same, backward",
+          "at most", 10, " %", _flatness("backward", "ns_per_element", "ops", _two_lengths)),
+    Claim("our scan's memory beyond inputs, outputs and gradients, of all states, length 1154",
+          "at most", 12.5, " %", _peak(1154)),
+    Claim("that share grows from 289 to 1154 to 4616 by at a step",
+          "at most", 0, " points", _peak_falls),
+)  # fmt: skip
+
+
+def table(records: list[dict]) -> list[list[str]]:
+    """Every claim with its bound and the number of each record."""
+    header = ["", "claimed", *(short_device(record) for record in records)]
+    lines = [header]
+    for claim in CLAIMS:
+        numbers = []
+        for record in records:
+            shown = claim.show(claim.value(record))
+            bound = record["device_type"] == "cpu" and claim.holds(record) is False
+            numbers.append(shown + (" (missed)" if bound else ""))
+        lines.append([claim.text, f"{claim.sense} {claim.show(claim.bound)}", *numbers])
+    return lines
+
+
+def short_device(record: dict) -> str:
+    return record["device"].split(",")[0]
