@@ -30,6 +30,25 @@ LONG_CALL = 4.0
 SECONDS_TO_SETTLE = 0.025
 
 
+# glibc's allocator is to keep the memory that it has, as jemalloc and tcmalloc do, which PyTorch's
+# tuning guide recommends: it gives large blocks back to the kernel at once otherwise, and what is
+# timed is then the making of new pages. (option of mallopt, value, variable of the environment)
+_MALLOC = (
+    (-4, 0, "MALLOC_MMAP_MAX_"),
+    (-1, 2**31 - 1, "MALLOC_TRIM_THRESHOLD_"),
+    (-2, 2**26, "MALLOC_TOP_PAD_"),
+)
+KEEPS_MEMORY = {variable: str(value) for _, value, variable in _MALLOC}
+
+
+def keep_memory() -> None:
+    """Do in this process what KEEPS_MEMORY in the environment does in a new one."""
+    if not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    for option, value, _ in _MALLOC:
+        libc.mallopt(option, value)
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of the rounds of one candidate."""
