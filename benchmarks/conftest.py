@@ -37,7 +37,6 @@ def pytest_configure(config):
     config.option.benchmark_disable_gc = True
     threads = config.getoption("--bench-threads") or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    measure.keep_memory()
     config.pluginmanager.register(Durations(), "cmimtl-durations")
     os.environ["CMIMTL_BENCH_THREADS"] = str(threads)
     if interpreter := config.getoption("--peers"):

@@ -30,23 +30,12 @@ LONG_CALL = 4.0
 SECONDS_TO_SETTLE = 0.025
 
 
-# glibc's allocator is to keep the memory that it has, as jemalloc and tcmalloc do, which PyTorch's
-# tuning guide recommends: it gives large blocks back to the kernel at once otherwise, and what is
-# timed is then the making of new pages. (option of mallopt, value, variable of the environment)
-_MALLOC = (
-    (-4, 0, "MALLOC_MMAP_MAX_"),
-    (-1, 2**31 - 1, "MALLOC_TRIM_THRESHOLD_"),
-    (-2, 2**26, "MALLOC_TOP_PAD_"),
-)
-KEEPS_MEMORY = {variable: str(value) for _, value, variable in _MALLOC}
-
-
-def keep_memory() -> None:
-    """Do in this process what KEEPS_MEMORY in the environment does in a new one."""
-    if not hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        return
-    for option, value, _ in _MALLOC:
-        libc.mallopt(option, value)
+# With these glibc's allocator keeps the memory that it has, as jemalloc and tcmalloc do.
+KEEPS_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 
 
 @dataclass(frozen=True)
@@ -96,6 +85,7 @@ def once(function: Callable[[], object]) -> float:
         time.sleep(SECONDS_TO_SETTLE)
         return seconds
     if DEVICE == "cpu":
+        _awake().add_(1)
         start = time.perf_counter()
         function()
         return time.perf_counter() - start
@@ -169,6 +159,12 @@ def overwrite_caches() -> None:
 
 
 @functools.cache
+def _awake() -> torch.Tensor:
+    """Large enough that adding to it takes all threads: for every candidate they are awake."""
+    return torch.zeros(2**18)
+
+
+@functools.cache
 def _scratch() -> torch.Tensor:
     if DEVICE == "cuda":
         size = 2 * torch.cuda.get_device_properties(0).L2_cache_size
@@ -186,13 +182,44 @@ def peak_bytes(function: str, **arguments) -> int:
         function: "module:name"; called with `arguments` (JSON values) it returns the call to
         measure.
     """
-    command = [sys.executable, "-m", "benchmarks.measure", function, json.dumps(arguments)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return _in_fresh_process("peak", function, arguments)
+
+
+def seconds_alone(function: str, rounds: int, **arguments) -> Timing:
+    """Rounds of one call in a fresh process whose allocator keeps its memory: what the code takes,
+    without the making of new pages for results that are freed at once.
+
+    Args:
+        function, arguments: as in `peak_bytes`.
+    """
+    found = _in_fresh_process(f"rounds={rounds}", function, arguments, KEEPS_MEMORY)
+    return Timing(tuple(found))
+
+
+def _in_fresh_process(what: str, function: str, arguments: dict, environment: dict | None = None):
+    command = [sys.executable, "-m", "benchmarks.measure", what, function, json.dumps(arguments)]
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if result.returncode:
         raise RuntimeError(
-            f"peak_bytes: {function} must run, got exit {result.returncode}: {result.stderr}"
+            f"benchmarks: {function} must run, got exit {result.returncode}: {result.stderr}"
         )
-    return int(result.stdout.split()[-1])
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def _rounds_of(call: Callable[[], object], rounds: int) -> list[float]:
+    call()
+    seconds = []
+    for _ in range(rounds):
+        overwrite_caches()
+        seconds.append(once(call))
+    return seconds
 
 
 def _peak_of(call: Callable[[], object]) -> int:
@@ -225,7 +252,16 @@ def _status_kilobytes(field: str) -> int:
     )
 
 
-if __name__ == "__main__":
-    module, name = sys.argv[1].split(":")
+def main() -> None:
+    what, function, arguments = sys.argv[1:]
+    module, name = function.split(":")
     torch.set_num_threads(int(os.environ.get("CMIMTL_BENCH_THREADS", torch.get_num_threads())))
-    print(_peak_of(getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))))
+    call = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+    if what == "peak":
+        print(_peak_of(call))
+    else:
+        print(_rounds_of(call, int(what.removeprefix("rounds="))))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import KEEPS_MEMORY, Elsewhere
+from benchmarks.measure import Elsewhere
 
 VARIABLE = "CMIMTL_BENCH_PEERS"
 
@@ -60,7 +60,7 @@ class Peer:
             text=True,
             bufsize=1,
             # As torch does in this process; a library's own pool would take all cores otherwise.
-            env=os.environ | KEEPS_MEMORY | {"OMP_NUM_THREADS": str(threads)},
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
 
     def ask(self, **request) -> dict:

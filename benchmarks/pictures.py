@@ -125,8 +125,8 @@ def roofline(record: dict):
     points = [
         (row, label, marker, colour)
         for suite, label, marker, colour, fields in (
-            ("ops", "scan, forward", "o", BLUE, {"name": ours(record), "which": "forward"}),
-            ("ops", "scan, backward", "s", RED, {"name": ours(record), "which": "backward"}),
+            ("kernel", "scan, forward", "o", BLUE, {"name": ours(record), "which": "forward"}),
+            ("kernel", "scan, backward", "s", RED, {"name": ours(record), "which": "backward"}),
             ("fusion", "Cross-Mamba fusion", "D", GREEN, {"name": fusions.OURS}),
             ("fusion", "Transformer fusion", "^", ORANGE, {"name": fusions.TRANSFORMER}),
         )

@@ -61,6 +61,8 @@ def readme_section(records: list[dict]) -> str:
             _markdown(tables.speedup_table(record)),
             "\\* Not run, from a smaller size: the gradient of indexing a step is as large as the"
             " sequence, so that these backward passes are quadratic in length.",
+            "Each pass by itself, in a process whose allocator keeps its memory:",
+            _markdown(tables.kernel_table(record)),
             _markdown(tables.memory_table(record)),
         ]
     if records:
@@ -103,7 +105,10 @@ def page(records: list[dict]) -> str:
         for name, figure in pictures(record):
             data = base64.b64encode(_png(figure)).decode()
             parts.append(f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>')
-        named = {"The scan against the baselines": tables.speedup_table} | tables.TABLES
+        named = {
+            "The scan against the baselines": tables.speedup_table,
+            "Each pass by itself, memory kept by the allocator": tables.kernel_table,
+        } | tables.TABLES
         for title, make in named.items():
             table = make(record)
             if len(table) > 1:

@@ -9,6 +9,9 @@ TIMED = {"spread": 0.02, "rounds": 9}
 LIMIT = {"fma": 1e10, "bytes": 1e9, "limit": "FMA", "limit_seconds": 0.1, "share_of_limit": 0.6}
 
 
+KERNEL = (("forward", "kernel"), ("backward", "kernel"))
+
+
 def record() -> dict:
     return {
         "format": 1,
@@ -25,12 +28,12 @@ def record() -> dict:
 
 
 def _ops():
-    for which in (*PASSES, "backward"):
+    for which, suite in (*((which, "ops") for which in PASSES), *KERNEL):
         for of in LARGE:
             batch, length, dim = of
             elements = batch * length * dim * 16
             place = {
-                "suite": "ops",
+                "suite": suite,
                 **workload(of),
                 "dstate": 16,
                 "dtype": "float32",
@@ -42,7 +45,7 @@ def _ops():
             yield place | TIMED | work | {
                 "name": "cpu", "seconds": ours, "ratio": 1.0, "ns_per_element": 0.2 * factor
             }  # fmt: skip
-            if which == "backward":
+            if suite == "kernel":
                 continue
             for i, baseline in enumerate(BASELINES):
                 row = place | {"name": baseline.name}

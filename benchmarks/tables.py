@@ -86,8 +86,7 @@ def fusion_table(record: dict) -> Table:
 
 
 def speedup_table(record: dict) -> Table:
-    """Our scan's time per state with its share of the limit, and how many times it the baselines
-    take."""
+    """Our scan's time per state, and how many times it the baselines take."""
     name = ours(record)
     table = [["", *(f"{of_workload(of)}, {which}" for which in PASSES for of in LARGE)]]
     places = [{"which": which, **workload(of)} for which in PASSES for of in LARGE]
@@ -99,11 +98,7 @@ def speedup_table(record: dict) -> Table:
         row = one(record, "ops", name=name, **place)
         return "" if row is None else f"{row['ns_per_element']:.3f} ns"
 
-    def share(place: dict) -> str:
-        return percent(measured(record, "ops", "share_of_limit", name=name, **place))
-
     line(f"ours ({name}), per state", own)
-    line("its share of the limit", share)
     for baseline in BASELINES:
         found = rows(record, "ops", name=baseline.name)
         if not any("seconds" in row for row in found):
@@ -121,6 +116,23 @@ def _ratio(row: dict | None) -> str:
     if "ratio" in row:
         return times(row["ratio"])
     return f"about {times(row['expected_ratio'])}*" if "expected_ratio" in row else "-"
+
+
+def kernel_table(record: dict) -> Table:
+    """Each pass of our scan by itself."""
+    table = [["batch x length x dim", "pass", "time", "spread", "ns per state", "limit"]]
+    for row in rows(record, "kernel"):
+        table.append(
+            [
+                f"{row['batch']} x {row['length']} x {row['dim']}",
+                row["which"],
+                milliseconds(row["seconds"]),
+                percent(row["spread"]),
+                f"{row['ns_per_element']:.3f}",
+                limit(row),
+            ]
+        )
+    return table
 
 
 def ops_table(record: dict) -> Table:

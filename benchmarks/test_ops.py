@@ -166,28 +166,38 @@ def test_selective_scan(benchmark, record, rates, backend, workload, which):
         record.add("ops", name, **shape, not_run=reason)
 
 
+def pass_alone(workload: list[int], backend: str, which: str):
+    """For measure.seconds_alone: one pass of one workload."""
+    inputs = _inputs(workload)
+    if which == "forward":
+        return _ours(backend).prepare(inputs, backward=False)
+    given = {name: x for name, x in inputs.items() if x is not None}
+    leaves = [x.requires_grad_() for x in given.values()]
+    out = selective_scan(**given, delta_softplus=True, backend=backend)
+    cotangent = torch.ones_like(out)
+    return lambda: torch.autograd.grad(out, leaves, cotangent, retain_graph=True)
+
+
+@pytest.mark.parametrize("which", ["forward", "backward"])
 @pytest.mark.parametrize("workload", LARGE, ids=_name)
 @pytest.mark.parametrize("backend", _backends())
-def test_backward_alone(benchmark, record, backend, workload):
-    """The backward pass by itself, as a share of its own limit."""
-    inputs = {name: x for name, x in _inputs(workload).items() if x is not None}
-    leaves = [x.requires_grad_() for x in inputs.values()]
-    out = selective_scan(**inputs, delta_softplus=True, backend=backend)
-    cotangent = torch.ones_like(out)
-
-    def backward():
-        return torch.autograd.grad(out, leaves, cotangent, retain_graph=True)
-
+def test_kernel(record, backend, workload, which):
+    """Each pass by itself, as a share of its limit."""
     with record.rates() as machine:
-        timings, _ = measure.interleave(benchmark, {backend: backward}, _rounds(workload))
-    timing = timings[backend]
+        timing = measure.seconds_alone(
+            "benchmarks.test_ops:pass_alone",
+            _rounds(workload),
+            workload=workload,
+            backend=backend,
+            which=which,
+        )
     record.add(
-        "ops",
+        "kernel",
         backend,
         timing,
-        **_shape(workload, "backward"),
+        **_shape(workload, which),
         ns_per_element=1e9 * timing.median / _elements(workload),
-        **machine.limit(_work(workload, "backward"), timing),
+        **machine.limit(_work(workload, which), timing),
     )
 
 

@@ -116,8 +116,8 @@ def test_committed_records_are_whole():
         assert len(record["commit"]) == 40, "measured with changes that no commit holds"
         assert {"python", "torch"} <= set(record["versions"])
         assert {row["suite"] for row in record["rows"]} == {
-            "ops", "dtypes", "peak", "fusion", "fusion memory", "length", "length memory", "batch",
-            "block", "model",
+            "ops", "kernel", "dtypes", "peak", "fusion", "fusion memory", "length", "length memory",
+            "batch", "block", "model",
         }  # fmt: skip
         for row in record["rows"]:
             assert row.keys() & {"seconds", "peak_bytes", "not_run"}, row

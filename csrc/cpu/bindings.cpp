@@ -80,16 +80,20 @@ void each(int64_t count, int64_t grain, const F& task) {
   });
 }
 
-// Calls task(batch, first, last) for pieces first … last - 1 of every sample, on all threads. A sample's pieces are dealt to
-// as few tasks as give every thread as many. Which thread and task does a piece changes no bit of the result.
-template <class F>
-void each_task(int64_t batch, int64_t pieces, const F& task) {
+// Calls task(batch, first, last, scratch) for pieces first … last - 1 of every sample, on all threads. A sample's pieces are
+// dealt to as few tasks as give every thread as many. Which thread and task does a piece changes no bit of the result.
+// bytes(count) is the scratch memory of a task of `count` pieces; a thread has one for all of its tasks.
+template <class Bytes, class F>
+void each_task(int64_t batch, int64_t pieces, const Bytes& bytes, const F& task) {
   const int64_t threads = torch::stable::get_num_threads();
   int64_t parts = threads / std::gcd(batch, threads);
   parts = parts < pieces ? parts : pieces;
-  each(batch * parts, 1, [&](int64_t i) {
-    const int64_t part = i % parts;
-    task(i / parts, pieces * part / parts, pieces * (part + 1) / parts);
+  torch::stable::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
+    const Memory scratch = allocate(bytes((pieces + parts - 1) / parts));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t part = i % parts;
+      task(i / parts, pieces * part / parts, pieces * (part + 1) / parts, scratch.get());
+    }
   });
 }
 
@@ -173,10 +177,11 @@ Forward forward(const char* op, ScanInputs x) {
         });
     return result;
   }
-  each_task(s.batch, k.lines(s), [&](int64_t batch, int64_t first, int64_t last) {
-    const Memory scratch = allocate(k.forward_bytes(p.dtype, s.dstate, last - first));
-    k.forward(p, weights.get(), batch, first, last, scratch.get());
-  });
+  each_task(
+      s.batch, k.lines(s), [&](int64_t lines) { return k.forward_bytes(p.dtype, s.dstate, lines); },
+      [&](int64_t batch, int64_t first, int64_t last, void* scratch) {
+        k.forward(p, weights.get(), batch, first, last, scratch);
+      });
   return result;
 }
 
@@ -244,15 +249,16 @@ Backward backward(const char* op, const Tensor* dout, const Optional& dlast_stat
         k, p, [&](const Split& split) { return k.backward_split_bytes(q, split); },
         [&](const Split& split, int phase) {
           each(k.backward_split_tasks(q, split, phase), 1, [&](int64_t task) {
-            const Memory scratch = allocate(k.backward_bytes(q, 0, 1));
+            const Memory scratch = allocate(k.backward_bytes(q, 1));
             k.backward_split(q, weights.get(), parts, split, phase, task, scratch.get());
           });
         });
   } else {
-    each_task(s.batch, blocks, [&](int64_t batch, int64_t first, int64_t last) {
-      const Memory scratch = allocate(k.backward_bytes(q, first, last));
-      k.backward(q, weights.get(), parts, batch, first, last, scratch.get());
-    });
+    each_task(
+        s.batch, blocks, [&](int64_t blocks) { return k.backward_bytes(q, blocks); },
+        [&](int64_t batch, int64_t first, int64_t last, void* scratch) {
+          k.backward(q, weights.get(), parts, batch, first, last, scratch);
+        });
   }
   constexpr int64_t kStepsPerTask = 64;
   torch::stable::parallel_for(0, s.batch * s.steps, kStepsPerTask, [&](int64_t begin, int64_t end) {
@@ -387,10 +393,11 @@ Tensor causal_conv1d_fwd(Tensor x, Tensor weight, Optional bias, Optional length
   Tensor y = result_like(x);
   p.out = out(y);
   const Kernels& k = kernels(p.dtype);
-  each_task(p.batch, k.conv_lines(p.dim), [&](int64_t batch, int64_t first, int64_t last) {
-    const Memory scratch = allocate(k.conv_bytes(p.width, last - first));
-    k.conv_forward(p, batch, first, last, scratch.get());
-  });
+  each_task(
+      p.batch, k.conv_lines(p.dim), [&](int64_t lines) { return k.conv_bytes(p.width, lines); },
+      [&](int64_t batch, int64_t first, int64_t last, void* scratch) {
+        k.conv_forward(p, batch, first, last, scratch);
+      });
   return y;
 }
 
@@ -410,10 +417,11 @@ std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd(Tensor dout, Tensor x, Tens
   const int64_t word = k.lane_bytes, channels = p.batch * p.dim;
   const Memory parts = allocate(word * channels * (p.width + 1) + 64);
   char *dweight_parts = static_cast<char*>(parts.get()), *dbias_parts = dweight_parts + word * channels * p.width;
-  each_task(p.batch, k.conv_lines(p.dim), [&](int64_t batch, int64_t first, int64_t last) {
-    const Memory scratch = allocate(k.conv_bytes(p.width, last - first));
-    k.conv_backward(q, dweight_parts, dbias_parts, batch, first, last, scratch.get());
-  });
+  each_task(
+      p.batch, k.conv_lines(p.dim), [&](int64_t lines) { return k.conv_bytes(p.width, lines); },
+      [&](int64_t batch, int64_t first, int64_t last, void* scratch) {
+        k.conv_backward(q, dweight_parts, dbias_parts, batch, first, last, scratch);
+      });
   sum_samples(k, dweight_parts, p.batch, p.dim * p.width, dweight.mutable_data_ptr());
   if (bias) sum_samples(k, dbias_parts, p.batch, p.dim, dbias.mutable_data_ptr());
   return {dx, dweight, dbias};

@@ -36,7 +36,7 @@ struct Kernels {
   void (*forward)(const ScanForward&, const void* weights, int64_t batch, int64_t first, int64_t last, void* scratch);
 
   // A task is blocks first … last - 1 of one sample.
-  int64_t (*backward_bytes)(const ScanBackward&, int64_t first, int64_t last);
+  int64_t (*backward_bytes)(const ScanBackward&, int64_t blocks);
   void (*backward)(const ScanBackward&, const void* weights, const BackwardParts&, int64_t batch, int64_t first,
                    int64_t last, void* scratch);
   void (*reduce_maps)(const ScanBackward&, const BackwardParts&, int64_t batch, int64_t step, void* row);

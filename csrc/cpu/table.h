@@ -46,11 +46,11 @@ constexpr Kernels table() {
   k.forward = [](const ScanForward& p, const void* weights, int64_t batch, int64_t first, int64_t last, void* scratch) {
     with_storage<T>(p.dtype, [&](auto s) { forward_task<decltype(s)>(p, weights, batch, first, last, scratch); });
   };
-  k.backward_bytes = [](const ScanBackward& q, int64_t first, int64_t last) {
+  k.backward_bytes = [](const ScanBackward& q, int64_t blocks) {
     const ScanSizes& s = q.forward.size;
-    const int64_t lines = block_at<T>(s, last - 1).last - block_at<T>(s, first).first;
-    return with_storage<T>(q.forward.dtype,
-                           [&](auto v) { return BackwardScratch<decltype(v)>::bytes(s.dstate, lines); });
+    return with_storage<T>(q.forward.dtype, [&](auto v) {
+      return BackwardScratch<decltype(v)>::bytes(s.dstate, blocks * lines_of_block<T>(s));
+    });
   };
   k.backward = [](const ScanBackward& q, const void* weights, const BackwardParts& parts, int64_t batch, int64_t first,
                   int64_t last, void* scratch) {
