@@ -243,17 +243,6 @@ void sum_lanes(const T* from, int states, T* to) {
   }
 }
 
-// Calls f<kGroup>(first state) over all states, in groups of kMost and what is left in powers of two.
-template <int kMost, class F>
-inline void each_group(int64_t dstate, F f) {
-  static_assert(kMost == 4 || kMost == 8);
-  int64_t n = 0;
-  for (; n + kMost <= dstate; n += kMost) f.template operator()<kMost>(n);
-  if (dstate - n >= 4) f.template operator()<4>(n), n += 4;
-  if (dstate - n >= 2) f.template operator()<2>(n), n += 2;
-  if (dstate - n >= 1) f.template operator()<1>(n);
-}
-
 // Hands out pieces of a task's scratch memory, aligned to a cache line. Begun at 0 it measures: `next` is then the size.
 struct Scratch {
   uintptr_t next;

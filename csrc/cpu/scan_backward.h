@@ -1,109 +1,11 @@
 // The backward pass of one task, chunk by chunk from the last. The states of a chunk are computed again from its checkpoint
 // and live in the first-level cache with their decays; lanes are channels, so that the sums over states (for du and
 // ddelta) are plain additions, and the sums over channels (dB, dC) add up in vectors until the end of a block of lines.
-//
-// With h_i = e_i h_{i-1} + d_i x_i B_i, e_i = exp(d_i A), y_i = <C_i, h_i> and g_i the gradient of h_i:
-//   g_i = dy_i C_i + e_{i+1} g_{i+1}     dB_i = g_i d_i x_i     dC_i = dy_i h_i     dA = sum d_i g_i e_i h_{i-1}
-//   dx_i = d_i <g_i, B_i>                dd_i = x_i <g_i, B_i> + <A, g_i e_i h_{i-1}>
 #pragma once
 
 #include "scan_forward.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
-
-// The carried gradients, the sums dA and what a step loads fit AVX2's sixteen registers for four states.
-constexpr int kBackwardGroup = 4;
-
-// One vector of channels, one group of states, over the steps of a chunk.
-template <class T>
-struct BackwardSlice {
-  int count;
-  const T *delta, *delta_x, *dy;  // [step][lane of the line]
-  T *y, *dx, *ddelta;             // [step][lane of the line]: <C, h>, <g, B> and <A2, g e h> of the group are added
-  const T *B, *C;                 // [step][dstate], at the group's first state
-  int64_t dstate;
-  const T *A2, *state;  // [state][lane of the line]; the state before the chunk
-  T *carry, *dA;        // [state][lane of the line]; e g of the step after the chunk in, of its first step out
-  T *dB, *dC;           // [step][state of the group][lane of the vector]
-  T *decay, *history;   // as dB, scratch: e_i and h_{i-1}
-  Ahead ahead;
-};
-
-// The states and decays of the slice's steps, and from them y and dC. `kFirst`: dC holds nothing yet.
-template <int kGroup, bool kModerate, bool kFirst, class T>
-__attribute__((noinline)) void replay_group(const BackwardSlice<T> s) {
-  using V = typename Simd<T>::V;
-  constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
-  // Copies, since the compiler must take every store for one that may change *s.
-  const int count = s.count;
-  const int64_t dstate = s.dstate;
-  const T *B = s.B, *C = s.C, *delta = s.delta, *delta_x = s.delta_x, *dy = s.dy;
-  T *y = s.y, *dC = s.dC, *decay = s.decay, *history = s.history;
-  V A2[kGroup], state[kGroup];
-#pragma GCC unroll 4
-  for (int n = 0; n < kGroup; ++n) A2[n] = at(s.A2 + n * kLine), state[n] = at(s.state + n * kLine);
-  for (int i = 0; i < count; ++i, B += dstate, C += dstate) {
-    s.ahead.step(i);
-    const V d = at(delta + i * kLine), dx = at(delta_x + i * kLine), dy_i = at(dy + i * kLine);
-    V sum = V{};
-#pragma GCC unroll 4
-    for (int n = 0; n < kGroup; ++n) {
-      const int place = i * kRow + n * kLanes;
-      const V e = decay_of<kModerate, T>(d, A2[n]);
-      at(decay + place) = e;
-      at(history + place) = state[n];
-      state[n] = e * state[n] + dx * B[n];
-      sum += state[n] * C[n];
-      at(dC + place) = (kFirst ? V{} : V(at(dC + place))) + dy_i * state[n];
-    }
-    at(y + i * kLine) += sum;
-  }
-}
-
-// The gradients, back through the steps. `kFirst`: dB holds nothing yet.
-template <int kGroup, bool kFirst, class T>
-__attribute__((noinline)) void gradient_group(const BackwardSlice<T> s) {
-  using V = typename Simd<T>::V;
-  constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
-  const int64_t dstate = s.dstate;
-  const T *B = s.B, *C = s.C, *delta = s.delta, *delta_x = s.delta_x, *dy = s.dy;
-  const T *decay = s.decay, *history = s.history;
-  T *dB = s.dB, *dx_sum = s.dx, *ddelta_sum = s.ddelta;
-  V A2[kGroup], carry[kGroup], dA[kGroup];
-#pragma GCC unroll 4
-  for (int n = 0; n < kGroup; ++n) A2[n] = at(s.A2 + n * kLine), carry[n] = at(s.carry + n * kLine), dA[n] = V{};
-  for (int i = s.count - 1; i >= 0; --i) {
-    const V d = at(delta + i * kLine), dx = at(delta_x + i * kLine), dy_i = at(dy + i * kLine);
-    V to_x = V{}, to_delta = V{};
-#pragma GCC unroll 4
-    for (int n = 0; n < kGroup; ++n) {
-      const int place = i * kRow + n * kLanes;
-      const V g = carry[n] + dy_i * C[i * dstate + n];
-      at(dB + place) = (kFirst ? V{} : V(at(dB + place))) + g * dx;
-      to_x += g * B[i * dstate + n];
-      carry[n] = g * at(decay + place);
-      const V through = carry[n] * at(history + place);
-      dA[n] += through * d;
-      to_delta += through * A2[n];
-    }
-    at(dx_sum + i * kLine) += to_x;
-    at(ddelta_sum + i * kLine) += to_delta;
-  }
-#pragma GCC unroll 4
-  for (int n = 0; n < kGroup; ++n) at(s.carry + n * kLine) = carry[n], at(s.dA + n * kLine) += dA[n];
-}
-
-template <int kGroup, class T>
-inline void replay_any(const BackwardSlice<T>& s, bool moderate, bool first) {
-  if (first)
-    moderate ? replay_group<kGroup, true, true>(s) : replay_group<kGroup, false, true>(s);
-  else
-    moderate ? replay_group<kGroup, true, false>(s) : replay_group<kGroup, false, false>(s);
-}
-template <int kGroup, class T>
-inline void gradient_any(const BackwardSlice<T>& s, bool first) {
-  first ? gradient_group<kGroup, true>(s) : gradient_group<kGroup, false>(s);
-}
 
 // What a chunk holds of one line, [step][lane] each.
 template <class T>

@@ -1,92 +1,9 @@
-// The forward pass of one task. Lanes are channels; a group of states of one vector of channels stays in registers over a
-// chunk.
+// The forward pass of one task: the elementwise work before and after the recurrence of each line and chunk.
 #pragma once
 
-#include "chunk.h"
+#include "scan_groups.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
-
-// AVX-512 has 32 registers, and with them room for the exponential's constants beside eight states: decays are computed
-// where they are used. Elsewhere they are computed into the first-level cache before: the exponential is bound by
-// throughput, the recurrence by latency, and apart each fills the pipes with the registers that there are.
-constexpr bool kManyRegisters = CMIMTL_VECTOR_BYTES == 64;
-constexpr int kForwardGroup = 8;
-
-// exp(d A), as 2^(d A2). `moderate`: whether |d A2| is known to be inside of exp2_product's range.
-template <bool kModerate, class T>
-inline typename Simd<T>::V decay_of(typename Simd<T>::V delta, typename Simd<T>::V A2) {
-  using V = typename Simd<T>::V;
-  using I = typename Simd<T>::I;
-  if constexpr (kModerate) return exp2_product<T, V, I>(delta, A2);
-  return exp2_any<T, V, I>(V(delta * A2));
-}
-
-// One vector of channels, one group of states, over the steps of a chunk.
-template <class T>
-struct ForwardSlice {
-  int count;
-  const T *delta, *delta_x;  // [step][lane of the line]
-  T* y;                      // [step][lane of the line]; the sum over the states of the group is added
-  const T *B, *C;            // [step][dstate], at the group's first state
-  int64_t dstate;
-  const T* A2;  // [state][lane of the line]
-  T* state;     // [state][lane of the line]
-  T* decay;     // [step][state of the group][lane of the vector]
-  Ahead ahead;
-};
-
-// Decays of the slice's steps into its memory.
-template <int kGroup, bool kModerate, class T>
-inline void fill_decays(const ForwardSlice<T>& s) {
-  using V = typename Simd<T>::V;
-  constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
-  V A2[kGroup];
-#pragma GCC unroll 8
-  for (int n = 0; n < kGroup; ++n) A2[n] = at(s.A2 + n * kLine);
-  const int count = s.count;
-  const T* delta = s.delta;
-  T* decay = s.decay;
-  for (int i = 0; i < count; ++i)
-#pragma GCC unroll 8
-    for (int n = 0; n < kGroup; ++n)
-      at(decay + i * kRow + n * kLanes) = decay_of<kModerate, T>(at(delta + i * kLine), A2[n]);
-}
-
-// `kGiven`: the decays are in the slice's memory already.
-template <int kGroup, bool kModerate, bool kGiven, class T>
-__attribute__((noinline)) void forward_group(const ForwardSlice<T> s) {
-  using V = typename Simd<T>::V;
-  constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
-  constexpr bool kStored = kGiven || !kManyRegisters;
-  V state[kGroup], A2[kGroup];
-#pragma GCC unroll 8
-  for (int n = 0; n < kGroup; ++n) state[n] = at(s.state + n * kLine), A2[n] = at(s.A2 + n * kLine);
-  // Copies, since the compiler must take every store for one that may change *s.
-  const int count = s.count;
-  const int64_t dstate = s.dstate;
-  const T *B = s.B, *C = s.C, *delta = s.delta, *delta_x = s.delta_x;
-  const T* decay = s.decay;
-  T* y = s.y;
-  if constexpr (kStored && !kGiven) fill_decays<kGroup, kModerate>(s);
-  for (int i = 0; i < count; ++i, B += dstate, C += dstate) {
-    s.ahead.step(i);
-    const V d = at(delta + i * kLine), dx = at(delta_x + i * kLine);
-    V even = V{}, odd = V{};
-#pragma GCC unroll 8
-    for (int n = 0; n < kGroup; ++n) {
-      V e;
-      if constexpr (kStored)
-        e = at(decay + i * kRow + n * kLanes);
-      else
-        e = decay_of<kModerate, T>(d, A2[n]);
-      state[n] = e * state[n] + dx * B[n];
-      (n % 2 ? odd : even) += state[n] * C[n];
-    }
-    at(y + i * kLine) += even + odd;
-  }
-#pragma GCC unroll 8
-  for (int n = 0; n < kGroup; ++n) at(s.state + n * kLine) = state[n];
-}
 
 // What a chunk holds of one line, [step][lane] each: step sizes d, inputs d x, and y.
 template <class T>
