@@ -90,7 +90,8 @@ def launches(op: str, dtype: torch.dtype, dstate: int = DSTATE) -> dict[str, Lau
     """The launches of an op's two passes, with gate, D, bias and softplus."""
     recorded: list[Launch] = []
     inputs = testing.scan_inputs(
-        BATCH, LENGTH, DIM, dstate, cross=op.startswith("cross"), initial_state=False, dtype=dtype
+        BATCH, LENGTH, DIM, dstate, cross=op.startswith("cross"), ngroups=1, initial_state=False,
+        dtype=dtype,
     )
     tensors = inputs.values()  # in the order of the op's schema, lengths last
     with contextlib.ExitStack() as stack:
@@ -143,7 +144,8 @@ def _per_element(kernel: sass.Kernel, made: Launch) -> dict[str, float]:
     """
     arguments = made.arguments
     streams = 2 if arguments["CROSS"] else 1
-    channels = arguments["BLOCK"] // (32 * made.options["num_warps"])  # of a thread
+    tile = arguments.get("BLOCK") or arguments["LANES"]
+    channels = tile // (32 * made.options["num_warps"])  # of a thread
     tiled = "ROWS" in arguments
     of_step = arguments["N"] * channels * (1 if tiled else streams)
     elements = {}

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from cmimtl_kernels.triton.conv import conv_backward, conv_forward
-from cmimtl_kernels.triton.scan_backward import SLOTS, scan_backward
+from cmimtl_kernels.triton.scan_backward import ROW, scan_backward
 from cmimtl_kernels.triton.scan_forward import scan_forward
 
 # Channels of a program and its warps. The forward scan gives a thread two channels, so that two
@@ -19,8 +19,8 @@ from cmimtl_kernels.triton.scan_forward import scan_forward
 FORWARD_BLOCK, FORWARD_WARPS = 64, 1
 # States that one program carries at a time.
 FORWARD_STATES = 32
-# The backward scan gives a thread four channels and up to four states of each, in one warp.
-BACKWARD_BLOCK, BACKWARD_LANES, BACKWARD_STATES, BACKWARD_ROWS = 32, 4, 4, 4
+# Steps of a tile of the backward scan, where it goes over steps and channels at once.
+BACKWARD_ROWS = 4
 # Steps and channels of a program of the convolution.
 CONV_ROWS, CONV_BLOCK, CONV_WARPS = 32, 64, 4
 # Multiply and add in one instruction; Triton is about to change its default, and warns of it.
@@ -114,8 +114,9 @@ def _backward(
     _check_every("checkpoint_every", every, len(xs))
     if every == 0:
         raise ValueError("cmimtl_triton: checkpoint_every must be that of the forward pass, got 0")
-    tiles = triton.cdiv(dim // ngroups, BACKWARD_BLOCK)
-    states = min(BACKWARD_STATES, triton.cdiv(dstate, BACKWARD_LANES))
+    lanes = 32
+    segments, span = 1, -(-steps // every)
+    tiles = triton.cdiv(dim // ngroups, lanes)
 
     def wide(*shape, fill=False) -> Tensor:
         make = torch.zeros if fill else torch.empty
@@ -126,48 +127,47 @@ def _backward(
     dzs = [_sequence_like(x, lengths) if gated else None for x in xs]
     outs = [_sequence_like(x, lengths) if recompute else None for x in xs]
     ddelta = _sequence_like(delta, lengths)
-    if dlast is None:
-        carry = wide(batch, dim, dstate, fill=True)
-    else:
-        carry = dlast.clone(memory_format=torch.contiguous_format)
+    dend = _dense(dlast)
+    dbegin = wide(batch, segments, dim, dstate)
     # Sums over samples and over tiles are left to torch.sum: its order is fixed.
-    dA = wide(batch, dim, dstate, fill=True)
-    dD, dbias = (None if x is None else wide(batch, dim) for x in (D, bias))
-    maps = (tiles, batch, steps, ngroups, dstate)
-    dB, dC = (wide(*maps, fill=lengths is not None) for _ in range(2))
+    dA = wide(batch, segments, dim, dstate)
+    dD, dbias = (None if x is None else wide(batch, segments, dim) for x in (D, bias))
+    dBC = wide(2, tiles, batch, steps, ngroups, dstate, fill=lengths is not None)
     if batch:
-        slots = SLOTS.value + states * BACKWARD_LANES
-        scratch = wide(batch, ngroups * tiles, slots, every, BACKWARD_BLOCK)
+        rows = len(xs) * BACKWARD_ROWS  # the scratch holds whole tiles of steps
+        rows *= triton.cdiv(every, rows)
+        scratch = wide(batch, ngroups * tiles, segments, rows, ROW.value, lanes)
         xs_in, zs_in, douts = ([_rows(x) for x in group] for group in (xs, zs, douts))
         delta_in, B_in, C_in = _rows(delta), _rows(B), _rows(C)
         with _device_of(delta):
-            scan_backward[(batch, ngroups * tiles)](
+            scan_backward[(batch, ngroups * tiles, segments)](
                 *_pair(xs_in), delta_in, A.contiguous(), B_in, C_in, _dense(D), *_pair(zs_in),
                 _dense(bias), _dense(lengths), checkpoints, *_pair(douts), *_pair(dxs), ddelta,
-                *_pair(dzs), *_pair(outs), carry, dA, dD, dbias, dB, dC, scratch,
-                length, dim, dim // ngroups, tiles, every,
+                *_pair(dzs), *_pair(outs), dend, dbegin, dA, dD, dbias, dBC, scratch,
+                length, dim, dim // ngroups, tiles, every, span, rows,
                 *_strides(xs_in), *delta_in.stride()[:2], *B_in.stride()[:3], *C_in.stride()[:3],
                 *_strides(zs_in), *_strides(douts),
-                N=dstate, STATES=states, LANES=BACKWARD_LANES, CROSS=len(xs) == 2,
-                SOFTPLUS=softplus, REVERSE=reverse, ROWS=BACKWARD_ROWS, BLOCK=BACKWARD_BLOCK,
+                N=dstate, CROSS=len(xs) == 2,
+                SOFTPLUS=softplus, REVERSE=reverse, ROWS=BACKWARD_ROWS, LANES=lanes,
                 num_warps=1, **COMPILER,
             )  # fmt: skip
     nothing = xs[0].new_empty(0)
     nothing_wide = wide(0)
+    dB, dC = dBC.sum(1)
     shared = (
         _as(delta, ddelta),
-        dA.sum(0),
-        dB.sum(0).to(B.dtype),
-        dC.sum(0).to(C.dtype),
-        nothing_wide if dD is None else dD.sum(0),
+        dA.sum((0, 1)),
+        dB.to(B.dtype),
+        dC.to(C.dtype),
+        nothing_wide if dD is None else dD.sum((0, 1)),
     )
     return (
         [_as(x, g) for x, g in zip(xs, dxs, strict=True)],
         shared,
         [_as(x, g) if gated else nothing.clone() for x, g in zip(zs, dzs, strict=True)],
         (
-            nothing_wide.clone() if dbias is None else dbias.sum(0),
-            nothing_wide.clone() if initial is None else carry,
+            nothing_wide.clone() if dbias is None else dbias.sum((0, 1)),
+            nothing_wide.clone() if initial is None else dbegin[:, 0],
         ),
         [_as(x, out) if recompute else nothing.clone() for x, out in zip(xs, outs, strict=True)],
     )
