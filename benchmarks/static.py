@@ -90,7 +90,13 @@ def launches(op: str, dtype: torch.dtype, dstate: int = DSTATE) -> dict[str, Lau
     """The launches of an op's two passes, with gate, D, bias and softplus."""
     recorded: list[Launch] = []
     inputs = testing.scan_inputs(
-        BATCH, LENGTH, DIM, dstate, cross=op.startswith("cross"), ngroups=1, initial_state=False,
+        BATCH,
+        LENGTH,
+        DIM,
+        dstate,
+        cross=op.startswith("cross"),
+        ngroups=1,
+        initial_state=False,
         dtype=dtype,
     )
     tensors = inputs.values()  # in the order of the op's schema, lengths last

@@ -4,8 +4,19 @@ A tensor [LANES] has one element in each thread of the one warp that runs it, so
 tensors are registers. `tl.gather` between lanes is one shuffle.
 """
 
+# ruff: noqa: RUF005 - Triton compiles `a + (b,)`, but no `(*a, b)`.
+
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def no_states(COUNT: tl.constexpr, LANES: tl.constexpr):
+    """COUNT times 0."""
+    zeros = ()
+    for _ in tl.static_range(COUNT):
+        zeros = zeros + (tl.zeros([LANES], dtype=tl.float32),)
+    return zeros
 
 
 @triton.jit
@@ -37,7 +48,7 @@ def store_four(pointer, q0, q1, q2, q3, mask=None):
 
 @triton.jit
 def sum_over_states(v, lane):
-    """Sums over four neighbouring lanes, of which slot s of lane l, v[s], holds channel s ^ (l % 4).
+    """Sums over four neighbouring lanes; v[s] of lane l belongs to channel s ^ (l % 4).
 
     -> in lane l, the sum of channel l % 4. As the slots are ordered by lane, each lane keeps its
     even slots and gives its odd ones, without selecting: 3 exchanges where a butterfly has 8.
@@ -49,7 +60,7 @@ def sum_over_states(v, lane):
 
 @triton.jit
 def _fold(low, high, lane, BIT: tl.constexpr):
-    """Sums over lane and lane ^ BIT: of `high` in the lane that has the bit, of `low` in the other."""
+    """Sums over lane and lane ^ BIT: `high` in the lane that has the bit, `low` in the other."""
     upper = (lane & BIT) > 0
     keep = tl.where(upper, high, low)
     return keep + tl.gather(tl.where(upper, low, high), lane ^ BIT, 0)

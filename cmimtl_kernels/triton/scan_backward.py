@@ -30,6 +30,7 @@ import triton.language as tl
 
 from cmimtl_kernels.triton.lanes import (
     load_four,
+    no_states,
     store_four,
     sum_over_channels,
     sum_over_states,
@@ -55,15 +56,6 @@ DH_B = tl.constexpr(29)  # sum_n dh B
 DSIZE = tl.constexpr(30)  # sum_n A g h
 SLOPE = tl.constexpr(31)  # the derivative of softplus
 ROW = tl.constexpr(32)
-
-
-@triton.jit
-def _no_states(LANES: tl.constexpr):
-    """16 zeros."""
-    zeros = ()
-    for _ in tl.static_range(16):
-        zeros = zeros + (tl.zeros([LANES], dtype=tl.float32),)
-    return zeros
 
 
 @triton.jit
@@ -100,7 +92,7 @@ def _store_states(pointer, states, origin, first, dim_per_group, N: tl.constexpr
 
 @triton.jit
 def _store_quads(row, x):
-    """x: (ROWS, LANES). For each lane its four channels, in the order of its slots; row: (ROWS, 1)."""
+    """Each lane's four channels, in the order of its slots; row: (ROWS, 1), x: (ROWS, LANES)."""
     ROWS: tl.constexpr = x.shape[0]
     LANES: tl.constexpr = x.shape[1]
     even, odd = tl.split(tl.reshape(x, [ROWS, LANES // 4, 2, 2]))
@@ -249,8 +241,8 @@ def scan_backward(
     sum_bias = tl.zeros([ROWS, LANES], dtype=tl.float32)
     # One group of states stays in registers; several are kept in the results between their turns.
     start = tl.cast(0, tl.int32)
-    g = _no_states(LANES)
-    sum_A = _no_states(LANES)
+    g = no_states(16, LANES)
+    sum_A = no_states(16, LANES)
     if N > 16:
         for first_state in range(0, N, 16):
             first = tl.cast(first_state, tl.int32)  # a plain int in the interpreter
