@@ -170,10 +170,8 @@ def scan_forward(
                 _store_states(at, h, n, masks, N, STATES, LANES)
             for _ in range(0, tl.minimum(of_chunk, total - k * of_chunk)):
                 first0 = _load(at_x0, masks, LANES)
-                size0 = _load(at_delta, masks, LANES)
                 if CROSS:
                     first1 = _load(at_x1, masks, LANES)
-                    size1 = _load(at_delta + delta_step, masks, LANES)
                 if z0 is not None:
                     gate0 = _load(at_z0, masks, LANES)
                     if CROSS:
@@ -183,22 +181,22 @@ def scan_forward(
                         gates = gates + (silu(gate0[c] * gate1[c] if CROSS else gate0[c]),)
                 for turn in tl.static_range(PER):
                     # The product comes first in time, so last where time runs backwards.
+                    if CROSS and turn != REVERSE:
+                        raw = _load(at_delta + delta_step, masks, LANES)
+                        row_B, row_C = at_B + B_step, at_C + C_step
+                    else:
+                        raw = _load(at_delta, masks, LANES)
+                        row_B, row_C = at_B, at_C
                     size = ()
                     x = ()
                     for c in tl.static_range(CHANNELS):
+                        size = size + (step_size(raw[c], shift[c], SOFTPLUS),)
                         if CROSS and turn != REVERSE:
                             x = x + (first0[c] + first1[c],)
-                            size = size + (step_size(size1[c], shift[c], SOFTPLUS),)
                         elif CROSS:
                             x = x + (first0[c] * first1[c],)
-                            size = size + (step_size(size0[c], shift[c], SOFTPLUS),)
                         else:
                             x = x + (first0[c],)
-                            size = size + (step_size(size0[c], shift[c], SOFTPLUS),)
-                    if CROSS and turn != REVERSE:
-                        row_B, row_C = at_B + B_step, at_C + C_step
-                    else:
-                        row_B, row_C = at_B, at_C
                     y = (0.0, 0.0)
                     new = ()
                     for q in tl.static_range(0, STATES, 4):
@@ -242,8 +240,8 @@ def scan_forward(
                 at_C += ahead * PER * C_step
                 at_out0 += ahead * dim
                 if CROSS:
-                    at_x1 += ahead * x1_step
                     at_out1 += ahead * dim
+                    at_x1 += ahead * x1_step
                 if z0 is not None:
                     at_z0 += ahead * z0_step
                     if CROSS:
