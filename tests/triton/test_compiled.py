@@ -12,16 +12,22 @@ ROOT = Path(__file__).parents[2]
 NVIDIA, AMD = ("sm_80", "sm_90", "sm_100", "sm_120"), ("gfx942", "gfx1100")
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def read_rows(folder: Path, *arguments: str) -> list[dict]:
     """Rows of benchmarks/static.py, made in a process of their own: see interpreted/conftest.py."""
     pytest.importorskip("triton", reason="triton is not installed")
-    file = tmp_path_factory.mktemp("static") / "static.json"
+    file = folder / "static.json"
     command = [sys.executable, "-m", "benchmarks.static", "--json", str(file), "--dtype", "float32"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     return json.loads(file.read_text())["rows"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return read_rows(tmp_path_factory.mktemp("static"))
 
 
 def of(rows, **fields):
@@ -37,6 +43,15 @@ def test_no_spills_and_no_atomics(rows, target, which):
         assert row["spill_bytes"] == row.get("scratch_bytes", 0) == row["float_atomics"] == 0, row
 
 
+def test_kernels_of_a_split(tmp_path):
+    passes = ("totals", "carry", "totals of gradients", "carry of gradients")
+    rows = read_rows(tmp_path, "--target", "sm_90", "gfx942", "--pass", *passes)
+    assert len(rows) == 2 * 2 * len(passes)
+    for row in rows:
+        assert row["spill_bytes"] == row.get("scratch_bytes", 0) == row["float_atomics"] == 0, row
+        assert row["shared_bytes"] == 0, row
+
+
 @pytest.mark.parametrize("which", ["forward", "backward"])
 @pytest.mark.parametrize("target", NVIDIA)
 def test_states_stay_in_registers(rows, target, which):
@@ -46,8 +61,8 @@ def test_states_stay_in_registers(rows, target, which):
 
 # At dstate 16, a little above what is reached: issue slots per element, all of them (with what the
 # backward pass recomputes and prepares), and of the loop that holds the recurrence; MUFU cycles of
-# that loop; least warps on a multiprocessor. The backward pass computes exp once where it recomputes
-# the states, and once more in its loop. The cross scan keeps two streams, and their pointers.
+# that loop; least warps on a multiprocessor. The backward pass computes exp once where it
+# recomputes the states, and once more in its loop. The cross scan has the pointers of two streams.
 LIMITS = {
     ("forward", "selective_scan"): (8.0, 8.0, 9.6, 16),
     ("forward", "cross_selective_scan"): (8.4, 8.4, 9.1, 12),
