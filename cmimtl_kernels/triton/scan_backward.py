@@ -43,6 +43,7 @@ from cmimtl_kernels.triton.math import (
     softplus_and_derivative,
     valid_steps,
 )
+from cmimtl_kernels.triton.quads import load_states, store_quads, store_states
 
 # A step of the scratch is a row of float32, in units of LANES: three quads (one value for each of a
 # lane's four channels, in the order of its slots), four quads of states (one for each slot), and
@@ -56,58 +57,6 @@ DH_B = tl.constexpr(29)  # sum_n dh B
 DSIZE = tl.constexpr(30)  # sum_n A g h
 SLOPE = tl.constexpr(31)  # the derivative of softplus
 ROW = tl.constexpr(32)
-
-
-@triton.jit
-def _place(pointer, slot, origin, first, dim_per_group, N: tl.constexpr, lane):
-    """Of the four states in a channel's slot: -> (pointer to the first, mask (LANES, 4))."""
-    channel = origin + lane // 4 * 4 + ((lane ^ slot) & 3)
-    n = first + lane % 4 * 4
-    live = (channel < dim_per_group)[:, None] & (n[:, None] + tl.arange(0, 4)[None, :] < N)
-    if N % 16 == 0:
-        live = (channel < dim_per_group)[:, None]
-    return pointer + channel.to(tl.int64) * N + n, live
-
-
-@triton.jit
-def _load_states(pointer, origin, first, dim_per_group, N: tl.constexpr, lane):
-    """The lanes' 16 states, of (dim_per_group, N) from `pointer` on; slot by slot."""
-    states = ()
-    for slot in tl.static_range(4):
-        at, live = _place(pointer, slot, origin, first, dim_per_group, N, lane)
-        states = states + load_four(at, live)
-    return states
-
-
-@triton.jit
-def _store_states(pointer, states, origin, first, dim_per_group, N: tl.constexpr, lane):
-    """The inverse of `_load_states`."""
-    for slot in tl.static_range(4):
-        at, live = _place(pointer, slot, origin, first, dim_per_group, N, lane)
-        store_four(
-            at, states[4 * slot], states[4 * slot + 1], states[4 * slot + 2],
-            states[4 * slot + 3], live,
-        )  # fmt: skip
-
-
-@triton.jit
-def _store_quads(row, x):
-    """Each lane's four channels, in the order of its slots; row: (ROWS, 1), x: (ROWS, LANES)."""
-    ROWS: tl.constexpr = x.shape[0]
-    LANES: tl.constexpr = x.shape[1]
-    even, odd = tl.split(tl.reshape(x, [ROWS, LANES // 4, 2, 2]))
-    q0, q2 = tl.split(even)
-    q1, q3 = tl.split(odd)
-    at = row[:, :, None] + tl.arange(0, LANES // 4)[None, :, None] * 16
-    at += tl.arange(0, 4)[None, None, :]
-    for lane in tl.static_range(4):
-        if lane == 2:
-            q0, q1, q2, q3 = q2, q3, q0, q1
-        if lane % 2 == 1:
-            quad = tl.join(tl.join(q1, q3), tl.join(q0, q2))
-        else:
-            quad = tl.join(tl.join(q0, q2), tl.join(q1, q3))
-        tl.store(at + 4 * lane, tl.reshape(quad, [ROWS, LANES // 4, 4]))
 
 
 @triton.jit
@@ -246,12 +195,12 @@ def scan_backward(
     if N > 16:
         for first_state in range(0, N, 16):
             first = tl.cast(first_state, tl.int32)  # a plain int in the interpreter
-            _store_states(dA + of_segment, sum_A, origin, first, dim_per_group, N, lane)
+            store_states(dA + of_segment, sum_A, origin, first, dim_per_group, N, lane)
             if dend is not None:
-                g = _load_states(dend + of_segment, origin, first, dim_per_group, N, lane)
-            _store_states(dbegin + of_segment, g, origin, first, dim_per_group, N, lane)
+                g = load_states(dend + of_segment, origin, first, dim_per_group, N, lane)
+            store_states(dbegin + of_segment, g, origin, first, dim_per_group, N, lane)
     elif dend is not None:
-        g = _load_states(dend + of_segment, origin, start, dim_per_group, N, lane)
+        g = load_states(dend + of_segment, origin, start, dim_per_group, N, lane)
 
     first_chunk = segment * span
     end_chunk = tl.minimum(first_chunk + span, (steps + every - 1) // every)
@@ -304,9 +253,9 @@ def scan_backward(
                 if SOFTPLUS:
                     size, slope = softplus_and_derivative(size)
                     tl.store(row + lane[None, :] + SLOPE * LANES, slope)
-                _store_quads(row + SIZE * LANES, size)
-                _store_quads(row + SIZE_X * LANES, size * x)
-                _store_quads(row + DY * LANES, dy)
+                store_quads(row + SIZE * LANES, size)
+                store_quads(row + SIZE_X * LANES, size * x)
+                store_quads(row + DY * LANES, dy)
             at_x0 += ahead * x0_step
             at_delta += ahead * PER * delta_step
             at_dout0 += ahead * dout0_step
@@ -323,15 +272,15 @@ def scan_backward(
         for first_state in range(0, N, 16):
             first = tl.multiple_of(tl.cast(first_state, tl.int32), 16)
             live = None if EVEN else first + part[:, None] + tl.arange(0, 4)[None, :] < N
-            a = _load_states(A + states, origin, first, dim_per_group, N, lane)
+            a = load_states(A + states, origin, first, dim_per_group, N, lane)
             for i in tl.static_range(16):
                 a = a[:i] + (a[i] * LOG2E,) + a[i + 1 :]
             stored = None if EVEN and LANES == 32 else (lane < 32) & (first + mine < N)
             saved = checkpoints + (sample * chunks + chunk) * dim * N + states
-            h = _load_states(saved, origin, first, dim_per_group, N, lane)
+            h = load_states(saved, origin, first, dim_per_group, N, lane)
             if N > 16:
-                g = _load_states(dbegin + of_segment, origin, first, dim_per_group, N, lane)
-                sum_A = _load_states(dA + of_segment, origin, first, dim_per_group, N, lane)
+                g = load_states(dbegin + of_segment, origin, first, dim_per_group, N, lane)
+                sum_A = load_states(dA + of_segment, origin, first, dim_per_group, N, lane)
 
             # Stage 2
             quads = scratch + 4 * lane
@@ -423,8 +372,8 @@ def scan_backward(
                 at_sums -= sums_ahead
 
             if N > 16:
-                _store_states(dbegin + of_segment, g, origin, first, dim_per_group, N, lane)
-                _store_states(dA + of_segment, sum_A, origin, first, dim_per_group, N, lane)
+                store_states(dbegin + of_segment, g, origin, first, dim_per_group, N, lane)
+                store_states(dA + of_segment, sum_A, origin, first, dim_per_group, N, lane)
             tl.debug_barrier()
 
         # Stage 4
@@ -520,8 +469,8 @@ def scan_backward(
         tl.debug_barrier()
 
     if N <= 16:
-        _store_states(dbegin + of_segment, g, origin, start, dim_per_group, N, lane)
-        _store_states(dA + of_segment, sum_A, origin, start, dim_per_group, N, lane)
+        store_states(dbegin + of_segment, g, origin, start, dim_per_group, N, lane)
+        store_states(dA + of_segment, sum_A, origin, start, dim_per_group, N, lane)
     at = (sample * tl.num_programs(2) + segment) * dim + d
     if dD is not None:
         tl.store(dD + at, tl.sum(sum_D, axis=0), mask=mask)
