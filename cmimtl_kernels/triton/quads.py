@@ -43,20 +43,21 @@ def store_states(pointer, states, origin, first, dim_per_group, N: tl.constexpr,
 
 
 @triton.jit
-def store_quads(row, x):
+def store_quads(row, x, inside):
     """Each lane's four channels, in the order of its slots; row: (ROWS, 1), x: (ROWS, LANES)."""
     ROWS: tl.constexpr = x.shape[0]
     LANES: tl.constexpr = x.shape[1]
     even, odd = tl.split(tl.reshape(x, [ROWS, LANES // 4, 2, 2]))
     q0, q2 = tl.split(even)
     q1, q3 = tl.split(odd)
-    at = row[:, :, None] + tl.arange(0, LANES // 4)[None, :, None] * 16
-    at += tl.arange(0, 4)[None, None, :]
-    for lane in tl.static_range(4):
-        if lane == 2:
-            q0, q1, q2, q3 = q2, q3, q0, q1
-        if lane % 2 == 1:
-            quad = tl.join(tl.join(q1, q3), tl.join(q0, q2))
-        else:
-            quad = tl.join(tl.join(q0, q2), tl.join(q1, q3))
-        tl.store(at + 4 * lane, tl.reshape(quad, [ROWS, LANES // 4, 4]))
+    # The halves of lanes 2 and 3 are those of lanes 0 and 1, which are in registers already.
+    lane = row[:, :, None] + tl.arange(0, LANES // 4)[None, :, None] * 16
+    four = lane + tl.arange(0, 4)[None, None, :]
+    two = lane + tl.arange(0, 2)[None, None, :]
+    tl.store(four, tl.reshape(tl.join(tl.join(q0, q2), tl.join(q1, q3)), [ROWS, LANES // 4, 4]))
+    tl.store(two + 8, tl.join(q2, q3), mask=inside[:, :, None])
+    tl.store(two + 10, tl.join(q0, q1), mask=inside[:, :, None])
+    four += 4
+    tl.store(four, tl.reshape(tl.join(tl.join(q1, q3), tl.join(q0, q2)), [ROWS, LANES // 4, 4]))
+    tl.store(two + 12, tl.join(q3, q2), mask=inside[:, :, None])
+    tl.store(two + 14, tl.join(q1, q0), mask=inside[:, :, None])

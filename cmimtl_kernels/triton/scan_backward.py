@@ -225,7 +225,8 @@ def scan_backward(
                 at_z1 = z1 + step * z1_step
         line = scratch + r * (PER * ROW * LANES)
         for begin in range(0, pairs, ROWS):
-            live = (r < pairs - begin) & mask[None, :]
+            inside = r < pairs - begin
+            live = inside & mask[None, :]
             stream0 = tl.load(at_x0, mask=live, other=0.0).to(tl.float32)
             if CROSS:
                 stream1 = tl.load(at_x1, mask=live, other=0.0).to(tl.float32)
@@ -253,9 +254,9 @@ def scan_backward(
                 if SOFTPLUS:
                     size, slope = softplus_and_derivative(size)
                     tl.store(row + lane[None, :] + SLOPE * LANES, slope)
-                store_quads(row + SIZE * LANES, size)
-                store_quads(row + SIZE_X * LANES, size * x)
-                store_quads(row + DY * LANES, dy)
+                store_quads(row + SIZE * LANES, size, inside)
+                store_quads(row + SIZE_X * LANES, size * x, inside)
+                store_quads(row + DY * LANES, dy, inside)
             at_x0 += ahead * x0_step
             at_delta += ahead * PER * delta_step
             at_dout0 += ahead * dout0_step
@@ -380,7 +381,6 @@ def scan_backward(
         at_x0 = x0 + step * x0_step
         at_dout0 = dout0 + step * dout0_step
         own = step * dim
-        at_ddelta = ddelta + own * PER
         if CROSS:
             at_x1 = x1 + step * x1_step
             at_dout1 = dout1 + step * dout1_step
@@ -426,7 +426,9 @@ def scan_backward(
                 dsize = tl.load(single + DSIZE * LANES) + dh_B * x
                 if SOFTPLUS:
                     dsize *= tl.load(single + SLOPE * LANES)
-                tl.store(at_ddelta + which * dim, dsize.to(ddelta.dtype.element_ty), mask=live)
+                tl.store(
+                    ddelta + own * PER + which * dim, dsize.to(ddelta.dtype.element_ty), mask=live
+                )
                 sum_bias += tl.where(live, dsize, 0.0)
                 sum_D += dy * x
                 dgate += dout * y
@@ -457,7 +459,6 @@ def scan_backward(
             at_x0 += ahead * x0_step
             at_dout0 += ahead * dout0_step
             own += ahead * dim
-            at_ddelta += ahead * PER * dim
             if CROSS:
                 at_x1 += ahead * x1_step
                 at_dout1 += ahead * dout1_step
