@@ -11,8 +11,10 @@ backward pass recomputes and prepares included.
 import argparse
 import contextlib
 import json
+import multiprocessing
 import re
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -211,13 +213,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
     parser.add_argument("--pass", nargs="+", choices=PASSES, default=PASSES[:2], dest="passes")
     options = parser.parse_args(arguments)
-    rows = [
-        figures(op, which, dtype, target)
+    jobs = [
+        (op, which, dtype, target)
         for target in options.target
         for dtype in options.dtype
         for op in OPS
         for which in options.passes
     ]
+    # A compiler runs on one core; threads that torch has started do not survive a fork.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = list(pool.map(figures, *zip(*jobs, strict=True)))
     temporary = options.json.with_name(options.json.name + ".tmp")
     temporary.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     temporary.replace(options.json)
