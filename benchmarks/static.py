@@ -11,8 +11,10 @@ backward pass recomputes and prepares included.
 import argparse
 import contextlib
 import json
+import multiprocessing
 import re
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -32,10 +34,15 @@ TARGETS = {
     "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PASSES = (
+    "forward", "backward", "totals", "carry", "totals of gradients", "carry of gradients",
+)  # fmt: skip
 OPS = ("selective_scan", "cross_selective_scan")
 DSTATE = 16
 # Large enough that no size is 1, which would be compiled in; multiples of 16, as sizes are.
-BATCH, LENGTH, DIM, EVERY = 2, 64, 256, 32
+BATCH, LENGTH, DIM, EVERY = 2, 256, 256, 16
+# Multiprocessors enough to split such a scan over time.
+MANY = 100
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -86,27 +93,40 @@ class _Recorder:
         return call
 
 
-def launches(op: str, dtype: torch.dtype, dstate: int = DSTATE) -> dict[str, Launch]:
-    """The launches of an op's two passes, with gate, D, bias and softplus."""
+def launches(
+    op: str, dtype: torch.dtype, dstate: int = DSTATE, lanes: int = 32, processors: int = 1
+) -> dict[str, Launch]:
+    """The launches of an op's two passes, with gate, D, bias and softplus.
+
+    On many processors the scans are split over time, and the passes have kernels before them.
+    """
     recorded: list[Launch] = []
     inputs = testing.scan_inputs(
-        BATCH, LENGTH, DIM, dstate, cross=op.startswith("cross"), initial_state=False, dtype=dtype
-    )
+        BATCH, LENGTH, DIM, dstate, cross=op.startswith("cross"), ngroups=1, initial_state=False,
+        dtype=dtype,
+    )  # fmt: skip
     tensors = inputs.values()  # in the order of the op's schema, lengths last
     with contextlib.ExitStack() as stack:
-        for name in ("scan_forward", "scan_backward"):
+        for name in ("scan_forward", "scan_backward", "segment_totals", "carry_over"):
             kernel = getattr(launch, name)
             stack.enter_context(mock.patch.object(launch, name, _Recorder(kernel, recorded)))
+        stack.enter_context(mock.patch.object(launch, "lanes_of", lambda x: lanes))
+        stack.enter_context(mock.patch.object(launch, "processors_of", lambda x: processors))
         options = (True, False, EVERY)
         *outs, last, checkpoints = getattr(launch, f"{op}_fwd")(*tensors, *options)
         getattr(launch, f"{op}_bwd")(*outs, last, *tensors, checkpoints, *options, False)
-    forward, backward = recorded
-    return {"forward": forward, "backward": backward}
+    passes = ("forward", "backward")
+    if len(recorded) > 2:
+        passes = (
+            "totals", "carry", "forward", "totals of gradients", "carry of gradients", "backward",
+        )  # fmt: skip
+    return dict(zip(passes, recorded, strict=True))
 
 
 def figures(op: str, which: str, dtype: str, target: str, dstate: int = DSTATE) -> dict:
     """One row: a kernel's figures for one target."""
-    made = launches(op, DTYPES[dtype], dstate)[which]
+    processors = 1 if which in ("forward", "backward") else MANY
+    made = launches(op, DTYPES[dtype], dstate, TARGETS[target].warp_size, processors)[which]
     compiled = made.compile(TARGETS[target])
     row = {
         "backend": "triton",
@@ -122,9 +142,10 @@ def figures(op: str, which: str, dtype: str, target: str, dstate: int = DSTATE) 
         file.write(compiled.asm["cubin"])
         file.flush()
         kernel = sass.read(Path(file.name), TARGETS[target].arch, 32 * made.options["num_warps"])
+    per_element = _per_element(kernel, made) if "CROSS" in made.arguments else {}
     return (
         row
-        | _per_element(kernel, made)
+        | per_element
         | {
             "registers": kernel.registers,
             "spill_bytes": kernel.spill_bytes,
@@ -143,7 +164,7 @@ def _per_element(kernel: sass.Kernel, made: Launch) -> dict[str, float]:
     """
     arguments = made.arguments
     streams = 2 if arguments["CROSS"] else 1
-    channels = arguments["BLOCK"] // (32 * made.options["num_warps"])  # of a thread
+    channels = arguments.get("CHANNELS", 1) * arguments["LANES"] // 32  # of a thread
     tiled = "ROWS" in arguments
     of_step = arguments["N"] * channels * (1 if tiled else streams)
     elements = {}
@@ -153,7 +174,8 @@ def _per_element(kernel: sass.Kernel, made: Launch) -> dict[str, float]:
             elements[loop] = ex2 // of_step * of_step
         elif ex2 and tiled:
             elements[loop] = arguments["N"] * channels * streams * arguments["ROWS"]
-    hottest = max(elements, key=lambda loop: loop.slots if loop.count("MUFU") >= of_step else 0)
+    by_step = [loop for loop in elements if loop.count(r"MUFU\.EX2") >= of_step]
+    hottest = max(by_step, key=lambda loop: loop.slots)
 
     def per_element(pattern: str) -> float:
         return hottest.count(pattern) / elements[hottest]
@@ -189,14 +211,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     parser.add_argument("--target", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
+    parser.add_argument("--pass", nargs="+", choices=PASSES, default=PASSES[:2], dest="passes")
     options = parser.parse_args(arguments)
-    rows = [
-        figures(op, which, dtype, target)
+    jobs = [
+        (op, which, dtype, target)
         for target in options.target
         for dtype in options.dtype
         for op in OPS
-        for which in ("forward", "backward")
+        for which in options.passes
     ]
+    # A compiler runs on one core; threads that torch has started do not survive a fork.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = list(pool.map(figures, *zip(*jobs, strict=True)))
     temporary = options.json.with_name(options.json.name + ".tmp")
     temporary.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     temporary.replace(options.json)

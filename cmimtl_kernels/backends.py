@@ -89,7 +89,7 @@ BACKENDS: dict[str, Backend] = {
             devices=("cuda",),
             dtypes=_HALF_AND_SINGLE,
             max_dstate=256,
-            checkpoint_every=32,
+            checkpoint_every=16,
             unavailable=_triton_unavailable,
         ),
         Backend(

@@ -5,22 +5,25 @@ and results are copied into the strides that the contract promises.
 """
 
 import contextlib
+import os
 
 import torch
 import triton
 from torch import Tensor
 
+from cmimtl_kernels import backends
+from cmimtl_kernels.triton import plan
 from cmimtl_kernels.triton.conv import conv_backward, conv_forward
-from cmimtl_kernels.triton.scan_backward import SLOTS, scan_backward
+from cmimtl_kernels.triton.scan_backward import ROW, scan_backward
 from cmimtl_kernels.triton.scan_forward import scan_forward
+from cmimtl_kernels.triton.scan_segments import carry_over, segment_totals
 
-# Channels of a program and its warps. The forward scan gives a thread two channels, so that two
-# elements share each load of B and C.
-FORWARD_BLOCK, FORWARD_WARPS = 64, 1
-# States that one program carries at a time.
-FORWARD_STATES = 32
-# The backward scan gives a thread four channels and up to four states of each, in one warp.
-BACKWARD_BLOCK, BACKWARD_LANES, BACKWARD_STATES, BACKWARD_ROWS = 32, 4, 4, 4
+# States that a lane holds of a channel at a time, in the kernels that have all of them in one lane.
+STATES = 32
+# Steps of a tile of the backward scan, where it goes over steps and channels at once.
+BACKWARD_ROWS = 4
+# Elements of a program that carries states from segment to segment, and its warps.
+CARRY_BLOCK, CARRY_WARPS = 128, 4
 # Steps and channels of a program of the convolution.
 CONV_ROWS, CONV_BLOCK, CONV_WARPS = 32, 64, 4
 # Multiply and add in one instruction; Triton is about to change its default, and warns of it.
@@ -62,23 +65,72 @@ def _forward(
     results = [_sequence_like(x, lengths) for x in xs]
     if batch == 0:
         return [_as(x, out) for x, out in zip(xs, results, strict=True)], last, checkpoints
-    states = min(dstate, FORWARD_STATES)
+    states = min(4 * triton.cdiv(dstate, 4), STATES)
     partial = delta.new_empty(delta.shape, dtype=torch.float32) if states < dstate else None
     xs_in, zs_in = [_rows(x) for x in xs], [_rows(z) for z in zs]
-    delta, B, C = _rows(delta), _rows(B), _rows(C)
-    tiles = triton.cdiv(dim // ngroups, FORWARD_BLOCK)
-    with _device_of(delta):
-        scan_forward[(batch, ngroups * tiles)](
-            *_pair(xs_in), delta, A.contiguous(), B, C, _dense(D), *_pair(zs_in), _dense(bias),
-            _dense(initial), _dense(lengths), *_pair(results), last,
-            checkpoints if every else None, partial,
-            length, dim, dim // ngroups, tiles, every or max(2, steps),
+    delta, A, B, C, bias, initial, lengths = (
+        _rows(delta), _dense(A), _rows(B), _rows(C), _dense(bias), _dense(initial), _dense(lengths),
+    )  # fmt: skip
+    # Without checkpoints as with them: a scan is split, and rounds, the same for either.
+    every = every or backends.BACKENDS["triton"].checkpoint_every
+    processors, lanes = processors_of(delta), lanes_of(delta)
+    warps = batch * ngroups * triton.cdiv(dim // ngroups, lanes)
+    segments, span = plan.segments(warps, steps, every, processors)
+    if segments > 1:
+        initial = _entering(
+            xs_in, delta, A, B, None, bias, lengths, initial, softplus, reverse, segments,
+            span * every,
+        )  # fmt: skip
+
+    def run(channels: int) -> None:
+        tiles = triton.cdiv(dim // ngroups, lanes * channels)
+        scan_forward[(batch, ngroups * tiles, segments)](
+            *_pair(xs_in), delta, A, B, C, _dense(D), *_pair(zs_in), bias, initial, lengths,
+            *_pair(results), last, checkpoints if checkpoints.numel() else None, partial,
+            length, dim, dim // ngroups, tiles, every, span,
             *_strides(xs_in), *delta.stride()[:2], *B.stride()[:3], *C.stride()[:3],
             *_strides(zs_in),
-            N=dstate, STATES=states, CROSS=len(xs) == 2, SOFTPLUS=softplus, REVERSE=reverse,
-            BLOCK=FORWARD_BLOCK, num_warps=FORWARD_WARPS, **COMPILER,
+            N=dstate, STATES=states, CHANNELS=channels, CROSS=len(xs) == 2, SOFTPLUS=softplus,
+            REVERSE=reverse, LANES=lanes, num_warps=1, **COMPILER,
         )  # fmt: skip
+
+    with _device_of(delta):
+        channels = plan.channels(warps * segments, processors)
+        if _autotuned(delta):
+            key = (delta.dtype, len(xs), batch, steps, dim, dstate, ngroups, delta.device)
+            channels = plan.fastest(key, (1, 2), lambda c: _seconds(lambda: run(c)))
+        run(channels)
     return [_as(x, out) for x, out in zip(xs, results, strict=True)], last, checkpoints
+
+
+def _entering(xs, delta, A, M, zs, bias, lengths, start, softplus, reverse, segments, span):
+    """(batch, segments, dim, dstate): the state that enters each segment of `span` steps.
+
+    M is B; or, with the gates zs, C: then xs are the gradients of the outputs, and it is the
+    gradient that enters each segment from behind.
+    """
+    batch, length, dim = xs[0].shape
+    dstate, ngroups = A.shape[1], M.shape[2]
+    lanes = lanes_of(delta)
+    gradient = zs is not None
+    zs = zs if gradient else [None]
+    tiles = triton.cdiv(dim // ngroups, lanes)
+    edges = delta.new_empty((batch, segments, dim, dstate), dtype=torch.float32)
+    sizes = delta.new_empty((batch, segments, dim), dtype=torch.float32)
+    with _device_of(delta):
+        segment_totals[(batch, ngroups * tiles, segments)](
+            *_pair(xs), delta, A, M, *_pair(zs), bias, lengths, edges, sizes,
+            length, dim, dim // ngroups, tiles, span,
+            *_strides(xs), *delta.stride()[:2], *M.stride()[:3], *_strides(zs),
+            N=dstate, STATES=min(4 * triton.cdiv(dstate, 4), STATES), CROSS=len(xs) == 2,
+            SOFTPLUS=softplus, REVERSE=reverse, GRADIENT=gradient, LANES=lanes, num_warps=1,
+            **COMPILER,
+        )  # fmt: skip
+        carry_over[(batch, triton.cdiv(dim * dstate, CARRY_BLOCK))](
+            edges, sizes, A, start, dim, segments,
+            N=dstate, GRADIENT=gradient, BLOCK=CARRY_BLOCK, num_warps=CARRY_WARPS, **COMPILER,
+        )  # fmt: skip
+    return edges
 
 
 def selective_scan_bwd(
@@ -114,8 +166,9 @@ def _backward(
     _check_every("checkpoint_every", every, len(xs))
     if every == 0:
         raise ValueError("cmimtl_triton: checkpoint_every must be that of the forward pass, got 0")
-    tiles = triton.cdiv(dim // ngroups, BACKWARD_BLOCK)
-    states = min(BACKWARD_STATES, triton.cdiv(dstate, BACKWARD_LANES))
+    lanes = lanes_of(delta)
+    tiles = triton.cdiv(dim // ngroups, lanes)
+    segments, span = plan.segments(batch * ngroups * tiles, steps, every, processors_of(delta))
 
     def wide(*shape, fill=False) -> Tensor:
         make = torch.zeros if fill else torch.empty
@@ -126,48 +179,51 @@ def _backward(
     dzs = [_sequence_like(x, lengths) if gated else None for x in xs]
     outs = [_sequence_like(x, lengths) if recompute else None for x in xs]
     ddelta = _sequence_like(delta, lengths)
-    if dlast is None:
-        carry = wide(batch, dim, dstate, fill=True)
-    else:
-        carry = dlast.clone(memory_format=torch.contiguous_format)
-    # Sums over samples and over tiles are left to torch.sum: its order is fixed.
-    dA = wide(batch, dim, dstate, fill=True)
-    dD, dbias = (None if x is None else wide(batch, dim) for x in (D, bias))
-    maps = (tiles, batch, steps, ngroups, dstate)
-    dB, dC = (wide(*maps, fill=lengths is not None) for _ in range(2))
+    dend = _dense(dlast)
+    dbegin = wide(batch, segments, dim, dstate)
+    # Sums over samples, segments and tiles are left to torch.sum: its order is fixed.
+    dA = wide(batch, segments, dim, dstate)
+    dD, dbias = (None if x is None else wide(batch, segments, dim) for x in (D, bias))
+    dBC = wide(2, tiles, batch, steps, ngroups, dstate, fill=lengths is not None)
     if batch:
-        slots = SLOTS.value + states * BACKWARD_LANES
-        scratch = wide(batch, ngroups * tiles, slots, every, BACKWARD_BLOCK)
+        rows = len(xs) * BACKWARD_ROWS  # the scratch holds whole tiles of steps
+        rows *= triton.cdiv(every, rows)
+        scratch = wide(batch, ngroups * tiles, segments, rows, ROW.value, lanes)
         xs_in, zs_in, douts = ([_rows(x) for x in group] for group in (xs, zs, douts))
-        delta_in, B_in, C_in = _rows(delta), _rows(B), _rows(C)
+        delta_in, A, B_in, C_in = _rows(delta), _dense(A), _rows(B), _rows(C)
+        bias, lengths = _dense(bias), _dense(lengths)
+        if segments > 1:
+            dend = _entering(
+                douts, delta_in, A, C_in, zs_in, bias, lengths, dend, softplus, reverse, segments,
+                span * every,
+            )  # fmt: skip
         with _device_of(delta):
-            scan_backward[(batch, ngroups * tiles)](
-                *_pair(xs_in), delta_in, A.contiguous(), B_in, C_in, _dense(D), *_pair(zs_in),
-                _dense(bias), _dense(lengths), checkpoints, *_pair(douts), *_pair(dxs), ddelta,
-                *_pair(dzs), *_pair(outs), carry, dA, dD, dbias, dB, dC, scratch,
-                length, dim, dim // ngroups, tiles, every,
+            scan_backward[(batch, ngroups * tiles, segments)](
+                *_pair(xs_in), delta_in, A, B_in, C_in, _dense(D), *_pair(zs_in), bias, lengths,
+                checkpoints, *_pair(douts), *_pair(dxs), ddelta, *_pair(dzs), *_pair(outs), dend,
+                dbegin, dA, dD, dbias, dBC, scratch,
+                length, dim, dim // ngroups, tiles, every, span, rows,
                 *_strides(xs_in), *delta_in.stride()[:2], *B_in.stride()[:3], *C_in.stride()[:3],
                 *_strides(zs_in), *_strides(douts),
-                N=dstate, STATES=states, LANES=BACKWARD_LANES, CROSS=len(xs) == 2,
-                SOFTPLUS=softplus, REVERSE=reverse, ROWS=BACKWARD_ROWS, BLOCK=BACKWARD_BLOCK,
-                num_warps=1, **COMPILER,
+                N=dstate, CROSS=len(xs) == 2, SOFTPLUS=softplus, REVERSE=reverse,
+                ROWS=BACKWARD_ROWS, LANES=lanes, num_warps=1, **COMPILER,
             )  # fmt: skip
     nothing = xs[0].new_empty(0)
     nothing_wide = wide(0)
     shared = (
         _as(delta, ddelta),
-        dA.sum(0),
-        dB.sum(0).to(B.dtype),
-        dC.sum(0).to(C.dtype),
-        nothing_wide if dD is None else dD.sum(0),
+        dA.sum((0, 1)),
+        dBC[0].sum(0).to(B.dtype),
+        dBC[1].sum(0).to(C.dtype),
+        nothing_wide if dD is None else dD.sum((0, 1)),
     )
     return (
         [_as(x, g) for x, g in zip(xs, dxs, strict=True)],
         shared,
         [_as(x, g) if gated else nothing.clone() for x, g in zip(zs, dzs, strict=True)],
         (
-            nothing_wide.clone() if dbias is None else dbias.sum(0),
-            nothing_wide.clone() if initial is None else carry,
+            nothing_wide.clone() if dbias is None else dbias.sum((0, 1)),
+            nothing_wide.clone() if initial is None else dbegin[:, 0].contiguous(),
         ),
         [_as(x, out) if recompute else nothing.clone() for x, out in zip(xs, outs, strict=True)],
     )
@@ -221,6 +277,34 @@ def _check_every(name: str, every: int, streams: int) -> None:
         raise ValueError(
             f"cmimtl_triton: {name} must be a multiple of {streams} and not negative, got {every}"
         )
+
+
+def processors_of(x: Tensor) -> int:
+    """Multiprocessors of the device of x; 1 in the interpreter, where nothing runs side by side."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+
+
+def lanes_of(x: Tensor) -> int:
+    """Threads of a warp: 64 on AMD's data-centre GPUs, 32 elsewhere."""
+    return torch.cuda.get_device_properties(x.device).warp_size if x.is_cuda else 32
+
+
+def _autotuned(x: Tensor) -> bool:
+    """Whether the kernels are to be timed first: CMIMTL_TRITON_AUTOTUNE=1."""
+    wanted = x.is_cuda and os.environ.get("CMIMTL_TRITON_AUTOTUNE") == "1"
+    return wanted and not torch.cuda.is_current_stream_capturing()
+
+
+def _seconds(run) -> float:
+    """Of one of three launches, after one that compiles."""
+    run()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(3):
+        run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 3000
 
 
 def _device_of(x: Tensor):

@@ -1,5 +1,5 @@
-"""The backward scan: one program is one sample and a tile of channels, from the last chunk to the
-first.
+"""The backward scan: one program is one sample, a tile of channels and a segment of time, from its
+last chunk to its first.
 
 A chunk is the steps between two checkpoints. Each goes through four stages, which meet in a scratch
 of the program's own in global memory (it stays in the caches):
@@ -9,16 +9,18 @@ of the program's own in global memory (it stays in the caches):
 3. step by step, backwards: the gradients of the state, of A, and the sums over n and over channels;
 4. over (steps, channels): the gradients of the inputs, and the output again.
 
-In stages 2 and 3 the states are a tuple of (channels, LANES) tensors: a thread holds several
-channels and several states, so that both kinds of sum, over n for d, x and over channels for B, C,
-are done mostly in registers. Sums over channels end in one row for each tile, which the caller adds
-up: the order is fixed and there is no atomic.
-
 With dh_t = g_t + C_t dy_t and g_{t-1} = exp(d_t A) dh_t, the gradient of the state before step t:
 
     dB_t = sum_channels dh_t d_t x_t        dC_t = sum_channels h_t dy_t
     dA   = sum_t d_t g_{t-1} h_{t-1}        d(d_t) = sum_n A g_{t-1} h_{t-1} + x_t sum_n dh_t B_t
     dx_t = d_t sum_n dh_t B_t + D dy_t
+
+In stages 2 and 3 a lane (a thread of the one warp) holds 4 channels x 4 states as a tuple of 16
+tensors over the lanes: four neighbouring lanes share four channels and hold 16 states of them.
+So a sum over n, or over channels, is three additions in the lane and then an exchange between
+lanes, in which each lane ends with another sum (`sum_over_states`, `sum_over_channels`). Sums over
+channels end in one row for each tile, which the caller adds up: the order is fixed and there is no
+atomic.
 """
 
 # ruff: noqa: RUF005 - Triton compiles `a + (b,)`, but no `(*a, b)`.
@@ -26,24 +28,35 @@ With dh_t = g_t + C_t dy_t and g_{t-1} = exp(d_t A) dh_t, the gradient of the st
 import triton
 import triton.language as tl
 
+from cmimtl_kernels.triton.lanes import (
+    load_four,
+    no_states,
+    store_four,
+    sum_over_channels,
+    sum_over_states,
+)
 from cmimtl_kernels.triton.math import (
     LN2,
     LOG2E,
-    sigmoid,
+    silu,
     silu_and_derivative,
-    step_size,
+    softplus_and_derivative,
     valid_steps,
 )
+from cmimtl_kernels.triton.quads import load_states, store_quads, store_states
 
-# Slots of the scratch, each (every, BLOCK); the states follow, (every, GROUPS_OF_LANES, LANES,
-# BLOCK).
+# A step of the scratch is a row of float32, in units of LANES: three quads (one value for each of a
+# lane's four channels, in the order of its slots), four quads of states (one for each slot), and
+# five single values of a channel.
 SIZE = tl.constexpr(0)  # d
-SIZE_X = tl.constexpr(1)  # d x
-DY = tl.constexpr(2)
-Y = tl.constexpr(3)  # sum_n C h
-DH_B = tl.constexpr(4)  # sum_n dh B
-DSIZE = tl.constexpr(5)  # sum_n A g h
-SLOTS = tl.constexpr(6)
+SIZE_X = tl.constexpr(4)  # d x
+DY = tl.constexpr(8)
+STATE = tl.constexpr(12)  # h before the step
+Y = tl.constexpr(28)  # sum_n C h
+DH_B = tl.constexpr(29)  # sum_n dh B
+DSIZE = tl.constexpr(30)  # sum_n A g h
+SLOPE = tl.constexpr(31)  # the derivative of softplus
+ROW = tl.constexpr(32)
 
 
 @triton.jit
@@ -69,18 +82,20 @@ def scan_backward(
     dz1,
     out0,  # the forward's outputs, or None
     out1,
-    carry,  # (batch, dim, N): the gradient of the last state; becomes that of the first
-    dA,  # (batch, dim, N), 0 at first
-    dD,  # (batch, dim) or None
-    dbias,  # (batch, dim) or None
-    dB,  # (tiles_per_group, batch, steps, ngroups, N)
-    dC,  # as dB
-    scratch,  # (programs, SLOTS + STATES * LANES, every, BLOCK) float32
+    dend,  # (batch, segments, dim, N): the gradient of the state after each segment; None for 0
+    dbegin,  # as dend: that of the state before it
+    dA,  # (batch, segments, dim, N)
+    dD,  # (batch, segments, dim) or None
+    dbias,  # (batch, segments, dim) or None
+    dBC,  # (2, tiles_per_group, batch, steps, ngroups, N): of B, of C
+    scratch,  # (programs, rows, ROW, LANES) float32
     length,
     dim,
     dim_per_group,
     tiles_per_group,
     every,
+    span,  # chunks of a segment
+    rows,  # every, rounded up to tiles of steps
     x0_batch,  # strides in elements
     x0_step,
     x1_batch,
@@ -102,23 +117,23 @@ def scan_backward(
     dout1_batch,
     dout1_step,
     N: tl.constexpr,
-    STATES: tl.constexpr,  # tensors of LANES states
-    LANES: tl.constexpr,
     CROSS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     ROWS: tl.constexpr,  # steps of x0 at a time in stages 1 and 4
-    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,  # of the one warp, and channels of a tile
 ):
     PER: tl.constexpr = 2 if CROSS else 1
+    EVEN: tl.constexpr = N % 16 == 0
     sample = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
+    segment = tl.program_id(2)
     group = tile // tiles_per_group
-    tile_of_group = (tile % tiles_per_group).to(tl.int64)
-    lane_of_channel = tl.arange(0, BLOCK)
-    channel = tile % tiles_per_group * BLOCK + lane_of_channel
-    mask = channel < dim_per_group
-    d = group * dim_per_group + channel
+    tile_of_group = tile % tiles_per_group
+    origin = tile_of_group * LANES
+    lane = tl.arange(0, LANES)
+    mask = origin + lane < dim_per_group
+    d = group * dim_per_group + origin + lane
     valid = valid_steps(lengths, sample, length)
     steps = valid * PER
     chunks = (length * PER + every - 1) // every
@@ -128,229 +143,297 @@ def scan_backward(
     x0 += sample * x0_batch + d[None, :]
     delta += sample * delta_batch + d[None, :]
     dout0 += sample * dout0_batch + d[None, :]
-    own = sample * length * dim + d[None, :]
-    dx0 += own
+    dense = sample * length * dim + d[None, :]
+    dx0 += dense
     ddelta += sample * length * PER * dim + d[None, :]
-    B += sample * B_batch + group * B_group
-    C += sample * C_batch + group * C_group
     if CROSS:
         x1 += sample * x1_batch + d[None, :]
         dout1 += sample * dout1_batch + d[None, :]
-        dx1 += own
+        dx1 += dense
     if z0 is not None:
         z0 += sample * z0_batch + d[None, :]
-        dz0 += own
+        dz0 += dense
         if CROSS:
             z1 += sample * z1_batch + d[None, :]
-            dz1 += own
+            dz1 += dense
     if out0 is not None:
-        out0 += own
+        out0 += dense
         if CROSS:
-            out1 += own
-    program = sample * tl.num_programs(1) + tile
-    slot = every * BLOCK
-    scratch += program * (SLOTS + STATES * LANES) * slot
-    # The same element for every lane: one layout for all that the loops over steps touch.
-    tile_of_scratch = scratch + lane_of_channel[:, None] + tl.zeros([1, LANES], dtype=tl.int32)
-    kept = scratch + SLOTS * slot + lane_of_channel[:, None]
-    row_of_maps = ((tile_of_group * tl.num_programs(0) + sample) * length * PER * ngroups) * N
-    dB += row_of_maps + group * N
-    dC += row_of_maps + group * N
-    states = d.to(tl.int64)[:, None] * N
+            out1 += dense
+    program = (sample * tl.num_programs(1) + tile) * tl.num_programs(2) + segment
+    scratch += program * rows * ROW * LANES
+    # A lane's four states of each of its channels, and the row of B and C that it uses.
+    part = lane % 4 * 4
+    B += sample * B_batch + group * B_group + part
+    C += sample * C_batch + group * C_group + part
+    # The lanes end with the sums over channels of states `mine`, half of them for B, half for C.
+    mine = part + lane // 4 % 4
+    half = lane // 16 % 2
+    of_tile = tl.num_programs(0).to(tl.int64) * length * PER * ngroups * N
+    dBC += (half * tiles_per_group + tile_of_group) * of_tile + mine
+    dBC += (sample * length * PER * ngroups + group) * N
+    # From one processed step, or tile of steps, to the next.
+    ahead = -ROWS if REVERSE else ROWS
+    B_ahead = -B_step if REVERSE else B_step
+    C_ahead = -C_step if REVERSE else C_step
+    sums_ahead = -ngroups * N if REVERSE else ngroups * N
+    states = group * dim_per_group * N
+    of_segment = (sample * tl.num_programs(2) + segment) * dim * N + states
 
-    skip = tl.zeros([1, BLOCK], dtype=tl.float32)
+    skip = tl.zeros([1, LANES], dtype=tl.float32)
     if D is not None:
         skip = tl.load(D + d, mask=mask, other=0.0)[None, :]
     shift = None
     if bias is not None:
         shift = tl.load(bias + d, mask=mask, other=0.0)[None, :]
-    sum_D = tl.zeros([BLOCK], dtype=tl.float32)
-    sum_bias = tl.zeros([BLOCK], dtype=tl.float32)
+    sum_D = tl.zeros([ROWS, LANES], dtype=tl.float32)
+    sum_bias = tl.zeros([ROWS, LANES], dtype=tl.float32)
+    # One group of states stays in registers; several are kept in the results between their turns.
+    start = tl.cast(0, tl.int32)
+    g = no_states(16, LANES)
+    sum_A = no_states(16, LANES)
+    if N > 16:
+        for first_state in range(0, N, 16):
+            first = tl.cast(first_state, tl.int32)  # a plain int in the interpreter
+            store_states(dA + of_segment, sum_A, origin, first, dim_per_group, N, lane)
+            if dend is not None:
+                g = load_states(dend + of_segment, origin, first, dim_per_group, N, lane)
+            store_states(dbegin + of_segment, g, origin, first, dim_per_group, N, lane)
+    elif dend is not None:
+        g = load_states(dend + of_segment, origin, start, dim_per_group, N, lane)
 
-    used = (steps + every - 1) // every
-    for back in range(0, used):
-        chunk = used - 1 - back
+    first_chunk = segment * span
+    end_chunk = tl.minimum(first_chunk + span, (steps + every - 1) // every)
+    for back in range(0, end_chunk - first_chunk):
+        chunk = end_chunk - 1 - back
         count = tl.minimum(every, steps - chunk * every)
 
         # Stage 1
-        for begin in range(0, count // PER, ROWS):
-            r = begin + tl.arange(0, ROWS)[:, None]
-            live = (r < count // PER) & mask[None, :]
-            q = chunk * (every // PER) + r
-            step = (valid - 1 - q if REVERSE else q).to(tl.int64)
-            stream0 = tl.load(x0 + step * x0_step, mask=live, other=0.0).to(tl.float32)
+        r = tl.arange(0, ROWS)[:, None]
+        pairs = count // PER
+        q = chunk * (every // PER) + r
+        step = (valid - 1 - q if REVERSE else q).to(tl.int64)
+        at_x0 = x0 + step * x0_step
+        at_delta = delta + step * PER * delta_step
+        at_dout0 = dout0 + step * dout0_step
+        if CROSS:
+            at_x1 = x1 + step * x1_step
+            at_dout1 = dout1 + step * dout1_step
+        if z0 is not None:
+            at_z0 = z0 + step * z0_step
             if CROSS:
-                stream1 = tl.load(x1 + step * x1_step, mask=live, other=0.0).to(tl.float32)
-            gate = tl.full([ROWS, BLOCK], 1.0, dtype=tl.float32)
+                at_z1 = z1 + step * z1_step
+        line = scratch + r * (PER * ROW * LANES)
+        for begin in range(0, pairs, ROWS):
+            inside = r < pairs - begin
+            live = inside & mask[None, :]
+            stream0 = tl.load(at_x0, mask=live, other=0.0).to(tl.float32)
+            if CROSS:
+                stream1 = tl.load(at_x1, mask=live, other=0.0).to(tl.float32)
             if z0 is not None:
-                gate = tl.load(z0 + step * z0_step, mask=live, other=0.0).to(tl.float32)
+                gate = tl.load(at_z0, mask=live, other=0.0).to(tl.float32)
                 if CROSS:
-                    gate *= tl.load(z1 + step * z1_step, mask=live, other=0.0).to(tl.float32)
-                gate *= sigmoid(gate)
-            for part in tl.static_range(PER):
-                if CROSS and part == 1:
+                    gate *= tl.load(at_z1, mask=live, other=0.0).to(tl.float32)
+                gate = silu(gate)
+            for which in tl.static_range(PER):
+                if CROSS and which == 1:
                     x = stream0 + stream1
-                    dout = tl.load(dout1 + step * dout1_step, mask=live, other=0.0)
+                    dy = tl.load(at_dout1, mask=live, other=0.0).to(tl.float32)
                 elif CROSS:
                     x = stream0 * stream1
-                    dout = tl.load(dout0 + step * dout0_step, mask=live, other=0.0)
+                    dy = tl.load(at_dout0, mask=live, other=0.0).to(tl.float32)
                 else:
                     x = stream0
-                    dout = tl.load(dout0 + step * dout0_step, mask=live, other=0.0)
-                j = r * PER + (PER - 1 - part if REVERSE else part)
-                s = step * PER + part
-                size = tl.load(delta + s * delta_step, mask=live, other=0.0).to(tl.float32)
-                size = tl.where(live, step_size(size, shift, SOFTPLUS), 0.0)
-                at = scratch + j * BLOCK + lane_of_channel[None, :]
-                inside = j < count
-                tl.store(at + SIZE * slot, size, mask=inside)
-                tl.store(at + SIZE_X * slot, size * x, mask=inside)
-                tl.store(at + DY * slot, dout.to(tl.float32) * gate, mask=inside)
+                    dy = tl.load(at_dout0, mask=live, other=0.0).to(tl.float32)
+                if z0 is not None:
+                    dy *= gate
+                size = tl.load(at_delta + which * delta_step, mask=live, other=0.0).to(tl.float32)
+                if bias is not None:
+                    size += shift
+                row = line + (PER - 1 - which if REVERSE else which) * (ROW * LANES)
+                if SOFTPLUS:
+                    size, slope = softplus_and_derivative(size)
+                    tl.store(row + lane[None, :] + SLOPE * LANES, slope)
+                store_quads(row + SIZE * LANES, size, inside)
+                store_quads(row + SIZE_X * LANES, size * x, inside)
+                store_quads(row + DY * LANES, dy, inside)
+            at_x0 += ahead * x0_step
+            at_delta += ahead * PER * delta_step
+            at_dout0 += ahead * dout0_step
+            if CROSS:
+                at_x1 += ahead * x1_step
+                at_dout1 += ahead * dout1_step
+            if z0 is not None:
+                at_z0 += ahead * z0_step
+                if CROSS:
+                    at_z1 += ahead * z1_step
+            line += ROWS * PER * ROW * LANES
         tl.debug_barrier()
 
-        for first_state in range(0, N, STATES * LANES):
-            first = tl.cast(first_state, tl.int32) + tl.arange(0, LANES)[None, :]
-            mine = sample * dim * N + states + first
-            a = ()
-            h = ()
-            g = ()
-            sum_A = ()
-            for i in tl.static_range(STATES):
-                live = mask[:, None] & (first + i * LANES < N)
-                a = a + (tl.load(A + states + first + i * LANES, mask=live, other=0.0) * LOG2E,)
-                saved = (sample * chunks + chunk) * dim * N + states + first + i * LANES
-                h = h + (tl.load(checkpoints + saved, mask=live, other=0.0),)
-                g = g + (tl.load(carry + mine + i * LANES, mask=live, other=0.0),)
-                sum_A = sum_A + (tl.load(dA + mine + i * LANES, mask=live, other=0.0),)
+        for first_state in range(0, N, 16):
+            first = tl.multiple_of(tl.cast(first_state, tl.int32), 16)
+            live = None if EVEN else first + part[:, None] + tl.arange(0, 4)[None, :] < N
+            a = load_states(A + states, origin, first, dim_per_group, N, lane)
+            for i in tl.static_range(16):
+                a = a[:i] + (a[i] * LOG2E,) + a[i + 1 :]
+            stored = None if EVEN and LANES == 32 else (lane < 32) & (first + mine < N)
+            saved = checkpoints + (sample * chunks + chunk) * dim * N + states
+            h = load_states(saved, origin, first, dim_per_group, N, lane)
+            if N > 16:
+                g = load_states(dbegin + of_segment, origin, first, dim_per_group, N, lane)
+                sum_A = load_states(dA + of_segment, origin, first, dim_per_group, N, lane)
 
             # Stage 2
-            for ahead in range(0, count):
-                row = tl.cast(ahead, tl.int32)
-                k = chunk * every + row
-                time = (steps - 1 - k if REVERSE else k).to(tl.int64)
-                column = tile_of_scratch + row * BLOCK
-                size_k = tl.load(column + SIZE * slot)
-                size_x_k = tl.load(column + SIZE_X * slot)
-                new = ()
-                for i in tl.static_range(STATES):
-                    lane = i * LANES + tl.arange(0, LANES)[None, :]
-                    tl.store(kept + (row * STATES * LANES + lane) * BLOCK, h[i])
-                    n = first + i * LANES
-                    b = tl.load(B + time * B_step + n, mask=n < N, other=0.0).to(tl.float32)
-                    new = new + (tl.exp2(size_k * a[i]) * h[i] + size_x_k * b,)
-                h = new
+            quads = scratch + 4 * lane
+            at = chunk.to(tl.int64) * every
+            at = steps - 1 - at if REVERSE else at
+            at_B = B + at * B_step + first
+            for _ in range(0, count):
+                size = load_four(quads + SIZE * LANES)
+                size_x = load_four(quads + SIZE_X * LANES)
+                b = load_four(at_B, live)
+                after = ()
+                for e in tl.static_range(4):
+                    store_four(
+                        quads + (STATE + 4 * e) * LANES,
+                        h[4 * e], h[4 * e + 1], h[4 * e + 2], h[4 * e + 3],
+                    )  # fmt: skip
+                    for i in tl.static_range(4):
+                        decay = tl.exp2(size[e] * a[4 * e + i])
+                        after = after + (decay * h[4 * e + i] + size_x[e] * b[i],)
+                h = after
+                quads += ROW * LANES
+                at_B += B_ahead
             tl.debug_barrier()
 
             # Stage 3
-            for behind in range(0, count):
-                row = tl.cast(count - 1 - behind, tl.int32)
-                k = chunk * every + row
-                time = (steps - 1 - k if REVERSE else k).to(tl.int64)
-                column = tile_of_scratch + row * BLOCK
-                size_k = tl.load(column + SIZE * slot)
-                size_x_k = tl.load(column + SIZE_X * slot)
-                dy_k = tl.load(column + DY * slot)
-                y_k = tl.zeros([BLOCK, LANES], dtype=tl.float32)
-                dh_B_k = tl.zeros([BLOCK, LANES], dtype=tl.float32)
-                dsize_k = tl.zeros([BLOCK, LANES], dtype=tl.float32)
-                before = ()
+            at = at - (count - 1) if REVERSE else at + (count - 1)
+            at_C = C + at * C_step + first
+            at_sums = dBC + at * ngroups * N + first
+            for _ in range(0, count):
+                quads -= ROW * LANES
+                at_B -= B_ahead
+                size = load_four(quads + SIZE * LANES)
+                size_x = load_four(quads + SIZE_X * LANES)
+                dy = load_four(quads + DY * LANES)
+                b = load_four(at_B, live)
+                c = load_four(at_C, live)
+                y = ()
+                dh_B = ()
+                dsize = ()
+                h_before = ()
                 new = ()
                 new_A = ()
-                for i in tl.static_range(STATES):
-                    lane = i * LANES + tl.arange(0, LANES)[None, :]
-                    n = first + i * LANES
-                    b = tl.load(B + time * B_step + n, mask=n < N, other=0.0).to(tl.float32)
-                    c = tl.load(C + time * C_step + n, mask=n < N, other=0.0).to(tl.float32)
-                    h_before = tl.load(kept + (row * STATES * LANES + lane) * BLOCK)
-                    dh = g[i] + c * dy_k
-                    y_k += c * h[i]
-                    dh_B_k += dh * b
-                    g_i = tl.exp2(size_k * a[i]) * dh
-                    gh = g_i * h_before
-                    dsize_k += gh * a[i]
-                    at_n = time * ngroups * N + n
-                    sum_B = tl.sum(dh * size_x_k, axis=0, keep_dims=True)
-                    sum_C = tl.sum(h[i] * dy_k, axis=0, keep_dims=True)
-                    tl.store(dB + at_n, sum_B, mask=n < N)
-                    tl.store(dC + at_n, sum_C, mask=n < N)
-                    before = before + (h_before,)
-                    new = new + (g_i,)
-                    new_A = new_A + (sum_A[i] + gh * size_k,)
-                h = before
+                dB = (0.0, 0.0, 0.0, 0.0)
+                dC = (0.0, 0.0, 0.0, 0.0)
+                # All that needs h comes first, so that the state before it can take its registers.
+                for e in tl.static_range(4):
+                    y_e = 0.0
+                    next_C = ()
+                    for i in tl.static_range(4):
+                        y_e += c[i] * h[4 * e + i]
+                        next_C = next_C + (dC[i] + dy[e] * h[4 * e + i],)
+                    dC = next_C
+                    y = y + (y_e,)
+                for e in tl.static_range(4):
+                    before = load_four(quads + (STATE + 4 * e) * LANES)
+                    dh_B_e = 0.0
+                    dsize_e = 0.0
+                    next_B = ()
+                    for i in tl.static_range(4):
+                        dh = g[4 * e + i] + c[i] * dy[e]
+                        dh_B_e += b[i] * dh
+                        g_n = tl.exp2(size[e] * a[4 * e + i]) * dh
+                        gh = g_n * before[i]
+                        dsize_e += a[4 * e + i] * gh
+                        new = new + (g_n,)
+                        new_A = new_A + (sum_A[4 * e + i] + size[e] * gh,)
+                        next_B = next_B + (dB[i] + size_x[e] * dh,)
+                    dB = next_B
+                    dh_B = dh_B + (dh_B_e,)
+                    dsize = dsize + (dsize_e,)
+                    h_before = h_before + before
+                h = h_before
                 g = new
                 sum_A = new_A
-                # Of the lanes that hold the same sum, the first one adds and stores.
-                one = tl.zeros([BLOCK, 1], dtype=tl.int32) == tl.arange(0, LANES)[None, :]
-                y_sum = tl.sum(y_k, axis=1, keep_dims=True)
-                dh_B_sum = tl.sum(dh_B_k, axis=1, keep_dims=True)
-                dsize_sum = tl.sum(dsize_k, axis=1, keep_dims=True) * LN2
-                if N > STATES * LANES:
-                    more = one & (first >= LANES)
-                    y_sum += tl.load(column + Y * slot, mask=more, other=0.0)
-                    dh_B_sum += tl.load(column + DH_B * slot, mask=more, other=0.0)
-                    dsize_sum += tl.load(column + DSIZE * slot, mask=more, other=0.0)
-                tl.store(column + Y * slot, tl.broadcast_to(y_sum, [BLOCK, LANES]), mask=one)
-                tl.store(column + DH_B * slot, tl.broadcast_to(dh_B_sum, [BLOCK, LANES]), mask=one)
-                tl.store(
-                    column + DSIZE * slot, tl.broadcast_to(dsize_sum, [BLOCK, LANES]), mask=one
-                )
+                tl.store(at_sums, sum_over_channels(dB, dC, lane), mask=stored)
+                y_sum = sum_over_states(y, lane)
+                dh_B_sum = sum_over_states(dh_B, lane)
+                dsize_sum = sum_over_states(dsize, lane) * LN2
+                sums = quads - 3 * lane
+                if N > 16:
+                    more = (lane >= 0) & (first > 0)
+                    y_sum += tl.load(sums + Y * LANES, mask=more, other=0.0)
+                    dh_B_sum += tl.load(sums + DH_B * LANES, mask=more, other=0.0)
+                    dsize_sum += tl.load(sums + DSIZE * LANES, mask=more, other=0.0)
+                tl.store(sums + Y * LANES, y_sum)
+                tl.store(sums + DH_B * LANES, dh_B_sum)
+                tl.store(sums + DSIZE * LANES, dsize_sum)
+                at_C -= C_ahead
+                at_sums -= sums_ahead
 
-            for i in tl.static_range(STATES):
-                live = mask[:, None] & (first + i * LANES < N)
-                tl.store(carry + mine + i * LANES, g[i], mask=live)
-                tl.store(dA + mine + i * LANES, sum_A[i], mask=live)
+            if N > 16:
+                store_states(dbegin + of_segment, g, origin, first, dim_per_group, N, lane)
+                store_states(dA + of_segment, sum_A, origin, first, dim_per_group, N, lane)
             tl.debug_barrier()
 
         # Stage 4
-        for begin in range(0, count // PER, ROWS):
-            r = begin + tl.arange(0, ROWS)[:, None]
-            live = (r < count // PER) & mask[None, :]
-            q = chunk * (every // PER) + r
-            step = (valid - 1 - q if REVERSE else q).to(tl.int64)
-            stream0 = tl.load(x0 + step * x0_step, mask=live, other=0.0).to(tl.float32)
+        at_x0 = x0 + step * x0_step
+        at_dout0 = dout0 + step * dout0_step
+        own = step * dim
+        if CROSS:
+            at_x1 = x1 + step * x1_step
+            at_dout1 = dout1 + step * dout1_step
+        if z0 is not None:
+            at_z0 = z0 + step * z0_step
             if CROSS:
-                stream1 = tl.load(x1 + step * x1_step, mask=live, other=0.0).to(tl.float32)
-            gate = tl.full([ROWS, BLOCK], 1.0, dtype=tl.float32)
+                at_z1 = z1 + step * z1_step
+        line = scratch + r * (PER * ROW * LANES)
+        for begin in range(0, pairs, ROWS):
+            live = (r < pairs - begin) & mask[None, :]
+            stream0 = tl.load(at_x0, mask=live, other=0.0).to(tl.float32)
+            if CROSS:
+                stream1 = tl.load(at_x1, mask=live, other=0.0).to(tl.float32)
+            gate = 1.0
             if z0 is not None:
-                gate0 = tl.load(z0 + step * z0_step, mask=live, other=0.0).to(tl.float32)
+                gate0 = tl.load(at_z0, mask=live, other=0.0).to(tl.float32)
                 if CROSS:
-                    gate1 = tl.load(z1 + step * z1_step, mask=live, other=0.0).to(tl.float32)
-                    gate, slope = silu_and_derivative(gate0 * gate1)
+                    gate1 = tl.load(at_z1, mask=live, other=0.0).to(tl.float32)
+                    gate, slope_of_gate = silu_and_derivative(gate0 * gate1)
                 else:
-                    gate, slope = silu_and_derivative(gate0)
-            dstream0 = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
-            dstream1 = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
-            dgate = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
-            for part in tl.static_range(PER):
-                if CROSS and part == 1:
+                    gate, slope_of_gate = silu_and_derivative(gate0)
+            dstream0 = tl.zeros([ROWS, LANES], dtype=tl.float32)
+            dstream1 = tl.zeros([ROWS, LANES], dtype=tl.float32)
+            dgate = tl.zeros([ROWS, LANES], dtype=tl.float32)
+            for which in tl.static_range(PER):
+                if CROSS and which == 1:
                     x = stream0 + stream1
-                    dout = tl.load(dout1 + step * dout1_step, mask=live, other=0.0)
+                    dout = tl.load(at_dout1, mask=live, other=0.0).to(tl.float32)
                 elif CROSS:
                     x = stream0 * stream1
-                    dout = tl.load(dout0 + step * dout0_step, mask=live, other=0.0)
+                    dout = tl.load(at_dout0, mask=live, other=0.0).to(tl.float32)
                 else:
                     x = stream0
-                    dout = tl.load(dout0 + step * dout0_step, mask=live, other=0.0)
-                dout = dout.to(tl.float32)
-                j = r * PER + (PER - 1 - part if REVERSE else part)
-                s = step * PER + part
-                at = scratch + j * BLOCK + lane_of_channel[None, :]
-                size = tl.load(at + SIZE * slot, mask=live, other=0.0)
-                dy = tl.load(at + DY * slot, mask=live, other=0.0)
-                y = tl.load(at + Y * slot, mask=live, other=0.0) + skip * x
-                dh_B = tl.load(at + DH_B * slot, mask=live, other=0.0)
-                dsize = tl.load(at + DSIZE * slot, mask=live, other=0.0) + dh_B * x
+                    dout = tl.load(at_dout0, mask=live, other=0.0).to(tl.float32)
+                # Lanes that are not live hold anything here: sums and stores leave them out.
+                row = line + (PER - 1 - which if REVERSE else which) * (ROW * LANES)
+                single = row + lane[None, :]
+                quad = row + (lane // 4 * 16 + lane % 4)[None, :]
+                size = tl.load(quad + SIZE * LANES)
+                dy = tl.load(quad + DY * LANES)
+                y = tl.load(single + Y * LANES) + skip * x
+                dh_B = tl.load(single + DH_B * LANES)
+                dsize = tl.load(single + DSIZE * LANES) + dh_B * x
                 if SOFTPLUS:
-                    raw = tl.load(delta + s * delta_step, mask=live, other=0.0).to(tl.float32)
-                    if bias is not None:
-                        raw += shift
-                    dsize *= sigmoid(raw)
-                tl.store(ddelta + s * dim, dsize.to(ddelta.dtype.element_ty), mask=live)
-                sum_bias += tl.sum(dsize, axis=0)
-                sum_D += tl.sum(dy * x, axis=0)
+                    dsize *= tl.load(single + SLOPE * LANES)
+                tl.store(
+                    ddelta + own * PER + which * dim, dsize.to(ddelta.dtype.element_ty), mask=live
+                )
+                sum_bias += tl.where(live, dsize, 0.0)
+                sum_D += dy * x
                 dgate += dout * y
                 dx = dh_B * size + skip * dy
-                if CROSS and part == 1:
+                if CROSS and which == 1:
                     dstream0 += dx
                     dstream1 += dx
                 elif CROSS:
@@ -359,23 +442,38 @@ def scan_backward(
                 else:
                     dstream0 = dx
                 if out0 is not None:
-                    if CROSS and part == 1:
-                        tl.store(out1 + step * dim, (y * gate).to(out1.dtype.element_ty), mask=live)
+                    if CROSS and which == 1:
+                        tl.store(out1 + own, (y * gate).to(out1.dtype.element_ty), mask=live)
                     else:
-                        tl.store(out0 + step * dim, (y * gate).to(out0.dtype.element_ty), mask=live)
-            tl.store(dx0 + step * dim, dstream0.to(dx0.dtype.element_ty), mask=live)
+                        tl.store(out0 + own, (y * gate).to(out0.dtype.element_ty), mask=live)
+            tl.store(dx0 + own, dstream0.to(dx0.dtype.element_ty), mask=live)
             if CROSS:
-                tl.store(dx1 + step * dim, dstream1.to(dx1.dtype.element_ty), mask=live)
+                tl.store(dx1 + own, dstream1.to(dx1.dtype.element_ty), mask=live)
             if z0 is not None:
-                dgate *= slope
+                dgate *= slope_of_gate
                 if CROSS:
-                    tl.store(dz0 + step * dim, (dgate * gate1).to(dz0.dtype.element_ty), mask=live)
-                    tl.store(dz1 + step * dim, (dgate * gate0).to(dz1.dtype.element_ty), mask=live)
+                    tl.store(dz0 + own, (dgate * gate1).to(dz0.dtype.element_ty), mask=live)
+                    tl.store(dz1 + own, (dgate * gate0).to(dz1.dtype.element_ty), mask=live)
                 else:
-                    tl.store(dz0 + step * dim, dgate.to(dz0.dtype.element_ty), mask=live)
+                    tl.store(dz0 + own, dgate.to(dz0.dtype.element_ty), mask=live)
+            at_x0 += ahead * x0_step
+            at_dout0 += ahead * dout0_step
+            own += ahead * dim
+            if CROSS:
+                at_x1 += ahead * x1_step
+                at_dout1 += ahead * dout1_step
+            if z0 is not None:
+                at_z0 += ahead * z0_step
+                if CROSS:
+                    at_z1 += ahead * z1_step
+            line += ROWS * PER * ROW * LANES
         tl.debug_barrier()
 
+    if N <= 16:
+        store_states(dbegin + of_segment, g, origin, start, dim_per_group, N, lane)
+        store_states(dA + of_segment, sum_A, origin, start, dim_per_group, N, lane)
+    at = (sample * tl.num_programs(2) + segment) * dim + d
     if dD is not None:
-        tl.store(dD + sample * dim + d, sum_D, mask=mask)
+        tl.store(dD + at, tl.sum(sum_D, axis=0), mask=mask)
     if dbias is not None:
-        tl.store(dbias + sample * dim + d, sum_bias, mask=mask)
+        tl.store(dbias + at, tl.sum(sum_bias, axis=0), mask=mask)

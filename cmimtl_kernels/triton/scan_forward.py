@@ -1,8 +1,9 @@
-"""The forward scan: one program is one sample and a tile of channels, sequential in time.
+"""The forward scan: one program is one sample, a tile of channels and a segment of time.
 
-The states are a tuple of one-dimensional tensors over the channels, one for each n, so a thread
-holds every state of its channels, the sum over n needs no exchange between threads, and B and C are
-scalars. exp(d A) is exp2(d A') with A' = A log2(e).
+It is sequential in time. A lane (a thread of the one warp) holds every state of one or two channels
+as a tuple of tensors over the lanes, so the sum over n needs no exchange between lanes, and B and C
+are the same in every lane. Two channels share the loads of B and C; one leaves more warps to hide
+latency. exp(d A) is exp2(d A') with A' = A log2(e).
 """
 
 # ruff: noqa: RUF005 - Triton compiles `a + (b,)`, but no `(*a, b)`.
@@ -10,7 +11,45 @@ scalars. exp(d A) is exp2(d A') with A' = A log2(e).
 import triton
 import triton.language as tl
 
+from cmimtl_kernels.triton.lanes import load_four, no_states, store_four
 from cmimtl_kernels.triton.math import LOG2E, silu, step_size, valid_steps
+
+
+@triton.jit
+def _load(pointer, masks, LANES: tl.constexpr):
+    """One value of each channel of a lane; the channels are LANES apart."""
+    values = ()
+    for c in tl.static_range(len(masks)):
+        values = values + (tl.load(pointer + c * LANES, mask=masks[c], other=0.0).to(tl.float32),)
+    return values
+
+
+@triton.jit
+def _load_states(pointer, n, masks, N: tl.constexpr, STATES: tl.constexpr, LANES: tl.constexpr):
+    """A lane's states, of (dim_per_group, N) from `pointer` on: four of each channel, four more …
+
+    n: (LANES, 4), the first four states.
+    """
+    states = ()
+    for q in tl.static_range(0, STATES, 4):
+        for c in tl.static_range(len(masks)):
+            live = masks[c][:, None] if N % STATES == 0 else masks[c][:, None] & (n + q < N)
+            states = states + load_four(pointer + c * LANES * N + q, live)
+    return states
+
+
+@triton.jit
+def _store_states(pointer, h, n, masks, N: tl.constexpr, STATES: tl.constexpr, LANES: tl.constexpr):
+    """The inverse of `_load_states`."""
+    CHANNELS: tl.constexpr = len(masks)
+    for q in tl.static_range(0, STATES, 4):
+        for c in tl.static_range(CHANNELS):
+            live = masks[c][:, None] if N % STATES == 0 else masks[c][:, None] & (n + q < N)
+            store_four(
+                pointer + c * LANES * N + q,
+                h[CHANNELS * q + 4 * c], h[CHANNELS * q + 4 * c + 1],
+                h[CHANNELS * q + 4 * c + 2], h[CHANNELS * q + 4 * c + 3], live,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -25,7 +64,7 @@ def scan_forward(
     z0,  # (batch, length, dim) or None: z, or z_v
     z1,  # as z0: z_t; None in the selective scan
     bias,  # (dim,) or None
-    initial,  # (batch, dim, N) or None
+    initial,  # (batch, segments, dim, N): the state before each segment; or None
     lengths,  # (batch,) int64 or None
     out0,  # (batch, length, dim): out, or out_v; steps past `lengths` are not written
     out1,  # None, or out_t
@@ -37,6 +76,7 @@ def scan_forward(
     dim_per_group,
     tiles_per_group,
     every,  # steps of a chunk; a multiple of 2 in the cross scan
+    span,  # chunks of a segment
     x0_batch,  # strides in elements, of the sample and of the step; that of the channel is 1
     x0_step,
     x1_batch,
@@ -54,120 +94,160 @@ def scan_forward(
     z1_batch,
     z1_step,
     N: tl.constexpr,
-    STATES: tl.constexpr,  # of a group of states; the groups follow one another
+    STATES: tl.constexpr,  # of a group of states, a multiple of 4; the groups follow one another
+    CHANNELS: tl.constexpr,  # of a lane
     CROSS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     PER: tl.constexpr = 2 if CROSS else 1  # steps of the scan for each step of the streams
     EVEN: tl.constexpr = N % STATES == 0
     sample = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
+    segment = tl.program_id(2)
     group = tile // tiles_per_group
-    channel = tile % tiles_per_group * BLOCK + tl.arange(0, BLOCK)
-    mask = channel < dim_per_group
-    d = group * dim_per_group + channel
+    lane = tl.arange(0, LANES)
+    channel = tile % tiles_per_group * (CHANNELS * LANES) + lane
+    d = group * dim_per_group + channel  # of the lane's first channel
     valid = valid_steps(lengths, sample, length)
     group = group.to(tl.int64)
+    masks = ()
+    skip = ()
+    shift = ()
+    for c in tl.static_range(CHANNELS):
+        mask = channel + c * LANES < dim_per_group
+        masks = masks + (mask,)
+        if D is not None:
+            skip = skip + (tl.load(D + d + c * LANES, mask=mask, other=0.0),)
+        if bias is not None:
+            shift = shift + (tl.load(bias + d + c * LANES, mask=mask, other=0.0),)
+        else:
+            shift = shift + (None,)
 
-    skip = 0.0
-    if D is not None:
-        skip = tl.load(D + d, mask=mask, other=0.0)
-    shift = None
-    if bias is not None:
-        shift = tl.load(bias + d, mask=mask, other=0.0)
     states = d.to(tl.int64) * N
-    sample_states = sample * dim * N + states
     chunks = (length * PER + every - 1) // every
-    x0 += sample * x0_batch + d
-    delta += sample * delta_batch + d
-    B += sample * B_batch + group * B_group
-    C += sample * C_batch + group * C_group
-    out0 += sample * length * dim + d
+    of_chunk = every // PER  # steps of the streams
+    # Of the segment: its first step, and the steps from there on.
+    begin = segment * span * of_chunk
+    total = tl.minimum(span * of_chunk, valid - begin)
+    begin = (valid - 1 - begin if REVERSE else begin).to(tl.int64)
+    ahead = -1 if REVERSE else 1
+    x0 += sample * x0_batch + begin * x0_step + d
+    delta += sample * delta_batch + begin * PER * delta_step + d
+    out0 += (sample * length + begin) * dim + d
+    B += sample * B_batch + group * B_group + begin * PER * B_step + lane * 0
+    C += sample * C_batch + group * C_group + begin * PER * C_step + lane * 0
     if CROSS:
-        x1 += sample * x1_batch + d
-        out1 += sample * length * dim + d
+        x1 += sample * x1_batch + begin * x1_step + d
+        out1 += (sample * length + begin) * dim + d
     if z0 is not None:
-        z0 += sample * z0_batch + d
+        z0 += sample * z0_batch + begin * z0_step + d
         if CROSS:
-            z1 += sample * z1_batch + d
+            z1 += sample * z1_batch + begin * z1_step + d
     if partial is not None:
-        partial += sample * length * PER * dim + d
+        partial += (sample * length + begin) * PER * dim + d
 
     for first_state in range(0, N, STATES):
-        first = tl.cast(first_state, tl.int32)  # a plain int in the interpreter
-        a = ()
-        h = ()
-        for i in tl.static_range(STATES):
-            n = first + i
-            live = mask if EVEN else mask & (n < N)
-            a = a + (tl.load(A + states + n, mask=live, other=0.0) * LOG2E,)
-            if initial is None:
-                h = h + (tl.zeros([BLOCK], dtype=tl.float32),)
-            else:
-                h = h + (tl.load(initial + sample_states + n, mask=live, other=0.0),)
+        first = tl.multiple_of(tl.cast(first_state, tl.int32), 4)  # a plain int when interpreted
+        n = first + tl.arange(0, 4)[None, :] + (lane * 0)[:, None]
+        a = _load_states(A + states + first, n, masks, N, STATES, LANES)
+        for i in tl.static_range(STATES * CHANNELS):
+            a = a[:i] + (a[i] * LOG2E,) + a[i + 1 :]
+        if initial is None:
+            h = no_states(STATES * CHANNELS, LANES)
+        else:
+            at = (sample * tl.num_programs(2) + segment) * dim * N + states + first
+            h = _load_states(initial + at, n, masks, N, STATES, LANES)
 
-        for chunk in range(0, (valid * PER + every - 1) // every):
+        at_x0, at_x1, at_z0, at_z1 = x0, x1, z0, z1
+        at_delta, at_B, at_C = delta, B + first, C + first
+        at_out0, at_out1, at_partial = out0, out1, partial
+        for k in range(0, (total + of_chunk - 1) // of_chunk):
+            chunk = segment * span + k
             if checkpoints is not None:
-                at = (sample * chunks + chunk) * dim * N + states
-                for i in tl.static_range(STATES):
-                    live = mask if EVEN else mask & (first + i < N)
-                    tl.store(checkpoints + at + (first + i), h[i], mask=live)
-            begin = chunk * (every // PER)
-            for k in range(begin, tl.minimum(begin + every // PER, valid)):
-                step = tl.cast(valid - 1 - k if REVERSE else k, tl.int64)
-                first0 = tl.load(x0 + step * x0_step, mask=mask, other=0.0).to(tl.float32)
+                at = checkpoints + (sample * chunks + chunk) * dim * N + states + first
+                _store_states(at, h, n, masks, N, STATES, LANES)
+            for _ in range(0, tl.minimum(of_chunk, total - k * of_chunk)):
+                first0 = _load(at_x0, masks, LANES)
                 if CROSS:
-                    first1 = tl.load(x1 + step * x1_step, mask=mask, other=0.0).to(tl.float32)
-                gate = 1.0
+                    first1 = _load(at_x1, masks, LANES)
                 if z0 is not None:
-                    gate = tl.load(z0 + step * z0_step, mask=mask, other=0.0).to(tl.float32)
+                    gate0 = _load(at_z0, masks, LANES)
                     if CROSS:
-                        gate *= tl.load(z1 + step * z1_step, mask=mask, other=0.0).to(tl.float32)
-                    gate = silu(gate)
-                for part in tl.static_range(PER):
+                        gate1 = _load(at_z1, masks, LANES)
+                    gates = ()
+                    for c in tl.static_range(CHANNELS):
+                        gates = gates + (silu(gate0[c] * gate1[c] if CROSS else gate0[c]),)
+                for turn in tl.static_range(PER):
                     # The product comes first in time, so last where time runs backwards.
-                    if CROSS and part != REVERSE:
-                        s = 2 * step + 1
-                        x = first0 + first1
-                    elif CROSS:
-                        s = 2 * step
-                        x = first0 * first1
+                    if CROSS and turn != REVERSE:
+                        raw = _load(at_delta + delta_step, masks, LANES)
+                        row_B, row_C = at_B + B_step, at_C + C_step
                     else:
-                        s = step
-                        x = first0
-                    size = tl.load(delta + s * delta_step, mask=mask, other=0.0).to(tl.float32)
-                    size = step_size(size, shift, SOFTPLUS)
-                    size_x = size * x
-                    y = tl.zeros([BLOCK], dtype=tl.float32)
+                        raw = _load(at_delta, masks, LANES)
+                        row_B, row_C = at_B, at_C
+                    size = ()
+                    x = ()
+                    for c in tl.static_range(CHANNELS):
+                        size = size + (step_size(raw[c], shift[c], SOFTPLUS),)
+                        if CROSS and turn != REVERSE:
+                            x = x + (first0[c] + first1[c],)
+                        elif CROSS:
+                            x = x + (first0[c] * first1[c],)
+                        else:
+                            x = x + (first0[c],)
+                    y = (0.0, 0.0)
                     new = ()
-                    for i in tl.static_range(STATES):
-                        n = first + i
-                        b = tl.load(B + s * B_step + (n if EVEN else tl.minimum(n, N - 1))).to(
-                            tl.float32
-                        )
-                        c = tl.load(C + s * C_step + (n if EVEN else tl.minimum(n, N - 1))).to(
-                            tl.float32
-                        )
-                        if not EVEN:
-                            b = tl.where(n < N, b, 0.0)
-                            c = tl.where(n < N, c, 0.0)
-                        h_n = tl.exp2(size * a[i]) * h[i] + size_x * b
-                        y += h_n * c
-                        new = new + (h_n,)
+                    for q in tl.static_range(0, STATES, 4):
+                        exists = None if EVEN else n + q < N
+                        b = load_four(row_B + q, exists)
+                        c_n = load_four(row_C + q, exists)
+                        sums = ()
+                        for c in tl.static_range(CHANNELS):
+                            total_c = y[c]
+                            for i in tl.static_range(4):
+                                decay = tl.exp2(size[c] * a[CHANNELS * q + 4 * c + i])
+                                h_n = decay * h[CHANNELS * q + 4 * c + i] + size[c] * x[c] * b[i]
+                                total_c += h_n * c_n[i]
+                                new = new + (h_n,)
+                            sums = sums + (total_c,)
+                        y = sums
                     h = new
-                    if partial is not None:
-                        # The same thread wrote it, so no barrier is needed.
-                        y += tl.load(partial + s * dim, mask=mask & (first > 0), other=0.0)
-                        tl.store(partial + s * dim, y, mask=mask & (first + STATES < N))
-                    y = (y + skip * x) * gate
-                    final = mask if partial is None else mask & (first + STATES >= N)
-                    if CROSS and part != REVERSE:
-                        tl.store(out1 + step * dim, y.to(out1.dtype.element_ty), mask=final)
-                    else:
-                        tl.store(out0 + step * dim, y.to(out0.dtype.element_ty), mask=final)
+                    for c in tl.static_range(CHANNELS):
+                        y_c = y[c]
+                        final = masks[c]
+                        if partial is not None:
+                            # The same thread wrote it, so no barrier is needed.
+                            at = at_partial + c * LANES
+                            if CROSS and turn != REVERSE:
+                                at += dim
+                            y_c += tl.load(at, mask=masks[c] & (first > 0), other=0.0)
+                            final = masks[c] & (first + STATES >= N)
+                            tl.store(at, y_c, mask=masks[c] & (first + STATES < N))
+                        if D is not None:
+                            y_c += skip[c] * x[c]
+                        if z0 is not None:
+                            y_c *= gates[c]
+                        if CROSS and turn != REVERSE:
+                            at = at_out1 + c * LANES
+                        else:
+                            at = at_out0 + c * LANES
+                        tl.store(at, y_c.to(out0.dtype.element_ty), mask=final)
+                at_x0 += ahead * x0_step
+                at_delta += ahead * PER * delta_step
+                at_B += ahead * PER * B_step
+                at_C += ahead * PER * C_step
+                at_out0 += ahead * dim
+                if CROSS:
+                    at_out1 += ahead * dim
+                    at_x1 += ahead * x1_step
+                if z0 is not None:
+                    at_z0 += ahead * z0_step
+                    if CROSS:
+                        at_z1 += ahead * z1_step
+                if partial is not None:
+                    at_partial += ahead * PER * dim
 
-        for i in tl.static_range(STATES):
-            live = mask if EVEN else mask & (first + i < N)
-            tl.store(last + sample_states + (first + i), h[i], mask=live)
+        if segment == tl.num_programs(2) - 1:
+            _store_states(last + sample * dim * N + states + first, h, n, masks, N, STATES, LANES)
