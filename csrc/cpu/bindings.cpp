@@ -80,6 +80,15 @@ void each(int64_t count, int64_t grain, const F& task) {
   });
 }
 
+// Calls task(i, scratch) for i < count, on all threads, each with scratch memory of its own.
+template <class F>
+void each_with_scratch(int64_t count, int64_t bytes, const F& task) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    const Memory scratch = allocate(bytes);
+    for (int64_t i = begin; i < end; ++i) task(i, scratch.get());
+  });
+}
+
 // Calls task(batch, first, last, scratch) for pieces first … last - 1 of every sample, on all threads. A sample's pieces are
 // dealt to as few tasks as give every thread as many. Which thread and task does a piece changes no bit of the result.
 // bytes(count) is the scratch memory of a task of `count` pieces; a thread has one for all of its tasks.
@@ -88,12 +97,10 @@ void each_task(int64_t batch, int64_t pieces, const Bytes& bytes, const F& task)
   const int64_t threads = torch::stable::get_num_threads();
   int64_t parts = threads / std::gcd(batch, threads);
   parts = parts < pieces ? parts : pieces;
-  torch::stable::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
-    const Memory scratch = allocate(bytes((pieces + parts - 1) / parts));
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t part = i % parts;
-      task(i / parts, pieces * part / parts, pieces * (part + 1) / parts, scratch.get());
-    }
+  if (parts == 0) return;
+  each_with_scratch(batch * parts, bytes((pieces + parts - 1) / parts), [&](int64_t i, void* scratch) {
+    const int64_t part = i % parts;
+    task(i / parts, pieces * part / parts, pieces * (part + 1) / parts, scratch);
   });
 }
 
@@ -121,8 +128,8 @@ Memory prepare(const Kernels& k, const ScanForward& p) {
 }
 
 // Whether a scan of `pieces` lines or blocks of one sample is split over time: where threads would be idle, and there are
-// enough chunks that waiting for each other three times in a segment does not matter.
-constexpr int64_t kSegment = 128;
+// enough chunks that waiting for each other three times in a segment does not matter: 256 chunks of one line take 260 us.
+constexpr int64_t kSegment = 256;
 bool split_over_time(const ScanSizes& s, int64_t pieces, int64_t steps_of_chunk) {
   return s.batch * pieces < torch::stable::get_num_threads() && s.steps >= kSegment / 2 * steps_of_chunk;
 }
@@ -170,10 +177,9 @@ Forward forward(const char* op, ScanInputs x) {
     each_segment(
         k, p, [&](const Split& split) { return k.forward_split_bytes(p, split); },
         [&](const Split& split, int phase) {
-          each(k.forward_split_tasks(p, split, phase), 1, [&](int64_t task) {
-            const Memory scratch = allocate(k.forward_bytes(p.dtype, s.dstate, 1));
-            k.forward_split(p, weights.get(), split, phase, task, scratch.get());
-          });
+          each_with_scratch(
+              k.forward_split_tasks(p, split, phase), k.forward_bytes(p.dtype, s.dstate, 1),
+              [&](int64_t task, void* scratch) { k.forward_split(p, weights.get(), split, phase, task, scratch); });
         });
     return result;
   }
@@ -248,10 +254,10 @@ Backward backward(const char* op, const Tensor* dout, const Optional& dlast_stat
     each_segment(
         k, p, [&](const Split& split) { return k.backward_split_bytes(q, split); },
         [&](const Split& split, int phase) {
-          each(k.backward_split_tasks(q, split, phase), 1, [&](int64_t task) {
-            const Memory scratch = allocate(k.backward_bytes(q, 1));
-            k.backward_split(q, weights.get(), parts, split, phase, task, scratch.get());
-          });
+          each_with_scratch(k.backward_split_tasks(q, split, phase), k.backward_bytes(q, 1),
+                            [&](int64_t task, void* scratch) {
+                              k.backward_split(q, weights.get(), parts, split, phase, task, scratch);
+                            });
         });
   } else {
     each_task(

@@ -224,6 +224,18 @@ void clear_backward(const ScanBackward& q, int64_t batch, const Line& line, int6
     for (const Out* x : {&q.du[m], &q.dz[m], &p.out[m]}) clear(*x, valid, p.size.length);
 }
 
+// The sums dB and dC of a block and a group of states, [step][state][lane], to the block's parts.
+template <class T>
+void store_maps(const ScanForward& p, const Partial<T>& partial, const Chunk& c, int64_t batch, int64_t block,
+                int64_t n, int group_size, const T* dB, const T* dC) {
+  const int64_t rows = (block * p.size.batch + batch) * p.size.steps;
+  for (int i = 0; i < c.count; ++i) {
+    const int64_t row = (rows + c.steps.origin + c.steps.sign * i) * p.size.dstate + n;
+    sum_lanes(dB + i * group_size * Simd<T>::kLanes, group_size, partial.dB + row);
+    sum_lanes(dC + i * group_size * Simd<T>::kLanes, group_size, partial.dC + row);
+  }
+}
+
 // One block of lines in one chunk. States outside, lines inside: the sums dB and dC of one group stay in the first-level
 // cache.
 template <class S, class T>
@@ -241,7 +253,6 @@ void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, cons
     load_states<T>(checkpoint<T>(p, c, batch, line.channel), dstate, line.channels, columns.state);
     moderate[index - block.first] = stage_backward(w, columns, weights, q, c, batch, line);
   }
-  const int64_t rows = (block_index * p.size.batch + batch) * p.size.steps;
   const int groups = int(ceil_div(dstate, kBackwardGroup));
   each_group<kBackwardGroup>(dstate, [&]<int kGroup>(int64_t n) {
     bool first = true;
@@ -273,11 +284,7 @@ void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, cons
         gradient_any<kGroup>(slice, first);
       }
     }
-    for (int i = 0; i < c.count; ++i) {
-      const int64_t row = (rows + c.steps.origin + c.steps.sign * i) * dstate + n;
-      sum_lanes(w.dB + i * kGroup * kLanes, kGroup, partial.dB + row);
-      sum_lanes(w.dC + i * kGroup * kLanes, kGroup, partial.dC + row);
-    }
+    store_maps(p, partial, c, batch, block_index, n, kGroup, w.dB, w.dC);
   });
   for (int64_t index = block.first; index < block.last; ++index) {
     const int64_t of_task = (index - first_line) * kLine;

@@ -138,10 +138,10 @@ void forward_line(const ForwardScratch<S>& w, const Weights<T>& weights, const S
       const ForwardSlice<T> slice{
           c.count, w.columns.delta + v, w.columns.delta_x + v, w.columns.y + v, w.B + n, w.C + n,
           dstate,  A2 + n * kLine + v,  state + n * kLine + v, w.decay,         ahead};
-      moderate ? forward_group<kGroup, true, false>(slice) : forward_group<kGroup, false, false>(slice);
+      moderate ? forward_group<kGroup, true>(slice) : forward_group<kGroup, false>(slice);
     }
   });
-  finish_forward(w, w.columns.y, p, c, batch, line);
+  finish_forward<S, T>(w, w.columns.y, p, c, batch, line);
 }
 
 template <class S>

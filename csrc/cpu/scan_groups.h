@@ -46,33 +46,14 @@ struct ForwardSlice {
   int64_t dstate;
   const T* A2;  // [state][lane of the line]
   T* state;     // [state][lane of the line]
-  T* decay;     // [step][state of the group][lane of the vector]
+  T* decay;     // [step][state of the group][lane of the vector], scratch
   Ahead ahead;
 };
 
-// Decays of the slice's steps into its memory.
 template <int kGroup, bool kModerate, class T>
-inline void fill_decays(const ForwardSlice<T>& s) {
-  using V = typename Simd<T>::V;
-  constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
-  V A2[kGroup];
-#pragma GCC unroll 8
-  for (int n = 0; n < kGroup; ++n) A2[n] = at(s.A2 + n * kLine);
-  const int count = s.count;
-  const T* delta = s.delta;
-  T* decay = s.decay;
-  for (int i = 0; i < count; ++i)
-#pragma GCC unroll 8
-    for (int n = 0; n < kGroup; ++n)
-      at(decay + i * kRow + n * kLanes) = decay_of<kModerate, T>(at(delta + i * kLine), A2[n]);
-}
-
-// `kGiven`: the decays are in the slice's memory already.
-template <int kGroup, bool kModerate, bool kGiven, class T>
 __attribute__((noinline)) void forward_group(const ForwardSlice<T> s) {
   using V = typename Simd<T>::V;
   constexpr int kLanes = Simd<T>::kLanes, kLine = Simd<T>::kLine, kRow = kGroup * kLanes;
-  constexpr bool kStored = kGiven || !kManyRegisters;
   V state[kGroup], A2[kGroup];
 #pragma GCC unroll 8
   for (int n = 0; n < kGroup; ++n) state[n] = at(s.state + n * kLine), A2[n] = at(s.A2 + n * kLine);
@@ -80,9 +61,13 @@ __attribute__((noinline)) void forward_group(const ForwardSlice<T> s) {
   const int count = s.count;
   const int64_t dstate = s.dstate;
   const T *B = s.B, *C = s.C, *delta = s.delta, *delta_x = s.delta_x;
-  const T* decay = s.decay;
-  T* y = s.y;
-  if constexpr (kStored && !kGiven) fill_decays<kGroup, kModerate>(s);
+  T *y = s.y, *decay = s.decay;
+  if constexpr (!kManyRegisters) {
+    for (int i = 0; i < count; ++i)
+#pragma GCC unroll 8
+      for (int n = 0; n < kGroup; ++n)
+        at(decay + i * kRow + n * kLanes) = decay_of<kModerate, T>(at(delta + i * kLine), A2[n]);
+  }
   for (int i = 0; i < count; ++i, B += dstate, C += dstate) {
     s.ahead.step(i);
     const V d = at(delta + i * kLine), dx = at(delta_x + i * kLine);
@@ -90,10 +75,10 @@ __attribute__((noinline)) void forward_group(const ForwardSlice<T> s) {
 #pragma GCC unroll 8
     for (int n = 0; n < kGroup; ++n) {
       V e;
-      if constexpr (kStored)
-        e = at(decay + i * kRow + n * kLanes);
-      else
+      if constexpr (kManyRegisters)
         e = decay_of<kModerate, T>(d, A2[n]);
+      else
+        e = at(decay + i * kRow + n * kLanes);
       state[n] = e * state[n] + dx * B[n];
       (n % 2 ? odd : even) += state[n] * C[n];
     }

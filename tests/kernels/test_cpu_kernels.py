@@ -49,8 +49,8 @@ def test_the_same_bits_at_any_number_of_threads(op, dtype):
         assert [name for name, x in results[0].items() if not torch.equal(x, other[name])] == []
 
 
-@pytest.mark.parametrize("lengths", [None, (2300, 0)], ids=["all", "ragged"])
-@pytest.mark.parametrize("sizes", [(2300, 16, 16), (2300, 5, 9)], ids=str)
+@pytest.mark.parametrize("lengths", [None, (4200, 0)], ids=["all", "ragged"])
+@pytest.mark.parametrize("sizes", [(4200, 16, 16), (4200, 5, 9)], ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_a_scan_split_over_time_has_the_same_bits(op, sizes, lengths):
     """Fewer lines of channels than threads, and several segments of chunks."""
