@@ -1,0 +1,202 @@
+// What the kernels need of the device, and the one host function that launches them. The only file that knows which
+// compiler reads it: nvcc, or a host compiler with the engine of tests/cuda_on_cpu, which runs the same text thread by
+// thread on a CPU. Kernels use CUDA's own names (threadIdx, __syncthreads, __shfl_xor_sync, float4, ...) for the rest.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#else
+#include "simt.h"
+#endif
+
+namespace cmimtl::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// bfloat16 and float16 as they lie in memory. Arithmetic is in float; float -> T rounds to nearest, ties to even.
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+// kCount elements that one instruction moves: 4, 8 or 16 bytes.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Vector {
+  static_assert(sizeof(T) * kCount <= 16, "the widest access has 16 bytes");
+  T data[kCount];
+  __device__ T& operator[](int i) { return data[i]; }
+  __device__ const T& operator[](int i) const { return data[i]; }
+};
+
+#ifdef __CUDACC__
+
+// The block's dynamic shared memory, 16-byte aligned: the only kind, so that its size is known at launch.
+template <class T = unsigned char>
+__device__ __forceinline__ T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char cmimtl_shared[];
+  return reinterpret_cast<T*>(cmimtl_shared);
+}
+
+// 2^x, 1 / x and log2(x) on the MUFU pipe; subnormal numbers are 0.
+__device__ __forceinline__ float ex2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float rcp(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float lg2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bfloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+__device__ __forceinline__ float to_float(float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+__device__ __forceinline__ void from_float(float x, float& out) { out = x; }
+__device__ __forceinline__ void from_float(float x, bfloat16& out) {
+  out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+}
+__device__ __forceinline__ void from_float(float x, float16& out) { out.bits = __half_as_ushort(__float2half_rn(x)); }
+
+// One access of sizeof(V) bytes; p must be aligned to it.
+template <class V>
+__device__ __forceinline__ V load_vector(const void* p) {
+  return *static_cast<const V*>(p);
+}
+template <class V>
+__device__ __forceinline__ void store_vector(void* p, V value) {
+  *static_cast<V*>(p) = value;
+}
+
+// Copies kBytes from global to shared memory in the background, or writes zeros where `valid` is false (`global` is not
+// read then). Both addresses are aligned to kBytes. The calling thread sees the bytes after copies_wait, the other
+// threads after a barrier that follows it.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int from_bytes = valid ? kBytes : 0;
+  if constexpr (kBytes == 16) {  // past L1, which a tile that is read once would only evict from
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(from_bytes) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes), "r"(from_bytes)
+                 : "memory");
+  }
+}
+// Makes the thread's copies since the last commit one group.
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most kGroups of the thread's groups, the latest, are under way.
+template <int kGroups>
+__device__ __forceinline__ void copies_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+// Streaming multiprocessors of the current device.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  if (status != cudaSuccess) throw std::runtime_error(std::string("cmimtl: no CUDA device: ") + cudaGetErrorString(status));
+  return count;
+}
+
+// Runs kernel(args...) with `shared` bytes of dynamic shared memory on `stream` (a cudaStream_t).
+// Throws std::runtime_error where the device refuses the launch.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* stream, const Args&... args) {
+  constexpr size_t kWithoutOptIn = 48 << 10;
+  cudaError_t status = cudaSuccess;
+  if (shared > kWithoutOptIn) {
+    status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared));
+  }
+  if (status == cudaSuccess) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared;
+    config.stream = static_cast<cudaStream_t>(stream);
+    status = cudaLaunchKernelEx(&config, kernel, Params(args)...);
+  }
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // what a refused launch leaves would be blamed on the next one
+  const auto size = [](dim3 d) {
+    return std::to_string(d.x) + "x" + std::to_string(d.y) + "x" + std::to_string(d.z);
+  };
+  throw std::runtime_error("cmimtl: CUDA refused a launch of " + size(grid) + " blocks of " + size(block) +
+                           " threads with " + std::to_string(shared) +
+                           " bytes of shared memory: " + cudaGetErrorString(status));
+}
+
+#else  // the engine
+
+template <class T = unsigned char>
+T* shared_memory() {
+  return reinterpret_cast<T*>(simt::shared_memory());
+}
+
+// As far from the exact value as the device may be.
+inline float ex2(float x) { return simt::approximate_exp2(x); }
+inline float rcp(float x) { return simt::approximate_reciprocal(x); }
+inline float lg2(float x) { return simt::approximate_log2(x); }
+
+inline float to_float(float x) { return x; }
+inline float to_float(bfloat16 x) { return simt::from_bits<float>(uint32_t(x.bits) << 16); }
+inline float to_float(float16 x) { return simt::half_to_float(x.bits); }
+inline void from_float(float x, float& out) { out = x; }
+inline void from_float(float x, bfloat16& out) { out.bits = simt::float_to_bfloat16(x); }
+inline void from_float(float x, float16& out) { out.bits = simt::float_to_half(x); }
+
+template <class V>
+V load_vector(const void* p) {
+  simt::check_alignment("load_vector", p, alignof(V));
+  return *static_cast<const V*>(p);
+}
+template <class V>
+void store_vector(void* p, V value) {
+  simt::check_alignment("store_vector", p, alignof(V));
+  *static_cast<V*>(p) = value;
+}
+
+// Done when it is waited for, so that a wait which is missing is seen.
+template <int kBytes>
+void copy_async(void* shared, const void* global, bool valid = true) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  simt::copy_async(shared, global, kBytes, valid);
+}
+inline void copies_commit() { simt::copies_commit(); }
+template <int kGroups>
+void copies_wait() {
+  simt::copies_wait(kGroups);
+}
+
+inline int multiprocessors() { return simt::multiprocessors(); }
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* /*stream*/, const Args&... args) {
+  simt::launch(grid, block, shared, [&] { kernel(args...); });
+}
+
+#endif
+
+template <class T>
+__device__ __forceinline__ T from_float(float x) {
+  T out;
+  from_float(x, out);
+  return out;
+}
+
+}  // namespace cmimtl::cuda
