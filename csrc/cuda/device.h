@@ -106,12 +106,26 @@ __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
+// p + steps * stride, in one instruction where `steps` is a constant. The compiler makes up to six of it where it knows the stride to be the same in
+// all lanes, or the product to be a shift.
+template <class T>
+__device__ __forceinline__ T* step_on(T* p, int steps, int stride) {
+  T* q;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(q) : "r"(stride), "r"(steps * int(sizeof(T))), "l"(p));
+  return q;
+}
+
+// x, in a way that the compiler cannot know to be the same in all lanes: addresses from a stride of which it knows that
+// take four uniform instructions and two others. x > 2^10 - 2^31.
+__device__ __forceinline__ int stride_of_lane(int x) { return max(x, static_cast<int>(threadIdx.x) - 0x7fffffff); }
+
 // Streaming multiprocessors of the current device.
 inline int multiprocessors() {
   int device = 0, count = 0;
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  if (status != cudaSuccess) throw std::runtime_error(std::string("cmimtl: no CUDA device: ") + cudaGetErrorString(status));
+  if (status != cudaSuccess)
+    throw std::runtime_error(std::string("cmimtl: no CUDA device: ") + cudaGetErrorString(status));
   return count;
 }
 
@@ -133,9 +147,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, voi
   }
   if (status == cudaSuccess) return;
   cudaGetLastError();  // what a refused launch leaves would be blamed on the next one
-  const auto size = [](dim3 d) {
-    return std::to_string(d.x) + "x" + std::to_string(d.y) + "x" + std::to_string(d.z);
-  };
+  const auto size = [](dim3 d) { return std::to_string(d.x) + "x" + std::to_string(d.y) + "x" + std::to_string(d.z); };
   throw std::runtime_error("cmimtl: CUDA refused a launch of " + size(grid) + " blocks of " + size(block) +
                            " threads with " + std::to_string(shared) +
                            " bytes of shared memory: " + cudaGetErrorString(status));
@@ -161,27 +173,34 @@ inline void from_float(float x, bfloat16& out) { out.bits = simt::float_to_bfloa
 inline void from_float(float x, float16& out) { out.bits = simt::float_to_half(x); }
 
 template <class V>
-V load_vector(const void* p) {
-  simt::check_alignment("load_vector", p, alignof(V));
+V load_vector(const void* p, simt::Where where = simt::Where::current()) {
+  simt::check_alignment("load_vector", p, alignof(V), where);
   return *static_cast<const V*>(p);
 }
 template <class V>
-void store_vector(void* p, V value) {
-  simt::check_alignment("store_vector", p, alignof(V));
+void store_vector(void* p, V value, simt::Where where = simt::Where::current()) {
+  simt::check_alignment("store_vector", p, alignof(V), where);
   *static_cast<V*>(p) = value;
 }
 
 // Done when it is waited for, so that a wait which is missing is seen.
 template <int kBytes>
-void copy_async(void* shared, const void* global, bool valid = true) {
+void copy_async(void* shared, const void* global, bool valid = true, simt::Where where = simt::Where::current()) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
-  simt::copy_async(shared, global, kBytes, valid);
+  simt::copy_async(shared, global, kBytes, valid, where);
 }
 inline void copies_commit() { simt::copies_commit(); }
 template <int kGroups>
 void copies_wait() {
   simt::copies_wait(kGroups);
 }
+
+template <class T>
+T* step_on(T* p, int steps, int stride) {
+  return p + int64_t(steps) * stride;
+}
+
+inline int stride_of_lane(int x) { return x; }
 
 inline int multiprocessors() { return simt::multiprocessors(); }
 

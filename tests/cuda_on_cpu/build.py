@@ -1,0 +1,186 @@
+"""Compiles the CUDA kernels, or small ones, with the engine for this CPU: plain and with sanitizers.
+
+Objects are kept in build/cuda_on_cpu under a digest of their command and of all that they include,
+so a run compiles what changed, and a copy of the sources with one changed line compiles the files
+that see that line.
+"""
+
+import fcntl
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CACHE = ROOT / "build" / "cuda_on_cpu"
+CXX = os.environ.get("CXX", "g++")
+JOBS = 2  # compilations at once
+
+COMMON = ["-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-g1", "-fPIC", "-fvisibility=hidden"]
+
+
+@dataclass(frozen=True)
+class Build:
+    """How the kernels are compiled and run.
+
+    Attributes:
+        name: of the build.
+        flags: of kernels.
+        engine: of the engine, which is compiled without the sanitizer and told of it.
+        runtime: the sanitizer's library, which must be the first that a process loads.
+        environment: of the process that runs the kernels.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    engine: tuple[str, ...] = ()
+    runtime: str | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def run(self, command: list, **options) -> subprocess.CompletedProcess:
+        """Run a program whose libraries are of this build."""
+        environment = os.environ | dict(self.environment)
+        return subprocess.run(
+            [str(part) for part in command],
+            env=environment | options.pop("env", {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            **options,
+        )
+
+
+PLAIN = Build("plain", ("-O1",))
+UCONTEXT = Build("ucontext", ("-O1",), ("-DSIMT_UCONTEXT",))
+ADDRESS = Build(
+    "address",
+    ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    ("-DSIMT_ADDRESS",),
+    "libasan.so",
+    (("ASAN_OPTIONS", "detect_leaks=0"),),  # CPython keeps much to its end
+)
+THREAD = Build(
+    "thread",
+    # Loops must not become calls of memset and memcpy, in which the sanitizer sees no race.
+    ("-O1", "-fsanitize=thread", "-fno-tree-loop-distribute-patterns"),
+    ("-DSIMT_THREAD",),
+    "libtsan.so",
+    (("TSAN_OPTIONS", "halt_on_error=1 exitcode=66 report_thread_leaks=0"),),
+)
+BUILDS = {build.name: build for build in (PLAIN, UCONTEXT, ADDRESS, THREAD)}
+
+
+@functools.cache
+def engine(build: Build) -> Path:
+    """The engine's object file."""
+    return compile_all([HERE / "engine.cpp"], [*COMMON, "-O2", *build.engine])[0]
+
+
+@functools.cache
+def executable(build: Build, source: Path) -> Path:
+    """A program of one .cu file and the engine."""
+    flags = [*COMMON, *build.flags, f"-I{HERE}", f"-I{ROOT / 'csrc'}"]
+    return link([*compile_all([source], flags), engine(build)], list(build.flags), source.stem)
+
+
+@functools.cache
+def kernels(build: Build, csrc: Path = ROOT / "csrc") -> Path:
+    """The CUDA library on CPU tensors, namespace `cmimtl_cuda_on_cpu`.
+
+    Args:
+        build: how.
+        csrc: the sources, ROOT's or a copy with a planted fault.
+    """
+    include = Path(torch.__file__).parent / "include"
+    flags = [*COMMON, *build.flags, f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}"]
+    bindings = [
+        "-isystem",
+        str(include),
+        f"-DTORCH_TARGET_VERSION={torch_target():#x}ULL",
+        "-DCMIMTL_CUDA_NAMESPACE=cmimtl_cuda_on_cpu",
+        "-DCMIMTL_CUDA_KEY=CPU",
+        "-DCMIMTL_CUDA_ON_CPU",
+    ]
+    objects = compile_all(sorted((csrc / "cuda").glob("*.cu")), flags)
+    objects += compile_all(
+        [*sorted((csrc / "cuda").glob("*.cpp")), HERE / "controls.cpp"], [*flags, *bindings]
+    )
+    torch_lib = Path(torch.__file__).parent / "lib"
+    arguments = [*build.flags, "-shared", f"-L{torch_lib}", "-ltorch_cpu"]
+    return link([*objects, engine(build)], arguments, "libkernels.so")
+
+
+def torch_target() -> int:
+    """The oldest torch to run under, as setup.py passes it to the compiler."""
+    sys.path.insert(0, str(ROOT / "csrc"))
+    try:
+        from build_backend import MIN_TORCH
+    finally:
+        sys.path.remove(str(ROOT / "csrc"))
+    return MIN_TORCH[0] << 56 | MIN_TORCH[1] << 48
+
+
+def compile_all(sources: Iterable[Path], flags: list[str]) -> list[Path]:
+    with ThreadPoolExecutor(JOBS) as pool:
+        return list(pool.map(lambda source: _compile(source, flags), sources))
+
+
+def _compile(source: Path, flags: list[str]) -> Path:
+    command = [CXX, *flags, "-x", "c++", str(source)]
+    rule = _run([*command, "-MM", "-MT", "x"]).replace("\\\n", " ")
+    digest = _digest([_without_paths(flags), *map(Path, rule.split()[1:])])
+    target = CACHE / f"{source.stem}-{digest}.o"
+    return _made(target, [*command, "-c"])
+
+
+def link(objects: list[Path], arguments: list[str], name: str) -> Path:
+    digest = _digest([" ".join(arguments), *(path.name for path in objects)])
+    return _made(CACHE / digest / name, [CXX, *map(str, objects), *arguments])
+
+
+def _without_paths(flags: list[str]) -> str:
+    """What of the flags changes the code: where it lies does not."""
+    return " ".join(flag for flag in flags if not flag.startswith(("-I", "/")))
+
+
+def _digest(parts: list[str | Path]) -> str:
+    digest = hashlib.sha256(f"{_compiler()}\0{torch.__version__}".encode())
+    for part in parts:
+        content = part.read_bytes() if isinstance(part, Path) else part.encode()
+        digest.update(b"\0" + content)
+    return digest.hexdigest()[:24]
+
+
+@functools.cache
+def _compiler() -> str:
+    return _run([CXX, "--version"])
+
+
+def _made(target: Path, command: list[str]) -> Path:
+    """`target`, made by `command -o` unless it is there; one process at a time makes it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(target.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            part = target.with_name(target.name + ".part")
+            _run(["nice", *command, "-o", str(part)])
+            part.rename(target)
+    return target
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}")
+    return done.stdout
