@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels, or small ones, with the engine for this CPU: plain and with sanitizers.
+"""Compiles the CUDA kernels, or small ones, with the engine for a CPU: plain and with sanitizers.
 
 Objects are kept in build/cuda_on_cpu under a digest of their command and of all that they include,
 so a run compiles what changed, and a copy of the sources with one changed line compiles the files
