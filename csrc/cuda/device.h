@@ -119,16 +119,6 @@ __device__ __forceinline__ T* step_on(T* p, int steps, int stride) {
 // take four uniform instructions and two others. x > 2^10 - 2^31.
 __device__ __forceinline__ int stride_of_lane(int x) { return max(x, static_cast<int>(threadIdx.x) - 0x7fffffff); }
 
-// Streaming multiprocessors of the current device.
-inline int multiprocessors() {
-  int device = 0, count = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string("cmimtl: no CUDA device: ") + cudaGetErrorString(status));
-  return count;
-}
-
 // Runs kernel(args...) with `shared` bytes of dynamic shared memory on `stream` (a cudaStream_t).
 // Throws std::runtime_error where the device refuses the launch.
 template <class... Params, class... Args>
@@ -201,8 +191,6 @@ T* step_on(T* p, int steps, int stride) {
 }
 
 inline int stride_of_lane(int x) { return x; }
-
-inline int multiprocessors() { return simt::multiprocessors(); }
 
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* /*stream*/, const Args&... args) {

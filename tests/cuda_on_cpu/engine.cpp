@@ -54,7 +54,6 @@ uint3 thread_index, block_index;
 dim3 block_size, grid_size;
 
 unsigned schedule_seed = 0;
-int multiprocessor_count = 132;
 
 std::mutex launching;  // one launch at a time in the process
 std::mt19937 random_numbers;
@@ -88,17 +87,25 @@ void join_threads() {
 }
 
 // Everything that one of them did so far happens before everything that another does from now on.
-void order(const std::vector<Thread*>& group) {
+void order(Thread** begin, Thread** end) {
   const auto address = std::make_unique<char>();
-  for (Thread* thread : group) thread->fiber.release(address.get());
-  for (Thread* thread : group) thread->fiber.acquire(address.get());
+  for (Thread** thread = begin; thread != end; ++thread) (*thread)->fiber.release(address.get());
+  for (Thread** thread = begin; thread != end; ++thread) (*thread)->fiber.acquire(address.get());
 }
 
 // Warp collectives
 
-// The lanes that wait for the same collective as `first`; empty while some are still on their way.
-std::vector<Thread*> assembled(const Thread& first) {
-  std::vector<Thread*> group;
+struct Group {
+  Thread* members[warpSize];
+  int size = 0;
+
+  Thread** begin() { return members; }
+  Thread** end() { return members + size; }
+};
+
+// The lanes of `first`'s mask, waiting for the same collective; empty while some are still on their way.
+Group assembled(const Thread& first) {
+  Group group;
   const unsigned base = first.linear - first.lane();
   for (unsigned lane = 0; lane < warpSize; ++lane) {
     if (!(first.request.mask >> lane & 1)) continue;
@@ -114,7 +121,7 @@ std::vector<Thread*> assembled(const Thread& first) {
                   "lane " + std::to_string(lane) + " of the mask is in another collective (" + text(other.where) +
                       ") or disagrees on mask or width");
     }
-    group.push_back(&other);
+    group.members[group.size++] = &other;
   }
   return group;
 }
@@ -135,8 +142,9 @@ int source_lane(const Request& request, int lane) {
   }
 }
 
-void complete(const std::vector<Thread*>& group) {
-  const Request& request = group[0]->request;
+void complete(Group group) {
+  const Request& request = group.members[0]->request;
+  const bool shuffles = request.kind != Collective::kBallot && request.kind != Collective::kSyncWarp;
   uint64_t values[warpSize];
   std::fill(values, values + warpSize, kUndefined);
   uint64_t ballot = 0;
@@ -145,18 +153,21 @@ void complete(const std::vector<Thread*>& group) {
     ballot |= uint64_t(thread->request.value != 0) << thread->lane();
   }
   for (Thread* thread : group) {
-    const bool shuffles = request.kind != Collective::kBallot && request.kind != Collective::kSyncWarp;
     thread->result = shuffles ? values[source_lane(thread->request, int(thread->lane()))] : ballot;
   }
-  if (request.kind == Collective::kSyncWarp) order(group);  // the others order no memory
+  if (request.kind == Collective::kSyncWarp) order(group.begin(), group.end());  // the others order no memory
   for (Thread* thread : group) wake(*thread);
 }
 
-void complete_warp_collectives(unsigned warp) {
-  const unsigned begin = warp * warpSize, end = std::min(begin + warpSize, thread_count);
-  for (unsigned i = begin; i < end; ++i) {
-    if (threads[i]->state != State::kAtWarpCollective) continue;
-    if (const auto group = assembled(*threads[i]); !group.empty()) complete(group);
+// A thread has come to a collective, or to its end: what it waits for may now be complete, or never be.
+void arrived_in_warp(const Thread& arrived) {
+  if (arrived.state == State::kAtWarpCollective) {
+    if (const Group group = assembled(arrived); group.size > 0) complete(group);
+    return;
+  }
+  const unsigned begin = arrived.linear - arrived.lane();
+  for (unsigned i = begin; i < std::min(begin + warpSize, thread_count); ++i) {
+    if (threads[i]->state == State::kAtWarpCollective) assembled(*threads[i]);
   }
 }
 
@@ -184,7 +195,7 @@ void complete_barrier() {
                   "__syncthreads, while thread " + text(thread->index) + " is in that of " + text(thread->where));
     }
   }
-  order(arrived);
+  order(arrived.data(), arrived.data() + arrived.size());
   for (Thread* thread : arrived) wake(*thread);
 }
 
@@ -201,7 +212,7 @@ void run_until_collective(Thread& thread) {
     if (thread.copies_done < thread.copies_begun)
       throw fault(thread, thread.where, "exits with copies that were never waited for");
   }
-  if (thread.state != State::kAtBarrier) complete_warp_collectives(thread.linear / warpSize);
+  if (thread.state != State::kAtBarrier) arrived_in_warp(thread);
 }
 
 unsigned take_ready() {
@@ -286,8 +297,6 @@ void wait_in(State state, Where where) {
 }  // namespace
 
 void set_seed(unsigned seed) { schedule_seed = seed; }
-void set_multiprocessors(int count) { multiprocessor_count = count; }
-int multiprocessors() { return multiprocessor_count; }
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   check_launch(grid, block, shared_bytes);

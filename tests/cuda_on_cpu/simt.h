@@ -87,9 +87,6 @@ struct Error : std::runtime_error {
 
 // The schedule of the launches that follow; 0 runs blocks and threads in order.
 void set_seed(unsigned seed);
-// What the host code is told about the device.
-void set_multiprocessors(int count);
-int multiprocessors();
 
 // Runs `body` once for each thread of each block. Throws Error.
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
