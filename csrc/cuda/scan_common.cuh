@@ -15,6 +15,7 @@ namespace cmimtl::cuda {
 template <int kStates, int kShare>
 struct Place {
   int sample, segment, group;
+  int tile;         // of the group's channels, this block's
   int lanes;        // of a channel; kShare, or more where kShare is 4
   int lane;         // of this channel's
   int column;       // channel within the warp
@@ -34,7 +35,7 @@ struct Place {
     const int per_block = kThreads / lanes, per_group = int(s.dim / s.ngroups);
     const unsigned tiles = unsigned((per_group + per_block - 1) / per_block);
     unsigned index = blockIdx.x;
-    const int tile = int(index % tiles);
+    tile = int(index % tiles);
     index /= tiles;
     group = int(index % unsigned(s.ngroups));
     index /= unsigned(s.ngroups);
@@ -69,6 +70,14 @@ struct Place {
       for (int i = 0; i < kStates; ++i)
         if (state(i) < dstate) p[state(i)] = x[i];
     }
+  }
+
+  // Zeros at rows [begin, end) of this channel; p is x.data, or null.
+  template <class T>
+  __device__ void clear(T* p, const Out& x, int64_t begin, int64_t end) const {
+    if (!p) return;
+    p += sample * x.batch + channel * x.dim;
+    for (int64_t i = begin; i < end; ++i) p[i * x.step] = T{};
   }
 };
 

@@ -178,11 +178,8 @@ struct Forward {
   __device__ void clear_padding(int64_t valid, const Split& split) const {
     const int64_t begin = place.segment * split.segment_steps / kStreams, end = begin + split.segment_steps / kStreams;
     if (!place.live || place.lane > 0) return;
-    for (int m = 0; m < kStreams; ++m) {
-      const Out& x = p.out[m];
-      T* row = static_cast<T*>(x.data) + place.sample * x.batch + place.channel * x.dim;
-      for (int64_t l = begin > valid ? begin : valid; l < end && l < p.size.length; ++l) row[l * x.step] = T{};
-    }
+    for (int m = 0; m < kStreams; ++m)
+      place.clear(static_cast<T*>(p.out[m].data), p.out[m], max(begin, valid), min(end, p.size.length));
   }
 
   __device__ void run(const Split& split) {

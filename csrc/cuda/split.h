@@ -28,10 +28,23 @@ inline Split make_split(const ScanSizes& s, const ScanPlan& plan, float* workspa
 void carry_states(const ScanForward& p, const Split& split, bool backward, const float* initial, float* last,
                   void* stream);
 
+// Sums that the blocks of the backward pass leave in the workspace, float.
+struct Partial {
+  float *dB, *dC;     // (tiles_per_group, batch, steps, ngroups, dstate)
+  float* dA;          // (batch * segments, dim, dstate)
+  float *dD, *dbias;  // (batch * segments, dim)
+};
+
 // Of scan_forward.cuh and scan_backward.cuh, one file for each T, so that they compile side by side.
 template <class T>
 void launch_forward(const ScanForward& p, const ScanPlan& plan, const Split& split, void* stream);
 template <class T>
-void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, float* workspace, void* stream);
+void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
+                     void* stream);
+template <class T>
+void launch_sum_tiles(const ScanBackward& q, const ScanPlan& plan, const Partial& partial, void* stream);
+
+// out[i] = sum of parts[k][i] over k, in order; parts: (count, size).
+void sum_parts(const float* parts, int64_t count, int64_t size, float* out, void* stream);
 
 }  // namespace cmimtl::cuda

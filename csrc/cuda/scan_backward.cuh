@@ -1,0 +1,560 @@
+// The backward scan: chunks of kChunk steps from the last to the first, a thread holds kStates states of one channel.
+// With q_t = g_t + C_t dy_t the gradient of the state after step t, and g_{t-1} = e_t q_t that of the state before it,
+//
+//     dB_t = sum_channels q_t d_t x_t        dC_t = sum_channels h_t dy_t
+//     dA   = sum_t d_t g_{t-1} h_{t-1}       d(d_t) = sum_n A g_{t-1} h_{t-1} + x_t sum_n q_t B_t
+//     dx_t = d_t sum_n q_t B_t + D dy_t
+//
+// A chunk goes through:
+//     sizes       once for a channel and step: d, x, dy and what the end needs, into rows of shared memory
+//     states      from the checkpoint on: decays e stay in registers, states h go to shared memory (kept)
+//     dC          sums over the channels of a warp, of h dy
+//     gradients   backwards in time; each h in shared memory makes room for the q of its step
+//     dB          sums over the channels of a warp, of q dx
+// The sums over channels read what other lanes wrote, four states at a time, and need no shuffle: a transposition in
+// shared memory costs 1.5 instructions for each value and map, a butterfly 4.
+//
+// Issue slots for each element (one state of one channel at one step), float32, dstate 16, all options, on sm_90:
+//     states      p = d a, e = 2^p, w = dx B, h = e h + w; B, h to shared memory                   4.6
+//     gradients   q, y, sum q B, g, g h, sum A g h, dA; B, C, h, q through shared memory           8.3
+//     dB, dC      2 products; h and q from shared memory, dx and dy for four channels at once      2.8
+//     once for each channel and step, a 16th of 60                                                 3.8
+// and 4.4 more for every step between a checkpoint and the chunk, through which the states run first. float atomics: none;
+// sums over blocks, samples and segments go through the workspace and are added in a fixed order.
+#pragma once
+
+#include "scan_common.cuh"
+
+namespace cmimtl::cuda {
+
+template <class T, int kStates, int kShare, int kStreams>
+struct Backward {
+  static constexpr int kQuads = kStates / 4;
+  static constexpr int kOwn = kChunk / kShare;           // steps of a chunk that are this lane's
+  static constexpr int kBatch = kOwn < 4 ? kOwn : 4;     // of those at a time
+  static constexpr int kPoints = kBatch / kStreams;      // steps of a stream in a batch
+  static constexpr int kPitch = (kWarp + 1) * 4;         // floats of a row of `kept`: conflict-free along both axes
+  static constexpr int kKept = kChunk * kQuads * kPitch;
+  static constexpr int kWidest = kShare == 4 ? int(kMostStates) : kShare * kStates;
+  using Tiles = MapTiles<T, kChunk, kWidest>;
+  enum Row { kSize, kSizeX, kDy, kX, kSlope, kDgate, kRowKinds };  // of x the cross scan keeps v and t
+
+  // Per warp: kept, rows, sums of dC. Per block: the tiles of B and C.
+  static __host__ __device__ constexpr int pitch_of_rows(int lanes) { return kWarp / lanes + 4; }
+  static __host__ __device__ constexpr int floats_of_warp(int lanes) {
+    return kKept + kRowKinds * kChunk * pitch_of_rows(lanes) + kChunk * lanes * kStates;
+  }
+  static constexpr size_t shared_bytes(int lanes) {
+    return (kThreads / kWarp * floats_of_warp(lanes) + 2 * kChunk * lanes * kStates) * sizeof(float);
+  }
+
+  const ScanBackward& q;
+  const ScanForward& p;
+  Place<kStates, kShare> place;
+  Tiles tiles;
+  float *kept, *rows, *dC_sums, *B_tile, *C_tile;
+  int64_t valid, steps, first;  // of the sample; the first step of the segment, in the order of processing
+  int count;                    // steps of the segment
+  float bias, skip;             // bias times log2 e
+  float a[kStates], g[kStates], dA[kStates];
+  float dD = 0.0f, dbias = 0.0f;
+
+  static __device__ int64_t steps_of(const ScanForward& p, int sample) {
+    return (p.lengths ? p.lengths[sample] : p.size.length) * kStreams;
+  }
+  static __device__ int64_t step_at(const ScanForward& p, int64_t steps, int64_t k) { return p.reverse ? steps - 1 - k : k; }
+
+  __device__ Backward(const ScanBackward& q, const Split& split)
+      : q(q),
+        p(q.forward),
+        place(p.size, split.segments),
+        tiles(p, place.sample, place.group, place.states,
+              step_at(p, steps_of(p, place.sample), place.segment * split.segment_steps)),
+        steps(steps_of(p, place.sample)),
+        first(place.segment * split.segment_steps) {
+    valid = steps / kStreams;
+    count = int(min(first + split.segment_steps, steps) - first);
+    float* shared = shared_memory<float>();
+    kept = shared + threadIdx.x / kWarp * floats_of_warp(place.lanes);
+    rows = kept + kKept;
+    dC_sums = rows + kRowKinds * kChunk * pitch_of_rows(place.lanes);
+    B_tile = shared + kThreads / kWarp * floats_of_warp(place.lanes);
+    C_tile = B_tile + kChunk * place.states;
+  }
+
+  __device__ float& row(Row kind, int t) const {
+    return rows[(kind * kChunk + t) * pitch_of_rows(place.lanes) + place.column];
+  }
+  __device__ float* keep(int t, int quad) const {
+    return kept + (t * kQuads + quad) * kPitch + int(threadIdx.x) % kWarp * 4;
+  }
+  __device__ int first_own() const { return kShare == 1 ? 0 : place.lane % kShare * kOwn; }
+  __device__ bool owner(int t) const { return kShare == 1 || (place.lane < kShare && place.lane == t / kOwn); }
+
+  // Of a stream, and of delta, at the k-th processed step of the segment; k is even for two streams.
+  template <class U, class Tensor>
+  __device__ Walk<U> stream(const Tensor& x, int k) const {
+    const int64_t at = (first + k) / kStreams;
+    return Walk<U>(x, place.sample, place.channel, p.reverse ? valid - 1 - at : at, p.reverse);
+  }
+  template <class U, class Tensor>
+  __device__ Walk<U> recurrence(const Tensor& x, int k) const {
+    return Walk<U>(x, place.sample, place.channel, step_at(p, steps, first + k), p.reverse);
+  }
+  // Which of the two streams has the output of step t of a chunk: products are stream 0's.
+  __device__ int part(int t) const { return kStreams == 1 ? 0 : (t & 1) ^ int(p.reverse); }
+  __device__ float token(float v, float t, int part) const { return part ? v + t : v * t; }
+
+  // The rows of the chunk at k; with kSizes only d and d x, which the states need.
+  template <bool kSizes>
+  __device__ void sizes(int k) {
+    // A thread past the last channel has no step, so that it adds nothing to the sums over channels.
+    const int own = first_own(), left = place.live ? count - k - own : 0;
+    const Walk<const T> delta = recurrence<const T>(p.delta, k + own);
+    Walk<const T> u[kStreams], z[kStreams], dout[kStreams];
+#pragma unroll
+    for (int m = 0; m < kStreams; ++m) {
+      u[m] = stream<const T>(p.u[m], k + own);
+      if constexpr (!kSizes) {
+        z[m] = stream<const T>(p.z[m].data ? p.z[m] : p.u[m], k + own);
+        dout[m] = stream<const T>(q.dout[m], k + own);
+      }
+    }
+#pragma unroll
+    for (int begin = 0; begin < kOwn; begin += kBatch) {
+      float d[kBatch], e[kBatch], slope[kBatch], x[kBatch], dy[kBatch], dgate[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) d[i] = begin + i < left ? to_float(delta[begin + i]) : 0.0f;
+      float stream_x[kStreams][kPoints], w[kPoints], gate[kPoints];
+#pragma unroll
+      for (int m = 0; m < kStreams; ++m)
+#pragma unroll
+        for (int i = 0; i < kPoints; ++i) {
+          const int at = begin / kStreams + i;
+          const bool in = at * kStreams < left;
+          stream_x[m][i] = in ? to_float(u[m][at]) : 0.0f;
+          if constexpr (!kSizes) {
+            const float z_m = in ? to_float(z[m][at]) : 0.0f;
+            w[i] = m == 0 ? z_m : w[i] * z_m;
+            const float dout_m = in ? to_float(dout[m][at]) : 0.0f;
+            // dy of a pair in the order of the steps
+            if constexpr (kStreams == 1) {
+              dy[i] = dout_m;
+            } else {
+              if (m == 0) dy[2 * i] = dy[2 * i + 1] = dout_m;
+              if (m == 1) (p.reverse ? dy[2 * i] : dy[2 * i + 1]) = dout_m;
+            }
+          }
+        }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) d[i] = fmaf(d[i], kLog2E, bias), slope[i] = 1.0f;
+      if (p.delta_softplus) {
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) e[i] = ex2(-fabsf(d[i]));
+        if constexpr (!kSizes) {
+          reciprocals(e, slope);
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i) slope[i] = sigmoid(d[i], e[i], slope[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) d[i] = softplus2<T>(d[i], e[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        d[i] = begin + i < left ? d[i] : 0.0f;
+        x[i] = kStreams == 1 ? stream_x[0][i / kStreams]
+                             : token(stream_x[0][i / kStreams], stream_x[kStreams - 1][i / kStreams], part(i));
+      }
+      if constexpr (!kSizes) {
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) dgate[i] = 0.0f;
+        if (p.z[0].data) {
+          float e_gate[kPoints], r[kPoints];
+#pragma unroll
+          for (int i = 0; i < kPoints; ++i) e_gate[i] = exp_of_minus_magnitude(w[i]);
+          reciprocals(e_gate, r);
+#pragma unroll
+          for (int i = 0; i < kPoints; ++i) {
+            const float s = sigmoid(w[i], e_gate[i], r[i]), one_minus_s = (w[i] < 0.0f ? 1.0f : e_gate[i]) * r[i];
+            gate[i] = w[i] * s;
+            const float slope_of_gate = fmaf(gate[i], one_minus_s, s);
+#pragma unroll
+            for (int j = i * kStreams; j < (i + 1) * kStreams; ++j) dgate[j] = dy[j] * slope_of_gate, dy[j] *= gate[i];
+          }
+        }
+      }
+      if (kShare == 4 && place.lane >= kShare) continue;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int t = own + begin + i;
+        row(kSize, t) = d[i];
+        row(kSizeX, t) = d[i] * x[i];
+        if constexpr (!kSizes) {
+          row(kDy, t) = dy[i];
+          row(kX, t) = kStreams == 1 ? x[i] : stream_x[i % kStreams][i / kStreams];
+          row(kSlope, t) = slope[i];
+          row(kDgate, t) = dgate[i];
+        }
+      }
+    }
+    __syncwarp();
+  }
+
+  // The tile of B and C of the chunk at k, for the whole block.
+  __device__ void load_tile(int k) {
+    __syncthreads();
+    tiles.load(k, count);
+    tiles.store(B_tile, C_tile);
+    __syncthreads();
+  }
+
+  // The state before the chunk at k.
+  __device__ void restore(int k, float (&h)[kStates]) {
+    const int64_t every = p.size.checkpoint_every, at = first + k;
+    place.load(place.row(static_cast<const float*>(p.checkpoints), p.size, p.size.nchunks, at / every),
+               int(p.size.dstate), h);
+    for (int behind = int(at % every); behind > 0; behind -= kChunk) {
+      load_tile(k - behind);
+      sizes<true>(k - behind);
+#pragma unroll 2
+      for (int t = 0; t < kChunk; ++t) {
+        const float d = row(kSize, t), dx = row(kSizeX, t);
+#pragma unroll
+        for (int i = 0; i < kStates; i += 4) {
+          const float4 b = load_vector<float4>(B_tile + t * place.states + place.state(i));
+          h[i] = fmaf(ex2(d * a[i]), h[i], dx * b.x);
+          h[i + 1] = fmaf(ex2(d * a[i + 1]), h[i + 1], dx * b.y);
+          h[i + 2] = fmaf(ex2(d * a[i + 2]), h[i + 2], dx * b.z);
+          h[i + 3] = fmaf(ex2(d * a[i + 3]), h[i + 3], dx * b.w);
+        }
+      }
+      __syncwarp();
+    }
+  }
+
+  // sums[t][n] = sum over the warp's channels of kept[t][n] * row[t], times scale. A pass over `at` writes 128 floats
+  // behind those of the passes before it, and reads rows of 132 floats of which each pass needs at least one.
+  __device__ void sum_channels(Row kind, float scale, float* sums) const {
+    const int quads = place.states / 4, columns = kWarp / place.lanes, pitch = pitch_of_rows(place.lanes);
+    // With eight states there are fewer sums than lanes: two lanes share one.
+    constexpr int kParts = kShare == 1 && kStates == 8 ? 2 : 1;
+    const int lane = threadIdx.x % kWarp, part = kParts == 1 ? 0 : lane / (kWarp / kParts);
+#pragma unroll 1
+    for (int at = lane % (kWarp / kParts); at < kChunk * quads; at += kWarp) {
+      const int t = at / quads, quad = at % quads;
+      const float* from = kept + (t * kQuads + quad / place.lanes) * kPitch + quad % place.lanes * columns * 4;
+      const float* factor = rows + (kind * kChunk + t) * pitch;
+      float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if constexpr (kShare < 4) {
+        constexpr int kColumns = kWarp / kShare / kParts;
+#pragma unroll
+        for (int c = 0; c < kColumns; c += 4) {
+          const float4 f = load_vector<float4>(factor + part * kColumns + c);
+          const float* x = from + (part * kColumns + c) * 4;
+          sum = add(sum, f.x, x), sum = add(sum, f.y, x + 4), sum = add(sum, f.z, x + 8), sum = add(sum, f.w, x + 12);
+        }
+      } else {
+        for (int c = 0; c < columns; ++c) sum = add(sum, factor[c], from + c * 4);
+      }
+      if constexpr (kParts == 2) {
+        constexpr int kHalf = kWarp / 2;
+        sum.x += __shfl_xor_sync(kAllLanes, sum.x, kHalf), sum.y += __shfl_xor_sync(kAllLanes, sum.y, kHalf);
+        sum.z += __shfl_xor_sync(kAllLanes, sum.z, kHalf), sum.w += __shfl_xor_sync(kAllLanes, sum.w, kHalf);
+      }
+      __syncwarp();  // `sums` may be where `kept` is: a pass overwrites only what it and those before it have read
+      if (part == 0)
+        store_vector(sums + at * 4, make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale));
+    }
+  }
+  static __device__ float4 add(float4 sum, float f, const float* p) {
+    const float4 x = load_vector<float4>(p);
+    return make_float4(fmaf(f, x.x, sum.x), fmaf(f, x.y, sum.y), fmaf(f, x.z, sum.z), fmaf(f, x.w, sum.w));
+  }
+
+  // The sums of the block's warps, in their order, to the workspace. Those of dB lie where `kept` was.
+  __device__ void sum_warps(const Partial& partial, int k) const {
+    const int dstate = int(p.size.dstate), floats = floats_of_warp(place.lanes);
+    float* shared = shared_memory<float>();
+    const int64_t ngroups = p.size.ngroups;
+    for (int at = threadIdx.x; at < kChunk * place.states; at += kThreads) {
+      const int t = at / place.states, n = at % place.states;
+      if (n >= dstate || k + t >= count) continue;
+      const int of_dC = kKept + kRowKinds * kChunk * pitch_of_rows(place.lanes) + at;
+      float dB = 0.0f, dC = 0.0f;
+#pragma unroll
+      for (int warp = 0; warp < kThreads / kWarp; ++warp) {
+        dB += shared[warp * floats + at];
+        dC += shared[warp * floats + of_dC];
+      }
+      const int64_t step = step_at(p, steps, first + k + t);
+      const int64_t to = (((place.tile * p.size.batch + place.sample) * p.size.steps + step) * ngroups + place.group) * dstate + n;
+      partial.dB[to] = dB, partial.dC[to] = dC;
+    }
+  }
+
+  __device__ float sum_over_lanes(float y) const {
+    if constexpr (kShare > 1) {
+      for (int o = kWarp / place.lanes; o < kWarp; o *= 2) y += __shfl_xor_sync(kAllLanes, y, o);
+    }
+    return y;
+  }
+
+  // What step t of the chunk at k adds to each gradient, from y = sum C h, qB = sum q B ln 2 and dd = sum A g h.
+  // Steps come backwards, so of a pair the second one first: it leaves its share in `pair`.
+  struct Pair {
+    float dx, dgate;
+  };
+  struct Outputs {
+    Walk<T> ddelta, du[kStreams], dz[kStreams];
+  };
+  __device__ void finish(const Outputs& to, int k, int t, float y, float qB, float dd, Pair& pair) {
+    const float d = row(kSize, t), dy = row(kDy, t), slope = row(kSlope, t);
+    float x, v = 0.0f, u = 0.0f;
+    if constexpr (kStreams == 1) {
+      x = row(kX, t);
+    } else {
+      v = row(kX, t & ~1), u = row(kX, t | 1);
+      x = token(v, u, part(t));
+    }
+    const bool in = k + t < count && place.live;
+    const float ddelta = fmaf(qB, x * kLog2E, dd) * slope, dx = fmaf(d, qB, skip * dy);
+    const float y_full = fmaf(skip, x, y), dgate = y_full * row(kDgate, t);
+    if (in) to.ddelta[t] = from_float<T>(ddelta);
+    if (k + t < count) {
+      dD = fmaf(dy, x, dD);
+      dbias += ddelta;
+    }
+    if constexpr (kStreams == 1) {
+      if (in) {
+        to.du[0][t] = from_float<T>(dx);
+        if (q.dz[0].data) to.dz[0][t] = from_float<T>(dgate);
+      }
+    } else if (t % 2 == 1) {
+      pair = {dx, dgate};
+    } else if (in) {
+      const float dp = p.reverse ? pair.dx : dx, ds = p.reverse ? dx : pair.dx;
+      to.du[0][t / 2] = from_float<T>(fmaf(u, dp, ds));
+      to.du[1][t / 2] = from_float<T>(fmaf(v, dp, ds));
+      if (q.dz[0].data) {
+        const float dw = dgate + pair.dgate;
+        const float z0 = to_float(stream<const T>(p.z[0], k + t)[0]), z1 = to_float(stream<const T>(p.z[1], k + t)[0]);
+        to.dz[0][t / 2] = from_float<T>(dw * z1);
+        to.dz[1][t / 2] = from_float<T>(dw * z0);
+      }
+    }
+    if (p.out[0].data && in) output(k + t, part(t), y_full);
+  }
+  // The forward's output again, for callers that did not keep it.
+  __device__ void output(int k, int part, float y) const {
+    const int even = k / kStreams * kStreams;
+    if (p.z[0].data) {
+      float w = to_float(stream<const T>(p.z[0], even)[0]);
+      if constexpr (kStreams == 2) w *= to_float(stream<const T>(p.z[1], even)[0]);
+      const float e[1] = {exp_of_minus_magnitude(w)};
+      float r[1];
+      reciprocals(e, r);
+      y *= silu(w, e[0], r[0]);
+    }
+    stream<T>(p.out[part], even)[0] = from_float<T>(y);
+  }
+
+  __device__ void chunk(int k, const Partial& partial) {
+    float h[kStates], before[kStates], e[kChunk][kStates];
+    restore(k, before);
+    load_tile(k);
+    sizes<false>(k);
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) h[i] = before[i];
+#pragma unroll
+    for (int t = 0; t < kChunk; ++t) {
+      const float d = row(kSize, t), dx = row(kSizeX, t);
+#pragma unroll
+      for (int i = 0; i < kStates; i += 4) {
+        const float4 b = load_vector<float4>(B_tile + t * place.states + place.state(i));
+#pragma unroll
+        for (int j = i; j < i + 4; ++j) e[t][j] = ex2(d * a[j]);
+        h[i] = fmaf(e[t][i], h[i], dx * b.x), h[i + 1] = fmaf(e[t][i + 1], h[i + 1], dx * b.y);
+        h[i + 2] = fmaf(e[t][i + 2], h[i + 2], dx * b.z), h[i + 3] = fmaf(e[t][i + 3], h[i + 3], dx * b.w);
+        store_vector(keep(t, i / 4), make_float4(h[i], h[i + 1], h[i + 2], h[i + 3]));
+      }
+    }
+    __syncwarp();
+    sum_channels(kDy, 1.0f, dC_sums);
+    __syncwarp();
+
+    const Outputs to = outputs(k);
+    Pair pair{};
+#pragma unroll
+    for (int t = kChunk - 1; t >= 0; --t) {
+      const float d = row(kSize, t), dy = row(kDy, t);
+      float y = 0.0f, qB = 0.0f, dd = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kStates; i += 4) {
+        const int at = t * place.states + place.state(i);
+        const float4 b = load_vector<float4>(B_tile + at), c = load_vector<float4>(C_tile + at);
+        float4 h_before = make_float4(before[i], before[i + 1], before[i + 2], before[i + 3]);
+        if (t > 0) h_before = load_vector<float4>(keep(t - 1, i / 4));
+        float4 dh;
+        dh.x = gradient(i, d, dy, e[t][i], b.x, c.x, h_before.x, h[i], y, qB, dd);
+        dh.y = gradient(i + 1, d, dy, e[t][i + 1], b.y, c.y, h_before.y, h[i + 1], y, qB, dd);
+        dh.z = gradient(i + 2, d, dy, e[t][i + 2], b.z, c.z, h_before.z, h[i + 2], y, qB, dd);
+        dh.w = gradient(i + 3, d, dy, e[t][i + 3], b.w, c.w, h_before.w, h[i + 3], y, qB, dd);
+        store_vector(keep(t, i / 4), dh);
+      }
+      y = sum_over_lanes(y), qB = sum_over_lanes(qB), dd = sum_over_lanes(dd);
+      if (owner(t)) finish(to, k, t, y, qB, dd, pair);
+    }
+    __syncwarp();
+    sum_channels(kSizeX, kLn2, kept);
+    __syncthreads();
+    sum_warps(partial, k);
+  }
+
+  __device__ Outputs outputs(int k) const {
+    Outputs to;
+    to.ddelta = recurrence<T>(q.ddelta, k);
+#pragma unroll
+    for (int m = 0; m < kStreams; ++m) {
+      to.du[m] = stream<T>(q.du[m], k);
+      to.dz[m] = stream<T>(q.dz[m], k);
+    }
+    return to;
+  }
+
+  // One state at one step; h becomes that before the step. -> q
+  __device__ float gradient(int i, float d, float dy, float e, float b, float c, float h_before, float& h, float& y,
+                            float& qB, float& dd) {
+    const float dh = fmaf(c, dy, g[i]);
+    y = fmaf(c, h, y);
+    qB = fmaf(dh, b, qB);
+    g[i] = e * dh;
+    const float gh = g[i] * h_before;
+    dd = fmaf(a[i], gh, dd);
+    dA[i] = fmaf(d, gh, dA[i]);
+    h = h_before;
+    return dh;
+  }
+
+  // What the chunk at k adds to the carry, and the sum of its step sizes.
+  __device__ float summarize(int k) {
+    float sum = 0.0f;
+    load_tile(k);
+    sizes<false>(k);
+#pragma unroll 2
+    for (int t = kChunk - 1; t >= 0; --t) {
+      const float d = row(kSize, t), dy = row(kDy, t);
+      if (owner(t)) sum += d;
+#pragma unroll
+      for (int i = 0; i < kStates; i += 4) {
+        const float4 c = load_vector<float4>(C_tile + t * place.states + place.state(i));
+        g[i] = ex2(d * a[i]) * fmaf(c.x, dy, g[i]), g[i + 1] = ex2(d * a[i + 1]) * fmaf(c.y, dy, g[i + 1]);
+        g[i + 2] = ex2(d * a[i + 2]) * fmaf(c.z, dy, g[i + 2]), g[i + 3] = ex2(d * a[i + 3]) * fmaf(c.w, dy, g[i + 3]);
+      }
+    }
+    return sum;
+  }
+
+  __device__ void run(const Split& split, const Partial& partial) {
+    const int dstate = int(p.size.dstate);
+    const int64_t channel = place.channel, slot = place.sample * split.segments + place.segment;
+    place.load(static_cast<const float*>(p.A) + channel * dstate, dstate, a);
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) g[i] = dA[i] = 0.0f;
+    bias = p.delta_bias ? static_cast<const float*>(p.delta_bias)[channel] * kLog2E : 0.0f;
+    skip = p.D ? static_cast<const float*>(p.D)[channel] : 0.0f;
+    const int last = (count + kChunk - 1) / kChunk * kChunk - kChunk;
+
+    if (split.summary) {
+      float sum = 0.0f;
+      for (int k = last; k >= 0; k -= kChunk) sum += summarize(k);
+      sum = sum_over_lanes(sum);
+      place.store(split.states + (slot * p.size.dim + channel) * dstate, dstate, g);
+      if (place.live && place.lane == 0) split.sums[slot * p.size.dim + channel] = sum;
+      return;
+    }
+    if (split.states) {
+      place.load(split.states + (slot * p.size.dim + channel) * dstate, dstate, g);
+    } else if (q.dlast_state) {
+      place.load(place.row(static_cast<const float*>(q.dlast_state), p.size, 1, 0), dstate, g);
+    }
+#pragma unroll 1
+    for (int k = last; k >= 0; k -= kChunk) chunk(k, partial);
+
+    if (q.dinitial_state && !split.states)
+      place.store(place.row(static_cast<float*>(q.dinitial_state), p.size, 1, 0), dstate, g);
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) dA[i] *= kLn2;
+    place.store(partial.dA + (slot * p.size.dim + channel) * dstate, dstate, dA);
+    dD = sum_over_lanes(dD), dbias = sum_over_lanes(dbias);
+    if (!place.live || place.lane > 0) return;
+    partial.dD[slot * p.size.dim + channel] = dD;
+    partial.dbias[slot * p.size.dim + channel] = dbias;
+    const int64_t begin = first / kStreams, end = begin + split.segment_steps / kStreams;
+    for (int m = 0; m < kStreams; ++m) {
+      place.clear(static_cast<T*>(q.du[m].data), q.du[m], max(begin, valid), min(end, p.size.length));
+      place.clear(static_cast<T*>(q.dz[m].data), q.dz[m], max(begin, valid), min(end, p.size.length));
+      place.clear(static_cast<T*>(p.out[m].data), p.out[m], max(begin, valid), min(end, p.size.length));
+    }
+    place.clear(static_cast<T*>(q.ddelta.data), q.ddelta, max(first, steps), min(first + split.segment_steps, p.size.steps));
+  }
+};
+
+template <class T, int kStates, int kShare, int kStreams>
+__global__ void __launch_bounds__(kThreads, 2)
+    scan_backward_kernel(const ScanBackward q, const Split split, const Partial partial) {
+  Backward<T, kStates, kShare, kStreams>(q, split).run(split, partial);
+}
+
+// dB and dC, one thread for each element: the sums of the tiles, zero at steps past the sample's own.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sum_tiles_kernel(const ScanBackward q, const Partial partial, int64_t tiles) {
+  const ScanSizes& s = q.forward.size;
+  const int64_t per_sample = s.steps * s.ngroups * s.dstate, size = s.batch * per_sample;
+  const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= size) return;
+  const int64_t sample = at / per_sample, step = at % per_sample / (s.ngroups * s.dstate);
+  const int64_t* lengths = q.forward.lengths;
+  float dB = 0.0f, dC = 0.0f;
+  if (!lengths || step < lengths[sample] * q.forward.streams) {
+    for (int64_t i = 0; i < tiles; ++i) dB += partial.dB[i * size + at], dC += partial.dC[i * size + at];
+  }
+  static_cast<T*>(q.dB)[at] = from_float<T>(dB);
+  static_cast<T*>(q.dC)[at] = from_float<T>(dC);
+}
+
+template <class T, int kStates, int kShare, int kStreams>
+void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
+                     void* stream) {
+  launch(scan_backward_kernel<T, kStates, kShare, kStreams>, dim3(unsigned(plan.blocks(q.forward.size))), dim3(kThreads),
+         Backward<T, kStates, kShare, kStreams>::shared_bytes(int(plan.lanes)), stream, q, split, partial);
+}
+
+template <class T, int kStreams>
+void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
+                     void* stream) {
+  if (plan.states == 8) return launch_backward<T, 8, 1, kStreams>(q, plan, split, partial, stream);
+  if (plan.lanes == 1) return launch_backward<T, 16, 1, kStreams>(q, plan, split, partial, stream);
+  if (plan.lanes == 2) return launch_backward<T, 16, 2, kStreams>(q, plan, split, partial, stream);
+  return launch_backward<T, 16, 4, kStreams>(q, plan, split, partial, stream);
+}
+
+template <class T>
+void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
+                     void* stream) {
+  if (q.forward.streams == 1) {
+    launch_backward<T, 1>(q, plan, split, partial, stream);
+  } else {
+    launch_backward<T, 2>(q, plan, split, partial, stream);
+  }
+}
+
+template <class T>
+void launch_sum_tiles(const ScanBackward& q, const ScanPlan& plan, const Partial& partial, void* stream) {
+  const ScanSizes& s = q.forward.size;
+  const int64_t size = s.batch * s.steps * s.ngroups * s.dstate;
+  if (size == 0) return;
+  launch(sum_tiles_kernel<T>, dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0, stream, q, partial,
+         plan.tiles_per_group);
+}
+
+}  // namespace cmimtl::cuda
