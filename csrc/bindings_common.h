@@ -205,9 +205,9 @@ struct Ops {
 
     ScanGradients r;
     for (int m = 0; m < x.streams; ++m) {
-      STD_TORCH_CHECK(dout[m].dim() == 3 && dout[m].size(0) == s.batch && dout[m].size(1) == s.length &&
-                          dout[m].size(2) == s.dim,
-                      op, ": dout must have the shape of its output");
+      STD_TORCH_CHECK(
+          dout[m].dim() == 3 && dout[m].size(0) == s.batch && dout[m].size(1) == s.length && dout[m].size(2) == s.dim,
+          op, ": dout must have the shape of its output");
       q.dout[m] = in(dout[m]);
       q.du[m] = out(r.du[m] = torch::stable::empty_like(x.u[m]));
       r.dz[m] = optional_like(x.z[m], x.u[m], dtype);
@@ -231,12 +231,25 @@ struct Ops {
     return r;
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D,
-                                                        Optional z, Optional delta_bias, Optional initial_state,
-                                                        Optional lengths, bool delta_softplus, bool reverse,
-                                                        int64_t checkpoint_every) {
-    ScanOutputs r = forward("selective_scan_fwd", {1, {u, Tensor()}, {z, {}}, delta, A, B, C, D, delta_bias, initial_state,
-                                               lengths, delta_softplus, reverse, checkpoint_every});
+  static std::tuple<Tensor, Tensor, Tensor> selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,
+                                                               Optional D, Optional z, Optional delta_bias,
+                                                               Optional initial_state, Optional lengths,
+                                                               bool delta_softplus, bool reverse,
+                                                               int64_t checkpoint_every) {
+    ScanOutputs r = forward("selective_scan_fwd", {1,
+                                                   {u, Tensor()},
+                                                   {z, {}},
+                                                   delta,
+                                                   A,
+                                                   B,
+                                                   C,
+                                                   D,
+                                                   delta_bias,
+                                                   initial_state,
+                                                   lengths,
+                                                   delta_softplus,
+                                                   reverse,
+                                                   checkpoint_every});
     return {r.out[0], r.last_state, r.checkpoints};
   }
 
@@ -245,34 +258,70 @@ struct Ops {
       Optional delta_bias, Optional initial_state, Optional lengths, Tensor checkpoints, bool delta_softplus,
       bool reverse, int64_t checkpoint_every, bool recompute_out) {
     ScanGradients r = backward("selective_scan_bwd", &dout, dlast_state,
-                          {1, {u, Tensor()}, {z, {}}, delta, A, B, C, D, delta_bias, initial_state, lengths,
-                           delta_softplus, reverse, checkpoint_every},
-                          checkpoints, recompute_out);
+                               {1,
+                                {u, Tensor()},
+                                {z, {}},
+                                delta,
+                                A,
+                                B,
+                                C,
+                                D,
+                                delta_bias,
+                                initial_state,
+                                lengths,
+                                delta_softplus,
+                                reverse,
+                                checkpoint_every},
+                               checkpoints, recompute_out);
     return {r.du[0], r.ddelta, r.dA, r.dB, r.dC, r.dD, r.dz[0], r.ddelta_bias, r.dinitial_state, r.out[0]};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> cross_selective_scan_fwd(Tensor v, Tensor t, Tensor delta, Tensor A, Tensor B,
-                                                                      Tensor C, Optional D, Optional z_v, Optional z_t,
-                                                                      Optional delta_bias, Optional initial_state,
-                                                                      Optional lengths, bool delta_softplus, bool reverse,
-                                                                      int64_t checkpoint_every) {
-    ScanOutputs r = forward("cross_selective_scan_fwd", {2, {v, t}, {z_v, z_t}, delta, A, B, C, D, delta_bias, initial_state,
-                                                     lengths, delta_softplus, reverse, checkpoint_every});
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> cross_selective_scan_fwd(
+      Tensor v, Tensor t, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z_v, Optional z_t,
+      Optional delta_bias, Optional initial_state, Optional lengths, bool delta_softplus, bool reverse,
+      int64_t checkpoint_every) {
+    ScanOutputs r = forward("cross_selective_scan_fwd", {2,
+                                                         {v, t},
+                                                         {z_v, z_t},
+                                                         delta,
+                                                         A,
+                                                         B,
+                                                         C,
+                                                         D,
+                                                         delta_bias,
+                                                         initial_state,
+                                                         lengths,
+                                                         delta_softplus,
+                                                         reverse,
+                                                         checkpoint_every});
     return {r.out[0], r.out[1], r.last_state, r.checkpoints};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-  cross_selective_scan_bwd(Tensor dout_v, Tensor dout_t, Optional dlast_state, Tensor v, Tensor t, Tensor delta, Tensor A,
-                           Tensor B, Tensor C, Optional D, Optional z_v, Optional z_t, Optional delta_bias,
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                    Tensor>
+  cross_selective_scan_bwd(Tensor dout_v, Tensor dout_t, Optional dlast_state, Tensor v, Tensor t, Tensor delta,
+                           Tensor A, Tensor B, Tensor C, Optional D, Optional z_v, Optional z_t, Optional delta_bias,
                            Optional initial_state, Optional lengths, Tensor checkpoints, bool delta_softplus,
                            bool reverse, int64_t checkpoint_every, bool recompute_out) {
     const Tensor dout[2] = {dout_v, dout_t};
     ScanGradients r = backward("cross_selective_scan_bwd", dout, dlast_state,
-                          {2, {v, t}, {z_v, z_t}, delta, A, B, C, D, delta_bias, initial_state, lengths, delta_softplus,
-                           reverse, checkpoint_every},
-                          checkpoints, recompute_out);
-    return {r.du[0], r.du[1], r.ddelta, r.dA, r.dB, r.dC, r.dD, r.dz[0], r.dz[1], r.ddelta_bias, r.dinitial_state,
-            r.out[0], r.out[1]};
+                               {2,
+                                {v, t},
+                                {z_v, z_t},
+                                delta,
+                                A,
+                                B,
+                                C,
+                                D,
+                                delta_bias,
+                                initial_state,
+                                lengths,
+                                delta_softplus,
+                                reverse,
+                                checkpoint_every},
+                               checkpoints, recompute_out);
+    return {r.du[0], r.du[1],       r.ddelta,         r.dA,     r.dB,    r.dC, r.dD, r.dz[0],
+            r.dz[1], r.ddelta_bias, r.dinitial_state, r.out[0], r.out[1]};
   }
 
   static Tensor causal_conv1d_fwd(Tensor x, Tensor weight, Optional bias, Optional lengths, bool silu, bool reverse) {
@@ -286,7 +335,7 @@ struct Ops {
   }
 
   static std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Optional bias,
-                                                       Optional lengths, bool silu, bool reverse) {
+                                                              Optional lengths, bool silu, bool reverse) {
     ConvInputs inputs{x, weight, bias, lengths};
     ConvBackward q{};
     q.forward = inputs.params("causal_conv1d_bwd", silu, reverse);
@@ -295,7 +344,8 @@ struct Ops {
     STD_TORCH_CHECK(dout.dim() == 3 && dout.size(0) == p.batch && dout.size(1) == p.length && dout.size(2) == p.dim,
                     "causal_conv1d_bwd: dout must have the shape of x");
     const ScalarType acc = accumulation_of(x);
-    Tensor dx = torch::stable::empty_like(x), dweight = empty(x, {p.dim, p.width}, acc), dbias = optional_like(bias, x, acc);
+    Tensor dx = torch::stable::empty_like(x), dweight = empty(x, {p.dim, p.width}, acc),
+           dbias = optional_like(bias, x, acc);
     q.dout = in(dout);
     q.dx = out(dx);
     q.dweight = dweight.mutable_data_ptr();

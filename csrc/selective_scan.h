@@ -27,11 +27,11 @@ struct InMap {
 
 struct ScanSizes {
   int64_t batch;
-  int64_t length;            // steps of one stream
-  int64_t steps;             // steps of the recurrence: length, or 2 * length for two streams
-  int64_t dim;               // channels
-  int64_t dstate;            // states of one channel
-  int64_t ngroups;           // divides dim; channels [g * dim / ngroups, (g + 1) * dim / ngroups) share row g of B and C
+  int64_t length;   // steps of one stream
+  int64_t steps;    // steps of the recurrence: length, or 2 * length for two streams
+  int64_t dim;      // channels
+  int64_t dstate;   // states of one channel
+  int64_t ngroups;  // divides dim; channels [g * dim / ngroups, (g + 1) * dim / ngroups) share row g of B and C
   int64_t checkpoint_every;  // recurrence steps between two checkpoints; 0: none are kept
   int64_t nchunks;           // ceil(steps / checkpoint_every); 0 without checkpoints
 };
@@ -43,12 +43,12 @@ struct ScanForward {
   int streams;  // 1: u = stream 0.  2: v = stream 0, t = stream 1
   bool delta_softplus, reverse;
 
-  In u[2];                // (batch, length, dim)
-  In delta;               // (batch, steps, dim)
-  const void* A;          // acc (dim, dstate)
-  InMap B, C;             // (batch, steps, ngroups, dstate)
-  const void* D;          // acc (dim,) or null
-  In z[2];                // (batch, length, dim) or null; two streams share the gate silu(z[0] * z[1])
+  In u[2];                    // (batch, length, dim)
+  In delta;                   // (batch, steps, dim)
+  const void* A;              // acc (dim, dstate)
+  InMap B, C;                 // (batch, steps, ngroups, dstate)
+  const void* D;              // acc (dim,) or null
+  In z[2];                    // (batch, length, dim) or null; two streams share the gate silu(z[0] * z[1])
   const void* delta_bias;     // acc (dim,) or null
   const void* initial_state;  // acc (batch, dim, dstate) or null: zeros
   const int64_t* lengths;     // (batch,) valid steps of a stream, 0 <= lengths[b] <= length, or null: all
@@ -59,18 +59,19 @@ struct ScanForward {
 };
 
 struct ScanBackward {
-  ScanForward forward;  // the forward's inputs and checkpoints; out is written where out[0].data is not null, last_state is not
+  ScanForward
+      forward;  // the forward's inputs and checkpoints; out is written where out[0].data is not null, last_state is not
 
-  In dout[2];                // (batch, length, dim)
-  const void* dlast_state;   // acc (batch, dim, dstate) or null: zeros
+  In dout[2];               // (batch, length, dim)
+  const void* dlast_state;  // acc (batch, dim, dstate) or null: zeros
 
-  Out du[2];            // (batch, length, dim); all gradients are 0 at invalid steps
-  Out ddelta;           // (batch, steps, dim)
-  void* dA;             // acc (dim, dstate)
-  void *dB, *dC;        // dtype (batch, steps, ngroups, dstate)
-  void* dD;             // acc (dim,) or null
-  Out dz[2];            // (batch, length, dim) or null
-  void* ddelta_bias;    // acc (dim,) or null
+  Out du[2];             // (batch, length, dim); all gradients are 0 at invalid steps
+  Out ddelta;            // (batch, steps, dim)
+  void* dA;              // acc (dim, dstate)
+  void *dB, *dC;         // dtype (batch, steps, ngroups, dstate)
+  void* dD;              // acc (dim,) or null
+  Out dz[2];             // (batch, length, dim) or null
+  void* ddelta_bias;     // acc (dim,) or null
   void* dinitial_state;  // acc (batch, dim, dstate) or null
 };
 

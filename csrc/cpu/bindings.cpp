@@ -82,8 +82,8 @@ struct CpuKernels {
   static void check_scan(const char* op, const ScanForward& p) {
     const int64_t every = p.size.checkpoint_every;
     STD_TORCH_CHECK(every >= 0 && every <= kMostBetweenCheckpoints && every % p.streams == 0, op,
-                    ": checkpoint_every must be a multiple of ", p.streams, " up to ", kMostBetweenCheckpoints, ", got ",
-                    every);
+                    ": checkpoint_every must be a multiple of ", p.streams, " up to ", kMostBetweenCheckpoints,
+                    ", got ", every);
   }
   static void check_conv(const char*, const ConvForward&) {}
 
@@ -136,7 +136,8 @@ struct CpuKernels {
     char *dweight = static_cast<char*>(parts.get()), *dbias = dweight + word * channels * p.width;
     each_task(p.batch, k.conv_blocks(p.dim), [&](int64_t batch, int64_t first, int64_t last) {
       const Memory scratch = allocate(k.conv_bytes(p.width));
-      for (int64_t block = first; block < last; ++block) k.conv_backward(q, dweight, dbias, batch, block, scratch.get());
+      for (int64_t block = first; block < last; ++block)
+        k.conv_backward(q, dweight, dbias, batch, block, scratch.get());
     });
     sum_samples(k, dweight, p.batch, p.dim * p.width, q.dweight);
     if (q.dbias) sum_samples(k, dbias, p.batch, p.dim, q.dbias);

@@ -49,6 +49,8 @@ struct CudaKernels {
 
   static void check_conv(const char* op, const ConvForward& p) {
     check_dtype(op, "x", p.dtype);
+    STD_TORCH_CHECK(p.width > 0 && p.width <= kMostTaps, op, ": weight must have 1 to ", kMostTaps, " taps, got ",
+                    p.width);
     check_size(op, "length", p.length);
     check_size(op, "dim", p.dim);
     check_stride(op, "x", p.x.data, p.x.step);
@@ -64,7 +66,8 @@ struct CudaKernels {
     cuda::scan_forward(p, floats(workspace(like, forward_elements(p.size))), current.stream);
   }
   static void scan_backward(const ScanBackward& q, const Tensor& like) {
-    for (int m = 0; m < q.forward.streams; ++m) check_stride("the backward scan", "dout", q.dout[m].data, q.dout[m].step);
+    for (int m = 0; m < q.forward.streams; ++m)
+      check_stride("the backward scan", "dout", q.dout[m].data, q.dout[m].step);
     const CurrentStream current(like);
     cuda::scan_backward(q, floats(workspace(like, backward_elements(q.forward.size))), current.stream);
   }

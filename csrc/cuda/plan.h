@@ -10,6 +10,7 @@ namespace cmimtl::cuda {
 
 constexpr int kThreads = 128;           // of a block of the scans
 constexpr int64_t kMostStates = 256;    // 16 lanes of 16 states
+constexpr int64_t kMostTaps = 32;       // of the convolution: a thread holds four floats for each
 constexpr int kChunk = 8;               // steps that the backward pass keeps the states of, see scan_backward.cuh
 constexpr int64_t kMostWarps = 1056;    // 8 warps on each of 132 multiprocessors: more add no speed
 constexpr int64_t kLeastSegment = 128;  // steps; the pass over the carries costs as much as a few of them

@@ -18,7 +18,8 @@ void run(const ScanBackward& q, const ScanPlan& plan, Split split, const Partial
     if (plan.segments > 1) {
       split.summary = true;
       launch_backward<T>(q, plan, split, partial, stream);
-      carry_states(p, split, true, static_cast<const float*>(q.dlast_state), static_cast<float*>(q.dinitial_state), stream);
+      carry_states(p, split, true, static_cast<const float*>(q.dlast_state), static_cast<float*>(q.dinitial_state),
+                   stream);
       split.summary = false;
     }
     launch_backward<T>(q, plan, split, partial, stream);

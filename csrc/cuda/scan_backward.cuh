@@ -30,10 +30,10 @@ namespace cmimtl::cuda {
 template <class T, int kStates, int kShare, int kStreams>
 struct Backward {
   static constexpr int kQuads = kStates / 4;
-  static constexpr int kOwn = kChunk / kShare;           // steps of a chunk that are this lane's
-  static constexpr int kBatch = kOwn < 4 ? kOwn : 4;     // of those at a time
-  static constexpr int kPoints = kBatch / kStreams;      // steps of a stream in a batch
-  static constexpr int kPitch = (kWarp + 1) * 4;         // floats of a row of `kept`: conflict-free along both axes
+  static constexpr int kOwn = kChunk / kShare;        // steps of a chunk that are this lane's
+  static constexpr int kBatch = kOwn < 4 ? kOwn : 4;  // of those at a time
+  static constexpr int kPoints = kBatch / kStreams;   // steps of a stream in a batch
+  static constexpr int kPitch = (kWarp + 1) * 4;      // floats of a row of `kept`: conflict-free along both axes
   static constexpr int kKept = kChunk * kQuads * kPitch;
   static constexpr int kWidest = kShare == 4 ? int(kMostStates) : kShare * kStates;
   using Tiles = MapTiles<T, kChunk, kWidest>;
@@ -62,7 +62,9 @@ struct Backward {
   static __device__ int64_t steps_of(const ScanForward& p, int sample) {
     return (p.lengths ? p.lengths[sample] : p.size.length) * kStreams;
   }
-  static __device__ int64_t step_at(const ScanForward& p, int64_t steps, int64_t k) { return p.reverse ? steps - 1 - k : k; }
+  static __device__ int64_t step_at(const ScanForward& p, int64_t steps, int64_t k) {
+    return p.reverse ? steps - 1 - k : k;
+  }
 
   __device__ Backward(const ScanBackward& q, const Split& split)
       : q(q),
@@ -287,7 +289,8 @@ struct Backward {
         dC += shared[warp * floats + of_dC];
       }
       const int64_t step = step_at(p, steps, first + k + t);
-      const int64_t to = (((place.tile * p.size.batch + place.sample) * p.size.steps + step) * ngroups + place.group) * dstate + n;
+      const int64_t to =
+          (((place.tile * p.size.batch + place.sample) * p.size.steps + step) * ngroups + place.group) * dstate + n;
       partial.dB[to] = dB, partial.dC[to] = dC;
     }
   }
@@ -489,13 +492,11 @@ struct Backward {
     if (!place.live || place.lane > 0) return;
     partial.dD[slot * p.size.dim + channel] = dD;
     partial.dbias[slot * p.size.dim + channel] = dbias;
-    const int64_t begin = first / kStreams, end = begin + split.segment_steps / kStreams;
-    for (int m = 0; m < kStreams; ++m) {
-      place.clear(static_cast<T*>(q.du[m].data), q.du[m], max(begin, valid), min(end, p.size.length));
-      place.clear(static_cast<T*>(q.dz[m].data), q.dz[m], max(begin, valid), min(end, p.size.length));
-      place.clear(static_cast<T*>(p.out[m].data), p.out[m], max(begin, valid), min(end, p.size.length));
-    }
-    place.clear(static_cast<T*>(q.ddelta.data), q.ddelta, max(first, steps), min(first + split.segment_steps, p.size.steps));
+    const int64_t begin = first / kStreams, end = min(begin + split.segment_steps / kStreams, p.size.length);
+    for (int m = 0; m < kStreams; ++m)
+      for (const Out* x : {&q.du[m], &q.dz[m], &p.out[m]})
+        clear_steps<T>(*x, place.sample, channel, max(begin, valid), end);
+    clear_steps<T>(q.ddelta, place.sample, channel, max(first, steps), min(first + split.segment_steps, p.size.steps));
   }
 };
 
@@ -507,7 +508,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // dB and dC, one thread for each element: the sums of the tiles, zero at steps past the sample's own.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sum_tiles_kernel(const ScanBackward q, const Partial partial, int64_t tiles) {
+__global__ void __launch_bounds__(kThreads)
+    sum_tiles_kernel(const ScanBackward q, const Partial partial, int64_t tiles) {
   const ScanSizes& s = q.forward.size;
   const int64_t per_sample = s.steps * s.ngroups * s.dstate, size = s.batch * per_sample;
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -525,8 +527,9 @@ __global__ void __launch_bounds__(kThreads) sum_tiles_kernel(const ScanBackward 
 template <class T, int kStates, int kShare, int kStreams>
 void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
                      void* stream) {
-  launch(scan_backward_kernel<T, kStates, kShare, kStreams>, dim3(unsigned(plan.blocks(q.forward.size))), dim3(kThreads),
-         Backward<T, kStates, kShare, kStreams>::shared_bytes(int(plan.lanes)), stream, q, split, partial);
+  launch(scan_backward_kernel<T, kStates, kShare, kStreams>, dim3(unsigned(plan.blocks(q.forward.size))),
+         dim3(kThreads), Backward<T, kStates, kShare, kStreams>::shared_bytes(int(plan.lanes)), stream, q, split,
+         partial);
 }
 
 template <class T, int kStreams>

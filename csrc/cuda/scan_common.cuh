@@ -6,6 +6,7 @@
 #include "selective_scan.h"
 #include "split.h"
 #include "step_math.cuh"
+#include "walk.cuh"
 
 namespace cmimtl::cuda {
 
@@ -71,31 +72,6 @@ struct Place {
         if (state(i) < dstate) p[state(i)] = x[i];
     }
   }
-
-  // Zeros at rows [begin, end) of this channel; p is x.data, or null.
-  template <class T>
-  __device__ void clear(T* p, const Out& x, int64_t begin, int64_t end) const {
-    if (!p) return;
-    p += sample * x.batch + channel * x.dim;
-    for (int64_t i = begin; i < end; ++i) p[i * x.step] = T{};
-  }
-};
-
-// A (batch, step, channel) tensor at one sample, channel and first processed step; with `reverse` the stride is negative.
-// Strides of a step fit 32 bits, which the caller of the kernels has checked.
-template <class T>
-struct Walk {
-  T* p;
-  int stride;
-
-  Walk() = default;
-  template <class Tensor>
-  __device__ Walk(const Tensor& x, int64_t sample, int64_t channel, int64_t first, bool reverse)
-      : p(static_cast<T*>(const_cast<void*>(static_cast<const void*>(x.data))) + sample * x.batch + first * x.step +
-          channel * x.dim),
-        stride(stride_of_lane(int(reverse ? -x.step : x.step))) {}
-  __device__ T& operator[](int i) const { return *step_on(p, i, stride); }
-  __device__ void advance(int steps) { p = step_on(p, steps, stride); }
 };
 
 // Tiles of kRows processed steps of B and of C, as float in shared memory: (row, state), padded with zeros. A tile is on

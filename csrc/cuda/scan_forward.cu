@@ -16,7 +16,8 @@ void scan_forward(const ScanForward& p, float* workspace, void* stream) {
   if (plan.segments > 1) {
     split.summary = true;
     run(p, plan, split, stream);
-    carry_states(p, split, false, static_cast<const float*>(p.initial_state), static_cast<float*>(p.last_state), stream);
+    carry_states(p, split, false, static_cast<const float*>(p.initial_state), static_cast<float*>(p.last_state),
+                 stream);
     split.summary = false;
   }
   run(p, plan, split, stream);

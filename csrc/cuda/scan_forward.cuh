@@ -22,7 +22,7 @@ constexpr int kGroup = 4;  // steps at a time: what is done once for a step is s
 // Options that cost no slot where they are off are tested at run time; the gate is not one of them.
 template <class T, int kStates, int kShare, int kStreams, bool kGate>
 struct Forward {
-  static constexpr int kOwn = kGroup / kShare;                         // steps of a group that are this lane's
+  static constexpr int kOwn = kGroup / kShare;                           // steps of a group that are this lane's
   static constexpr int kPoints = kOwn < kStreams ? 1 : kOwn / kStreams;  // steps of a stream, and gates, of those
   static constexpr int kRows = kShare == 1 ? 32 : kShare == 2 ? 16 : kGroup;
   static constexpr int kWidest = kShare == 4 ? int(kMostStates) : kShare * kStates;
@@ -35,17 +35,14 @@ struct Forward {
   Walk<T> out[kStreams];
   T next_delta[kOwn], next_u[kStreams][kPoints], next_z[kStreams][kPoints];  // what lies there, on its way
   bool softplus_delta, summary;
-  bool odd;  // this lane's first step is the second one of its pair, in the order of x
-  int own;   // the first of this lane's steps of a group
+  bool odd;          // this lane's first step is the second one of its pair, in the order of x
+  int own;           // the first of this lane's steps of a group
   float bias, skip;  // bias times log2 e
   float a[kStates], h[kStates];
   float sum = 0.0f;  // of the step sizes that are this lane's, for a summary
 
   __device__ Forward(const ScanForward& p, const Split& split)
-      : p(p),
-        place(p.size, split.segments),
-        softplus_delta(p.delta_softplus),
-        summary(split.summary) {}
+      : p(p), place(p.size, split.segments), softplus_delta(p.delta_softplus), summary(split.summary) {}
 
   // Starts the loads of the next group, which ends the sequence after `left` of its steps; kMasked: where that is fewer
   // than all.
@@ -179,7 +176,7 @@ struct Forward {
     const int64_t begin = place.segment * split.segment_steps / kStreams, end = begin + split.segment_steps / kStreams;
     if (!place.live || place.lane > 0) return;
     for (int m = 0; m < kStreams; ++m)
-      place.clear(static_cast<T*>(p.out[m].data), p.out[m], max(begin, valid), min(end, p.size.length));
+      clear_steps<T>(p.out[m], place.sample, place.channel, max(begin, valid), min(end, p.size.length));
   }
 
   __device__ void run(const Split& split) {
@@ -204,7 +201,8 @@ struct Forward {
     skip = p.D ? static_cast<const float*>(p.D)[channel] : 0.0f;
 
     if (count > 0) {
-      const int64_t step = reverse ? steps - 1 - first : first, point = reverse ? valid - 1 - first / kStreams : first / kStreams;
+      const int64_t step = reverse ? steps - 1 - first : first,
+                    point = reverse ? valid - 1 - first / kStreams : first / kStreams;
       own = kShare == 1 ? 0 : place.lane % kShare * kOwn;
       odd = reverse != (own % 2 == 1);
       delta = Walk<const T>(p.delta, place.sample, channel, step, reverse);
@@ -248,7 +246,8 @@ struct Forward {
       const int end_of_tile = min(row + kRows, count);
       while (k < end_of_tile) {
         if (k == next) {
-          place.store(place.row(static_cast<float*>(p.checkpoints), p.size, p.size.nchunks, (first + k) / every), dstate, h);
+          place.store(place.row(static_cast<float*>(p.checkpoints), p.size, p.size.nchunks, (first + k) / every),
+                      dstate, h);
           next += every;
         }
         const int end = min(end_of_tile, next), end_of_full = min(end, count - 2 * kGroup + 1);

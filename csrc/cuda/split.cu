@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(kThreads) carry_kernel(const ScanSizes s, cons
   if (last) last[at] = carry;
 }
 
-__global__ void __launch_bounds__(kThreads) sum_parts_kernel(const float* parts, int64_t count, int64_t size, float* out) {
+__global__ void __launch_bounds__(kThreads)
+    sum_parts_kernel(const float* parts, int64_t count, int64_t size, float* out) {
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= size) return;
   float sum = 0.0f;
@@ -33,7 +34,8 @@ __global__ void __launch_bounds__(kThreads) sum_parts_kernel(const float* parts,
 
 void sum_parts(const float* parts, int64_t count, int64_t size, float* out, void* stream) {
   if (size == 0) return;
-  launch(sum_parts_kernel, dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0, stream, parts, count, size, out);
+  launch(sum_parts_kernel, dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0, stream, parts, count, size,
+         out);
 }
 
 void carry_states(const ScanForward& p, const Split& split, bool backward, const float* initial, float* last,

@@ -65,9 +65,7 @@ __device__ __forceinline__ void reciprocals(const float (&e)[kCount], float (&r)
 __device__ __forceinline__ float exp_of_minus_magnitude(float x) { return ex2(fabsf(x) * -kLog2E); }
 
 // x / (1 + e^-x), with e = e^-|x| and r = 1 / (1 + e).
-__device__ __forceinline__ float silu(float x, float e, float r) {
-  return fmaf(fabsf(x) * -e, r, fmaxf(x, 0.0f));
-}
+__device__ __forceinline__ float silu(float x, float e, float r) { return fmaf(fabsf(x) * -e, r, fmaxf(x, 0.0f)); }
 
 // 1 / (1 + e^-x), likewise; of softplus2 it is the slope.
 __device__ __forceinline__ float sigmoid(float x, float e, float r) { return (x < 0.0f ? e : 1.0f) * r; }
