@@ -35,7 +35,8 @@ class Build:
         name: of the build.
         flags: of kernels.
         engine: of the engine, which is compiled without the sanitizer and told of it.
-        runtime: the sanitizer's library, which must be the first that a process loads.
+        runtime: the sanitizer's library, which must be the first that a process loads: a program
+            does, Python has to be told.
         environment: of the process that runs the kernels.
     """
 
@@ -45,25 +46,48 @@ class Build:
     runtime: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
 
-    def run(self, command: list, **options) -> subprocess.CompletedProcess:
-        """Run a program whose libraries are of this build."""
-        environment = os.environ | dict(self.environment)
+    def run(self, command: list, **environment: str) -> subprocess.CompletedProcess:
+        """Run a program of this build in ROOT, its errors among its output."""
         return subprocess.run(
             [str(part) for part in command],
-            env=environment | options.pop("env", {}),
+            cwd=ROOT,
+            env=os.environ | dict(self.environment) | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            **options,
         )
+
+    def pytest(self, library: Path, *arguments: str) -> subprocess.CompletedProcess:
+        """Run tests of the kernels of `library`, a build of this kind, in a process of their own.
+
+        The same process runs no second thread, so that a data race is one of the kernels'.
+        """
+        environment = {
+            "CMIMTL_CUDA_ON_CPU": self.name,
+            "CMIMTL_CUDA_ON_CPU_LIBRARY": str(library),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        if self.runtime:  # the address sanitizer looks for the exceptions of libstdc++ at its start
+            needed = (self.runtime, "libstdc++.so.6")
+            environment["LD_PRELOAD"] = " ".join(
+                _run([CXX, f"-print-file-name={x}"]).strip() for x in needed
+            )
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        return self.run([*command, "-p", "no:xdist", *arguments], **environment)
 
 
 PLAIN = Build("plain", ("-O1",))
 UCONTEXT = Build("ucontext", ("-O1",), ("-DSIMT_UCONTEXT",))
 ADDRESS = Build(
     "address",
-    ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    # All of "undefined" takes twice as long to compile.
+    (
+        "-O1",
+        "-fsanitize=address,alignment,bounds,shift,signed-integer-overflow",
+        "-fno-sanitize-recover=all",
+    ),
     ("-DSIMT_ADDRESS",),
     "libasan.so",
     (("ASAN_OPTIONS", "detect_leaks=0"),),  # CPython keeps much to its end

@@ -43,6 +43,7 @@ def cuda_on_cpu(library, monkeypatch) -> ctypes.CDLL:
     monkeypatch.setitem(backends.BACKENDS, "cuda", backend)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
+    torch.set_num_threads(1)  # the tensors are small; root's conftest.py sets it back
     library.simt_set_seed(1)
     yield library
     torch.use_deterministic_algorithms(False)

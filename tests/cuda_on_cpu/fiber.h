@@ -152,7 +152,12 @@ class Fiber {
   }
 
  private:
-  static constexpr size_t kGuard = 4096, kStack = 256 << 10;
+  static constexpr size_t kGuard = 4096;
+#ifdef SIMT_THREAD
+  static constexpr size_t kStack = 64 << 10;  // map() has the sanitizer clear four times as much
+#else
+  static constexpr size_t kStack = 256 << 10;
+#endif
   static constexpr unsigned kNoOrder = 1;  // a switch orders nothing
 
   static void* map(void* address, size_t bytes, int flags) {

@@ -1,0 +1,94 @@
+"""The CUDA kernels against the reference, thread by thread: see conftest.py for how they run."""
+
+import pytest
+import torch
+
+import cmimtl_kernels
+from cmimtl_kernels import testing
+from tests.cuda_on_cpu.conftest import BUILD
+from tests.kernels import matrix
+from tests.kernels.matrix import Case
+
+pytestmark = pytest.mark.usefixtures("cuda_on_cpu")
+
+LONGEST = 129  # steps of the matrix's cases here; longer ones below, where they reach other code
+SOFT = {"delta_softplus": True}
+BACK = {"delta_softplus": True, "reverse": True}
+
+
+def small(case: Case) -> bool:
+    return case.sizes.get("length", 0) <= LONGEST and case.sizes.get("dtype") != torch.float64
+
+
+def split_cases(op: str) -> list[Case]:
+    """Scans long enough to be split in time, the last segment short or without a valid step."""
+    steps = 2 if op == "cross_selective_scan" else 1
+    one = {"batch": 1, "dim": 3, "dstate": 4, "length": 600 // steps}
+    two = one | {"batch": 2, "dstate": 16}
+    return [
+        Case(op, one, SOFT),
+        Case(op, one, BACK),
+        Case(op, two, SOFT, "sliced", (601 // steps - 1, 130 // steps)),
+        Case(op, two, BACK, "sliced", (0, 400 // steps)),
+        Case(op, one | dict.fromkeys(matrix.TENSOR_OPTIONS, False)),
+    ]
+
+
+def sanitized_cases(op: str) -> list[Case]:
+    """A few cases that together reach every branch: slow builds run these alone."""
+    off = dict.fromkeys(matrix.TENSOR_OPTIONS, False)
+    return [
+        Case(op, {"batch": 1, "length": 37, "dim": 9}, SOFT),
+        Case(op, {"batch": 3, "length": 35, "dim": 6, "ngroups": 2}, BACK, "sliced", (0, 7, 33)),
+        Case(op, {"batch": 1, "length": 34, "dim": 130} | off),
+        *(Case(op, {"batch": 1, "length": 9, "dim": 5, "dstate": n}, SOFT) for n in (1, 17, 100)),
+        Case(op, {"batch": 1, "length": 12, "dim": 5, "dstate": 256}, BACK),
+        Case(op, {"batch": 1, "length": 20, "dim": 6, "dtype": torch.bfloat16}, SOFT, "transposed"),
+        split_cases(op)[2],
+    ]
+
+
+def conv_cases() -> list[Case]:
+    cases = [case for case in matrix.conv_cases() if case.sizes.get("dtype") != torch.float64]
+    return cases if BUILD.runtime is None else cases[::4]
+
+
+def cases(op: str) -> list[Case]:
+    if BUILD.runtime is not None:
+        return sanitized_cases(op)
+    return [*filter(small, matrix.scan_cases(op)), *split_cases(op)]
+
+
+def check(case: Case) -> None:
+    """The case against the reference; under a sanitizer, which slows the reference down most of
+    all, only that the kernels leave nothing unwritten: torch.empty gives NaN here."""
+    if BUILD.runtime is None:
+        return matrix.check(case, backend="cuda")
+    function = getattr(cmimtl_kernels, case.op)
+    results = testing.run_with_gradients(function, case.inputs(), backend="cuda", **case.options)
+    for name, result in results.items():
+        assert result.isfinite().all(), name
+
+
+@pytest.mark.parametrize("case", [c for op in matrix.SCANS for c in cases(op)], ids=str)
+def test_scan(case):
+    check(case)
+
+
+@pytest.mark.parametrize("case", conv_cases(), ids=str)
+def test_convolution(case):
+    check(case)
+
+
+@pytest.mark.parametrize("op", matrix.SCANS)
+def test_the_same_bits_under_every_schedule(cuda_on_cpu, op):
+    inputs = testing.scan_inputs(batch=2, length=40, dim=20, cross=op == "cross_selective_scan")
+    function, runs = getattr(cmimtl_kernels, op), []
+    for seed in (0, 1, 2):
+        cuda_on_cpu.simt_set_seed(seed)
+        runs.append(
+            testing.run_with_gradients(function, inputs, backend="cuda", delta_softplus=True)
+        )
+    for run in runs[1:]:
+        for name, result in run.items():
+            assert torch.equal(result, runs[0][name]), name
