@@ -22,10 +22,14 @@ void check_size(const char* op, const char* name, int64_t size) {
   STD_TORCH_CHECK(size < kBelow, op, ": ", name, " must be below 2^31, got ", size);
 }
 
-void check_stride(const char* op, const char* name, const void* data, int64_t stride) {
-  STD_TORCH_CHECK(!data || stride < kBelow, op, ": ", name, " must have a step stride below 2^31, got ", stride,
+template <class Strided>
+void check_strides(const char* op, const char* name, const Strided& x, int64_t step, int64_t last) {
+  STD_TORCH_CHECK(!x.data || (step < kBelow && last < kBelow), op, ": ", name,
+                  " must have strides below 2^31 along steps and the last axis, got ", step, " and ", last,
                   "; call contiguous() on it");
 }
+void check_strides(const char* op, const char* name, const In& x) { check_strides(op, name, x, x.step, x.dim); }
+void check_strides(const char* op, const char* name, const InMap& x) { check_strides(op, name, x, x.step, x.state); }
 
 struct CudaKernels {
   static void check_scan(const char* op, const ScanForward& p) {
@@ -39,12 +43,12 @@ struct CudaKernels {
     check_size(op, "dim", s.dim);
     check_size(op, "the number of blocks", plan_forward(s).blocks(s));
     for (int m = 0; m < p.streams; ++m) {
-      check_stride(op, "u", p.u[m].data, p.u[m].step);
-      check_stride(op, "z", p.z[m].data, p.z[m].step);
+      check_strides(op, "u", p.u[m]);
+      check_strides(op, "z", p.z[m]);
     }
-    check_stride(op, "delta", p.delta.data, p.delta.step);
-    check_stride(op, "B", p.B.data, p.B.step);
-    check_stride(op, "C", p.C.data, p.C.step);
+    check_strides(op, "delta", p.delta);
+    check_strides(op, "B", p.B);
+    check_strides(op, "C", p.C);
   }
 
   static void check_conv(const char* op, const ConvForward& p) {
@@ -53,7 +57,7 @@ struct CudaKernels {
                     p.width);
     check_size(op, "length", p.length);
     check_size(op, "dim", p.dim);
-    check_stride(op, "x", p.x.data, p.x.step);
+    check_strides(op, "x", p.x);
   }
 
   // The memory is handed back to PyTorch's allocator on return, which gives it out again on this stream alone, so after
@@ -66,8 +70,9 @@ struct CudaKernels {
     cuda::scan_forward(p, floats(workspace(like, forward_elements(p.size))), current.stream);
   }
   static void scan_backward(const ScanBackward& q, const Tensor& like) {
-    for (int m = 0; m < q.forward.streams; ++m)
-      check_stride("the backward scan", "dout", q.dout[m].data, q.dout[m].step);
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(q.forward.checkpoints) % 16 == 0,
+                    "the backward scan: checkpoints must be those of the forward pass, got a slice of them");
+    for (int m = 0; m < q.forward.streams; ++m) check_strides("the backward scan", "dout", q.dout[m]);
     const CurrentStream current(like);
     cuda::scan_backward(q, floats(workspace(like, backward_elements(q.forward.size))), current.stream);
   }
@@ -76,7 +81,7 @@ struct CudaKernels {
     cuda::conv_forward(p, current.stream);
   }
   static void conv_backward(const ConvBackward& q, const Tensor& like) {
-    check_stride("causal_conv1d_bwd", "dout", q.dout.data, q.dout.step);
+    check_strides("causal_conv1d_bwd", "dout", q.dout);
     const CurrentStream current(like);
     cuda::conv_backward(q, floats(workspace(like, conv_backward_elements(q.forward))), current.stream);
   }

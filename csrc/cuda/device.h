@@ -111,7 +111,8 @@ __device__ __forceinline__ void copies_wait() {
 template <class T>
 __device__ __forceinline__ T* step_on(T* p, int steps, int stride) {
   T* q;
-  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(q) : "r"(stride), "r"(steps * int(sizeof(T))), "l"(p));
+  asm volatile("mad.wide.s32 %0, %1, %2, %3;" : "=l"(q) : "r"(stride), "r"(steps * int(sizeof(T))), "l"(p));
+  __builtin_assume(__isGlobal(q));  // which the compiler no longer sees
   return q;
 }
 

@@ -27,7 +27,7 @@
 
 namespace cmimtl::cuda {
 
-template <class T, int kStates, int kShare, int kStreams>
+template <class T, int kStates, int kShare, int kStreams, bool kGate>
 struct Backward {
   static constexpr int kQuads = kStates / 4;
   static constexpr int kOwn = kChunk / kShare;        // steps of a chunk that are this lane's
@@ -55,7 +55,10 @@ struct Backward {
   float *kept, *rows, *dC_sums, *B_tile, *C_tile;
   int64_t valid, steps, first;  // of the sample; the first step of the segment, in the order of processing
   int count;                    // steps of the segment
-  float bias, skip;             // bias times log2 e
+  Base<const T> u[kStreams], z[kStreams], dout[kStreams], delta;  // at that step
+  Base<T> du[kStreams], dz[kStreams], ddelta;
+  float *dB_parts, *dC_parts;  // this block's in the workspace, at that step
+  float bias, skip;            // bias times log2 e
   float a[kStates], g[kStates], dA[kStates];
   float dD = 0.0f, dbias = 0.0f;
 
@@ -93,61 +96,73 @@ struct Backward {
   __device__ int first_own() const { return kShare == 1 ? 0 : place.lane % kShare * kOwn; }
   __device__ bool owner(int t) const { return kShare == 1 || (place.lane < kShare && place.lane == t / kOwn); }
 
-  // Of a stream, and of delta, at the k-th processed step of the segment; k is even for two streams.
-  template <class U, class Tensor>
-  __device__ Walk<U> stream(const Tensor& x, int k) const {
-    const int64_t at = (first + k) / kStreams;
-    return Walk<U>(x, place.sample, place.channel, p.reverse ? valid - 1 - at : at, p.reverse);
-  }
-  template <class U, class Tensor>
-  __device__ Walk<U> recurrence(const Tensor& x, int k) const {
-    return Walk<U>(x, place.sample, place.channel, step_at(p, steps, first + k), p.reverse);
+  // The tensors at the segment's first step.
+  __device__ void find_tensors() {
+    const int64_t step = step_at(p, steps, first), point = p.reverse ? valid - 1 - first / kStreams : first / kStreams;
+    const int64_t sample = place.sample, channel = place.first_channel;
+    delta = Base<const T>(p.delta, sample, channel, step, p.reverse);
+    ddelta = Base<T>(q.ddelta, sample, channel, step, p.reverse);
+#pragma unroll
+    for (int m = 0; m < kStreams; ++m) {
+      u[m] = Base<const T>(p.u[m], sample, channel, point, p.reverse);
+      z[m] = Base<const T>(p.z[m], sample, channel, point, p.reverse);
+      dout[m] = Base<const T>(q.dout[m], sample, channel, point, p.reverse);
+      du[m] = Base<T>(q.du[m], sample, channel, point, p.reverse);
+      dz[m] = Base<T>(q.dz[m], sample, channel, point, p.reverse);
+    }
   }
   // Which of the two streams has the output of step t of a chunk: products are stream 0's.
   __device__ int part(int t) const { return kStreams == 1 ? 0 : (t & 1) ^ int(p.reverse); }
   __device__ float token(float v, float t, int part) const { return part ? v + t : v * t; }
 
-  // The rows of the chunk at k; with kSizes only d and d x, which the states need.
+  static __device__ float load_if(bool in, const Walk<const T>& from, int i) {
+    const T* p = &from[i];
+    return in ? to_float(*p) : 0.0f;
+  }
+
+  // The rows of the chunk at k; with kSizes only d and d x, which the states need. Steps past the last one get d = dy = 0,
+  // and so do threads past the last channel, which would else add to the sums over channels.
   template <bool kSizes>
   __device__ void sizes(int k) {
-    // A thread past the last channel has no step, so that it adds nothing to the sums over channels.
-    const int own = first_own(), left = place.live ? count - k - own : 0;
-    const Walk<const T> delta = recurrence<const T>(p.delta, k + own);
-    Walk<const T> u[kStreams], z[kStreams], dout[kStreams];
+    const int own = first_own(), left = place.live ? stride_of_lane(count - k) - own : 0;
+    const Walk<const T> delta_k = delta.at(k + own, place.offset);
+    Walk<const T> u_k[kStreams], z_k[kStreams], dout_k[kStreams];
 #pragma unroll
     for (int m = 0; m < kStreams; ++m) {
-      u[m] = stream<const T>(p.u[m], k + own);
+      u_k[m] = u[m].at((k + own) / kStreams, place.offset);
       if constexpr (!kSizes) {
-        z[m] = stream<const T>(p.z[m].data ? p.z[m] : p.u[m], k + own);
-        dout[m] = stream<const T>(q.dout[m], k + own);
+        if constexpr (kGate) z_k[m] = z[m].at((k + own) / kStreams, place.offset);
+        dout_k[m] = dout[m].at((k + own) / kStreams, place.offset);
       }
     }
 #pragma unroll
     for (int begin = 0; begin < kOwn; begin += kBatch) {
       float d[kBatch], e[kBatch], slope[kBatch], x[kBatch], dy[kBatch], dgate[kBatch];
+      float stream_x[kStreams][kPoints], stream_z[kStreams][kPoints], stream_dout[kStreams][kPoints];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) d[i] = begin + i < left ? to_float(delta[begin + i]) : 0.0f;
-      float stream_x[kStreams][kPoints], w[kPoints], gate[kPoints];
+      for (int i = 0; i < kBatch; ++i) {  // step by step, so that a predicate serves all loads of one
+        const bool in = begin + i < left;
+        d[i] = load_if(in, delta_k, begin + i);
+        if (i % kStreams != 0) continue;
+        const int point = i / kStreams, at = begin / kStreams + point;
 #pragma unroll
-      for (int m = 0; m < kStreams; ++m)
-#pragma unroll
-        for (int i = 0; i < kPoints; ++i) {
-          const int at = begin / kStreams + i;
-          const bool in = at * kStreams < left;
-          stream_x[m][i] = in ? to_float(u[m][at]) : 0.0f;
+        for (int m = 0; m < kStreams; ++m) {
+          stream_x[m][point] = load_if(in, u_k[m], at);
           if constexpr (!kSizes) {
-            const float z_m = in ? to_float(z[m][at]) : 0.0f;
-            w[i] = m == 0 ? z_m : w[i] * z_m;
-            const float dout_m = in ? to_float(dout[m][at]) : 0.0f;
-            // dy of a pair in the order of the steps
-            if constexpr (kStreams == 1) {
-              dy[i] = dout_m;
-            } else {
-              if (m == 0) dy[2 * i] = dy[2 * i + 1] = dout_m;
-              if (m == 1) (p.reverse ? dy[2 * i] : dy[2 * i + 1]) = dout_m;
-            }
+            if constexpr (kGate) stream_z[m][point] = load_if(in, z_k[m], at);
+            stream_dout[m][point] = load_if(in, dout_k[m], at);
           }
         }
+      }
+      float w[kPoints], gate[kPoints];
+      if constexpr (!kSizes) {
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i)
+          dy[i] = kStreams == 2 && part(i) ? stream_dout[kStreams - 1][i / kStreams] : stream_dout[0][i / kStreams];
+#pragma unroll
+        for (int i = 0; i < kPoints; ++i)
+          w[i] = kStreams == 1 ? stream_z[0][i] : stream_z[0][i] * stream_z[kStreams - 1][i];
+      }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) d[i] = fmaf(d[i], kLog2E, bias), slope[i] = 1.0f;
       if (p.delta_softplus) {
@@ -164,22 +179,23 @@ struct Backward {
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         d[i] = begin + i < left ? d[i] : 0.0f;
+        slope[i] = begin + i < left ? slope[i] : 0.0f;  // so that ddelta is 0 where there is no step
         x[i] = kStreams == 1 ? stream_x[0][i / kStreams]
                              : token(stream_x[0][i / kStreams], stream_x[kStreams - 1][i / kStreams], part(i));
       }
       if constexpr (!kSizes) {
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) dgate[i] = 0.0f;
-        if (p.z[0].data) {
+        if constexpr (kGate) {
           float e_gate[kPoints], r[kPoints];
 #pragma unroll
           for (int i = 0; i < kPoints; ++i) e_gate[i] = exp_of_minus_magnitude(w[i]);
           reciprocals(e_gate, r);
 #pragma unroll
           for (int i = 0; i < kPoints; ++i) {
-            const float s = sigmoid(w[i], e_gate[i], r[i]), one_minus_s = (w[i] < 0.0f ? 1.0f : e_gate[i]) * r[i];
+            const float s = sigmoid(w[i], e_gate[i], r[i]);
             gate[i] = w[i] * s;
-            const float slope_of_gate = fmaf(gate[i], one_minus_s, s);
+            const float slope_of_gate = fmaf(gate[i], 1.0f - s, s);
 #pragma unroll
             for (int j = i * kStreams; j < (i + 1) * kStreams; ++j) dgate[j] = dy[j] * slope_of_gate, dy[j] *= gate[i];
           }
@@ -204,18 +220,19 @@ struct Backward {
 
   // The tile of B and C of the chunk at k, for the whole block.
   __device__ void load_tile(int k) {
-    __syncthreads();
     tiles.load(k, count);
+    __syncthreads();
     tiles.store(B_tile, C_tile);
     __syncthreads();
   }
 
-  // The state before the chunk at k.
-  __device__ void restore(int k, float (&h)[kStates]) {
-    const int64_t every = p.size.checkpoint_every, at = first + k;
-    place.load(place.row(static_cast<const float*>(p.checkpoints), p.size, p.size.nchunks, at / every),
-               int(p.size.dstate), h);
-    for (int behind = int(at % every); behind > 0; behind -= kChunk) {
+  // The state before the chunk at k, which is `behind` steps after a checkpoint. -> where it can be read again, which
+  // costs less than 16 registers
+  __device__ const float* restore(int k, const float* checkpoint, int behind, float* scratch, float (&h)[kStates]) {
+    const int dstate = int(p.size.dstate);
+    place.load_aligned(checkpoint, dstate, h);
+    if (behind == 0) return checkpoint;
+    for (; behind > 0; behind -= kChunk) {
       load_tile(k - behind);
       sizes<true>(k - behind);
 #pragma unroll 2
@@ -232,6 +249,8 @@ struct Backward {
       }
       __syncwarp();
     }
+    place.store(scratch, dstate, h);
+    return place.live ? scratch : checkpoint;
   }
 
   // sums[t][n] = sum over the warp's channels of kept[t][n] * row[t], times scale. A pass over `at` writes 128 floats
@@ -241,8 +260,10 @@ struct Backward {
     // With eight states there are fewer sums than lanes: two lanes share one.
     constexpr int kParts = kShare == 1 && kStates == 8 ? 2 : 1;
     const int lane = threadIdx.x % kWarp, part = kParts == 1 ? 0 : lane / (kWarp / kParts);
+    const int passes = kShare == 1 ? 1 : place.lanes;
 #pragma unroll 1
-    for (int at = lane % (kWarp / kParts); at < kChunk * quads; at += kWarp) {
+    for (int pass = 0; pass < passes; ++pass) {
+      const int at = pass * kWarp + lane % (kWarp / kParts);
       const int t = at / quads, quad = at % quads;
       const float* from = kept + (t * kQuads + quad / place.lanes) * kPitch + quad % place.lanes * columns * 4;
       const float* factor = rows + (kind * kChunk + t) * pitch;
@@ -274,24 +295,22 @@ struct Backward {
   }
 
   // The sums of the block's warps, in their order, to the workspace. Those of dB lie where `kept` was.
-  __device__ void sum_warps(const Partial& partial, int k) const {
+  __device__ void sum_warps(int k) const {
     const int dstate = int(p.size.dstate), floats = floats_of_warp(place.lanes);
-    float* shared = shared_memory<float>();
-    const int64_t ngroups = p.size.ngroups;
+    const int of_dC = kKept + kRowKinds * kChunk * pitch_of_rows(place.lanes);
+    const float* shared = shared_memory<float>();
     for (int at = threadIdx.x; at < kChunk * place.states; at += kThreads) {
       const int t = at / place.states, n = at % place.states;
-      if (n >= dstate || k + t >= count) continue;
-      const int of_dC = kKept + kRowKinds * kChunk * pitch_of_rows(place.lanes) + at;
       float dB = 0.0f, dC = 0.0f;
 #pragma unroll
       for (int warp = 0; warp < kThreads / kWarp; ++warp) {
         dB += shared[warp * floats + at];
-        dC += shared[warp * floats + of_dC];
+        dC += shared[warp * floats + of_dC + at];
       }
-      const int64_t step = step_at(p, steps, first + k + t);
-      const int64_t to =
-          (((place.tile * p.size.batch + place.sample) * p.size.steps + step) * ngroups + place.group) * dstate + n;
-      partial.dB[to] = dB, partial.dC[to] = dC;
+      if (n < dstate && k + t < count) {
+        *step_on(dB_parts + n, k + t, p.reverse ? -dstate : dstate) = dB;
+        *step_on(dC_parts + n, k + t, p.reverse ? -dstate : dstate) = dC;
+      }
     }
   }
 
@@ -302,16 +321,35 @@ struct Backward {
     return y;
   }
 
-  // What step t of the chunk at k adds to each gradient, from y = sum C h, qB = sum q B ln 2 and dd = sum A g h.
+  // What step t of a chunk adds to each gradient, from y = sum C h, qB = sum q B ln 2 and dd = sum A g h.
   // Steps come backwards, so of a pair the second one first: it leaves its share in `pair`.
   struct Pair {
     float dx, dgate;
   };
+  // The chunk's places in the results, and how many of its steps are there to be written to.
   struct Outputs {
     Walk<T> ddelta, du[kStreams], dz[kStreams];
+    Walk<const T> z[kStreams];
+    int left;
   };
-  __device__ void finish(const Outputs& to, int k, int t, float y, float qB, float dd, Pair& pair) {
-    const float d = row(kSize, t), dy = row(kDy, t), slope = row(kSlope, t);
+  __device__ Outputs outputs(int k) const {
+    Outputs to;
+    to.ddelta = ddelta.at(k, place.offset);
+#pragma unroll
+    for (int m = 0; m < kStreams; ++m) {
+      to.du[m] = du[m].at(k / kStreams, place.offset);
+      to.dz[m] = dz[m].at(k / kStreams, place.offset);
+      if constexpr (kStreams == 2) to.z[m] = z[m].at(k / kStreams, place.offset);
+    }
+    to.left = place.live ? count - k : 0;
+    return to;
+  }
+  static __device__ void store_if(bool in, const Walk<T>& to, int i, float x) {
+    T* p = &to[i];
+    if (in) *p = from_float<T>(x);
+  }
+  __device__ void finish(const Outputs& to, int t, float y, float qB, float dd, Pair& pair) {
+    const float d = row(kSize, t), dy = row(kDy, t);
     float x, v = 0.0f, u = 0.0f;
     if constexpr (kStreams == 1) {
       x = row(kX, t);
@@ -319,55 +357,58 @@ struct Backward {
       v = row(kX, t & ~1), u = row(kX, t | 1);
       x = token(v, u, part(t));
     }
-    const bool in = k + t < count && place.live;
-    const float ddelta = fmaf(qB, x * kLog2E, dd) * slope, dx = fmaf(d, qB, skip * dy);
-    const float y_full = fmaf(skip, x, y), dgate = y_full * row(kDgate, t);
-    if (in) to.ddelta[t] = from_float<T>(ddelta);
-    if (k + t < count) {
-      dD = fmaf(dy, x, dD);
-      dbias += ddelta;
-    }
+    const bool in = t < to.left;
+    const float ddelta_t = fmaf(qB, x * kLog2E, dd) * row(kSlope, t), dx = fmaf(d, qB, skip * dy);
+    y = fmaf(skip, x, y);
+    const float dgate = y * row(kDgate, t);
+    dD = fmaf(dy, x, dD);
+    dbias += ddelta_t;
+    store_if(in, to.ddelta, t, ddelta_t);
     if constexpr (kStreams == 1) {
-      if (in) {
-        to.du[0][t] = from_float<T>(dx);
-        if (q.dz[0].data) to.dz[0][t] = from_float<T>(dgate);
-      }
+      store_if(in, to.du[0], t, dx);
+      if constexpr (kGate) store_if(in, to.dz[0], t, dgate);
     } else if (t % 2 == 1) {
       pair = {dx, dgate};
-    } else if (in) {
+    } else {
       const float dp = p.reverse ? pair.dx : dx, ds = p.reverse ? dx : pair.dx;
-      to.du[0][t / 2] = from_float<T>(fmaf(u, dp, ds));
-      to.du[1][t / 2] = from_float<T>(fmaf(v, dp, ds));
-      if (q.dz[0].data) {
-        const float dw = dgate + pair.dgate;
-        const float z0 = to_float(stream<const T>(p.z[0], k + t)[0]), z1 = to_float(stream<const T>(p.z[1], k + t)[0]);
+      store_if(in, to.du[0], t / 2, fmaf(u, dp, ds));
+      store_if(in, to.du[1], t / 2, fmaf(v, dp, ds));
+      if (kGate && in) {
+        const float dw = dgate + pair.dgate, z0 = to_float(to.z[0][t / 2]), z1 = to_float(to.z[1][t / 2]);
         to.dz[0][t / 2] = from_float<T>(dw * z1);
         to.dz[1][t / 2] = from_float<T>(dw * z0);
       }
     }
-    if (p.out[0].data && in) output(k + t, part(t), y_full);
-  }
-  // The forward's output again, for callers that did not keep it.
-  __device__ void output(int k, int part, float y) const {
-    const int even = k / kStreams * kStreams;
-    if (p.z[0].data) {
-      float w = to_float(stream<const T>(p.z[0], even)[0]);
-      if constexpr (kStreams == 2) w *= to_float(stream<const T>(p.z[1], even)[0]);
-      const float e[1] = {exp_of_minus_magnitude(w)};
-      float r[1];
-      reciprocals(e, r);
-      y *= silu(w, e[0], r[0]);
-    }
-    stream<T>(p.out[part], even)[0] = from_float<T>(y);
+    row(kDgate, t) = y;  // for output()
   }
 
-  __device__ void chunk(int k, const Partial& partial) {
-    float h[kStates], before[kStates], e[kChunk][kStates];
-    restore(k, before);
+  // The forward's output of the chunk at k again, for callers that did not keep it.
+  __device__ void output(int k) const {
+    if (!place.live) return;
+#pragma unroll 1
+    for (int t = 0; t < kChunk && k + t < count; ++t) {
+      if (!owner(t)) continue;
+      const int at = (k + t) / kStreams;
+      float y = row(kDgate, t);
+      if constexpr (kGate) {
+        float w = to_float(z[0].at(at, place.offset)[0]);
+        if constexpr (kStreams == 2) w *= to_float(z[1].at(at, place.offset)[0]);
+        const float e[1] = {exp_of_minus_magnitude(w)};
+        float r[1];
+        reciprocals(e, r);
+        y *= silu(w, e[0], r[0]);
+      }
+      const int64_t point = (first + k + t) / kStreams;
+      *Walk<T>(p.out[part(t)], place.sample, place.channel, p.reverse ? valid - 1 - point : point, false).p =
+          from_float<T>(y);
+    }
+  }
+
+  __device__ void chunk(int k, const float* checkpoint, int behind, float* scratch) {
+    float h[kStates], e[kChunk][kStates];
+    const float* before = restore(k, checkpoint, behind, scratch, h);
     load_tile(k);
     sizes<false>(k);
-#pragma unroll
-    for (int i = 0; i < kStates; ++i) h[i] = before[i];
 #pragma unroll
     for (int t = 0; t < kChunk; ++t) {
       const float d = row(kSize, t), dx = row(kSizeX, t);
@@ -387,16 +428,18 @@ struct Backward {
 
     const Outputs to = outputs(k);
     Pair pair{};
+    float h_first[kStates];  // before the chunk
 #pragma unroll
     for (int t = kChunk - 1; t >= 0; --t) {
+      if (t == 2) place.load_aligned(before, int(p.size.dstate), h_first);  // on its way while two steps run
       const float d = row(kSize, t), dy = row(kDy, t);
       float y = 0.0f, qB = 0.0f, dd = 0.0f;
 #pragma unroll
       for (int i = 0; i < kStates; i += 4) {
         const int at = t * place.states + place.state(i);
         const float4 b = load_vector<float4>(B_tile + at), c = load_vector<float4>(C_tile + at);
-        float4 h_before = make_float4(before[i], before[i + 1], before[i + 2], before[i + 3]);
-        if (t > 0) h_before = load_vector<float4>(keep(t - 1, i / 4));
+        const float4 h_before = t > 0 ? load_vector<float4>(keep(t - 1, i / 4))
+                                      : make_float4(h_first[i], h_first[i + 1], h_first[i + 2], h_first[i + 3]);
         float4 dh;
         dh.x = gradient(i, d, dy, e[t][i], b.x, c.x, h_before.x, h[i], y, qB, dd);
         dh.y = gradient(i + 1, d, dy, e[t][i + 1], b.y, c.y, h_before.y, h[i + 1], y, qB, dd);
@@ -405,23 +448,13 @@ struct Backward {
         store_vector(keep(t, i / 4), dh);
       }
       y = sum_over_lanes(y), qB = sum_over_lanes(qB), dd = sum_over_lanes(dd);
-      if (owner(t)) finish(to, k, t, y, qB, dd, pair);
+      if (owner(t)) finish(to, t, y, qB, dd, pair);
     }
     __syncwarp();
     sum_channels(kSizeX, kLn2, kept);
+    if (p.out[0].data) output(k);
     __syncthreads();
-    sum_warps(partial, k);
-  }
-
-  __device__ Outputs outputs(int k) const {
-    Outputs to;
-    to.ddelta = recurrence<T>(q.ddelta, k);
-#pragma unroll
-    for (int m = 0; m < kStreams; ++m) {
-      to.du[m] = stream<T>(q.du[m], k);
-      to.dz[m] = stream<T>(q.dz[m], k);
-    }
-    return to;
+    sum_warps(k);
   }
 
   // One state at one step; h becomes that before the step. -> q
@@ -465,6 +498,10 @@ struct Backward {
     for (int i = 0; i < kStates; ++i) g[i] = dA[i] = 0.0f;
     bias = p.delta_bias ? static_cast<const float*>(p.delta_bias)[channel] * kLog2E : 0.0f;
     skip = p.D ? static_cast<const float*>(p.D)[channel] : 0.0f;
+    find_tensors();
+    const int64_t row = ((place.tile * p.size.batch + place.sample) * p.size.ngroups + place.group) * p.size.steps;
+    dB_parts = partial.dB + (row + step_at(p, steps, first)) * dstate;
+    dC_parts = partial.dC + (row + step_at(p, steps, first)) * dstate;
     const int last = (count + kChunk - 1) / kChunk * kChunk - kChunk;
 
     if (split.summary) {
@@ -480,8 +517,16 @@ struct Backward {
     } else if (q.dlast_state) {
       place.load(place.row(static_cast<const float*>(q.dlast_state), p.size, 1, 0), dstate, g);
     }
+    const int every = int(p.size.checkpoint_every);
+    const int64_t checkpoint = (first + max(last, 0)) / every;
+    const float* at = place.row(static_cast<const float*>(p.checkpoints), p.size, p.size.nchunks, checkpoint);
+    int behind = max(last, 0) % every;
 #pragma unroll 1
-    for (int k = last; k >= 0; k -= kChunk) chunk(k, partial);
+    for (int k = last; k >= 0; k -= kChunk) {
+      chunk(k, at, behind, partial.dA + (slot * p.size.dim + channel) * dstate);
+      behind -= kChunk;
+      if (behind < 0) behind += every, at -= p.size.dim * dstate;
+    }
 
     if (q.dinitial_state && !split.states)
       place.store(place.row(static_cast<float*>(q.dinitial_state), p.size, 1, 0), dstate, g);
@@ -500,10 +545,10 @@ struct Backward {
   }
 };
 
-template <class T, int kStates, int kShare, int kStreams>
+template <class T, int kStates, int kShare, int kStreams, bool kGate>
 __global__ void __launch_bounds__(kThreads, 2)
     scan_backward_kernel(const ScanBackward q, const Split split, const Partial partial) {
-  Backward<T, kStates, kShare, kStreams>(q, split).run(split, partial);
+  Backward<T, kStates, kShare, kStreams, kGate>(q, split).run(split, partial);
 }
 
 // dB and dC, one thread for each element: the sums of the tiles, zero at steps past the sample's own.
@@ -514,41 +559,42 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t per_sample = s.steps * s.ngroups * s.dstate, size = s.batch * per_sample;
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= size) return;
-  const int64_t sample = at / per_sample, step = at % per_sample / (s.ngroups * s.dstate);
+  const int64_t sample = at / per_sample, n = at % s.dstate, group = at / s.dstate % s.ngroups;
+  const int64_t step = at % per_sample / (s.ngroups * s.dstate);
+  const int64_t from = ((sample * s.ngroups + group) * s.steps + step) * s.dstate + n;
   const int64_t* lengths = q.forward.lengths;
   float dB = 0.0f, dC = 0.0f;
   if (!lengths || step < lengths[sample] * q.forward.streams) {
-    for (int64_t i = 0; i < tiles; ++i) dB += partial.dB[i * size + at], dC += partial.dC[i * size + at];
+    for (int64_t i = 0; i < tiles; ++i) dB += partial.dB[i * size + from], dC += partial.dC[i * size + from];
   }
   static_cast<T*>(q.dB)[at] = from_float<T>(dB);
   static_cast<T*>(q.dC)[at] = from_float<T>(dC);
 }
 
-template <class T, int kStates, int kShare, int kStreams>
+template <class T, int kStates, int kShare, int kStreams, bool kGate>
 void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
                      void* stream) {
-  launch(scan_backward_kernel<T, kStates, kShare, kStreams>, dim3(unsigned(plan.blocks(q.forward.size))),
-         dim3(kThreads), Backward<T, kStates, kShare, kStreams>::shared_bytes(int(plan.lanes)), stream, q, split,
+  launch(scan_backward_kernel<T, kStates, kShare, kStreams, kGate>, dim3(unsigned(plan.blocks(q.forward.size))),
+         dim3(kThreads), Backward<T, kStates, kShare, kStreams, kGate>::shared_bytes(int(plan.lanes)), stream, q, split,
          partial);
 }
 
-template <class T, int kStreams>
+template <class T, int kStreams, bool kGate>
 void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
                      void* stream) {
-  if (plan.states == 8) return launch_backward<T, 8, 1, kStreams>(q, plan, split, partial, stream);
-  if (plan.lanes == 1) return launch_backward<T, 16, 1, kStreams>(q, plan, split, partial, stream);
-  if (plan.lanes == 2) return launch_backward<T, 16, 2, kStreams>(q, plan, split, partial, stream);
-  return launch_backward<T, 16, 4, kStreams>(q, plan, split, partial, stream);
+  if (plan.states == 8) return launch_backward<T, 8, 1, kStreams, kGate>(q, plan, split, partial, stream);
+  if (plan.lanes == 1) return launch_backward<T, 16, 1, kStreams, kGate>(q, plan, split, partial, stream);
+  if (plan.lanes == 2) return launch_backward<T, 16, 2, kStreams, kGate>(q, plan, split, partial, stream);
+  return launch_backward<T, 16, 4, kStreams, kGate>(q, plan, split, partial, stream);
 }
 
 template <class T>
 void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
                      void* stream) {
-  if (q.forward.streams == 1) {
-    launch_backward<T, 1>(q, plan, split, partial, stream);
-  } else {
-    launch_backward<T, 2>(q, plan, split, partial, stream);
-  }
+  const bool one = q.forward.streams == 1;
+  const auto run = q.forward.z[0].data ? (one ? launch_backward<T, 1, true> : launch_backward<T, 2, true>)
+                                       : (one ? launch_backward<T, 1, false> : launch_backward<T, 2, false>);
+  run(q, plan, split, partial, stream);
 }
 
 template <class T>

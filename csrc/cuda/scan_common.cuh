@@ -16,12 +16,13 @@ namespace cmimtl::cuda {
 template <int kStates, int kShare>
 struct Place {
   int sample, segment, group;
-  int tile;         // of the group's channels, this block's
-  int lanes;        // of a channel; kShare, or more where kShare is 4
-  int lane;         // of this channel's
-  int column;       // channel within the warp
-  int states;       // of a channel, padded: lanes * kStates
-  int64_t channel;  // of dim
+  int tile;                        // of the group's channels, this block's
+  int lanes;                       // of a channel; kShare, or more where kShare is 4
+  int lane;                        // of this channel's
+  int column;                      // channel within the warp
+  int states;                      // of a channel, padded: lanes * kStates
+  int offset;                      // channel within the block's
+  int64_t first_channel, channel;  // of dim: the block's first, this thread's
   bool live;
 
   __device__ Place(const ScanSizes& s, int64_t segments) {
@@ -42,9 +43,12 @@ struct Place {
     index /= unsigned(s.ngroups);
     segment = int(index % unsigned(segments));
     sample = int(index / unsigned(segments));
-    const int mine = tile * per_block + thread / kWarp * per_warp + column;
-    live = mine < per_group;
-    channel = int64_t(group) * per_group + (live ? mine : per_group - 1);
+    const int begin = tile * per_block;
+    offset = thread / kWarp * per_warp + column;
+    live = begin + offset < per_group;
+    if (!live) offset = per_group - 1 - begin;
+    first_channel = int64_t(group) * per_group + begin;
+    channel = first_channel + offset;
   }
 
   // Of the i-th of this thread's states.
@@ -59,7 +63,16 @@ struct Place {
 #pragma unroll
     for (int i = 0; i < kStates; ++i) x[i] = state(i) < dstate ? p[state(i)] : 0.0f;
   }
-  // Into a tensor of our own, so aligned: four states at once where a row is.
+  // From a tensor of our own, so aligned: four states at once where a row is.
+  __device__ void load_aligned(const float* p, int dstate, float (&x)[kStates]) const {
+    if (dstate % 4 != 0) return load(p, dstate, x);
+#pragma unroll
+    for (int i = 0; i < kStates; i += 4) {
+      const float4 v = state(i) < dstate ? load_vector<float4>(p + state(i)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
+    }
+  }
+  // Into one, likewise.
   __device__ void store(float* p, int dstate, const float (&x)[kStates]) const {
     if (!live) return;
     if (dstate % 4 == 0) {
@@ -80,9 +93,8 @@ template <class T, int kRows, int kMostStatesOfChannel>
 struct MapTiles {
   static constexpr int kValues = kRows * kMostStatesOfChannel;
   static constexpr int kPerThread = (kValues + kThreads - 1) / kThreads;
-  const T *B, *C;
-  int B_step, C_step;
-  int64_t B_state, C_state;
+  const T *B, *C;  // at the first step, for the whole block
+  int B_step, C_step, B_state, C_state;
   int states, dstate;
   T b[kPerThread], c[kPerThread];
 
@@ -91,8 +103,8 @@ struct MapTiles {
         C(static_cast<const T*>(p.C.data) + sample * p.C.batch + first * p.C.step + group * p.C.group),
         B_step(int(p.reverse ? -p.B.step : p.B.step)),
         C_step(int(p.reverse ? -p.C.step : p.C.step)),
-        B_state(p.B.state),
-        C_state(p.C.state),
+        B_state(int(p.B.state)),
+        C_state(int(p.C.state)),
         states(states),
         dstate(int(p.size.dstate)) {}
 
@@ -103,8 +115,8 @@ struct MapTiles {
       const int at = int(threadIdx.x) + i * kThreads, n = at % states, r = row + at / states;
       b[i] = c[i] = T{};
       if (at < kRows * states && n < dstate && r < count) {
-        b[i] = B[int64_t(r) * B_step + n * B_state];
-        c[i] = C[int64_t(r) * C_step + n * C_state];
+        b[i] = *step_on(step_on(B, r, B_step), n, B_state);
+        c[i] = *step_on(step_on(C, r, C_step), n, C_state);
       }
     }
   }

@@ -30,7 +30,7 @@ void carry_states(const ScanForward& p, const Split& split, bool backward, const
 
 // Sums that the blocks of the backward pass leave in the workspace, float.
 struct Partial {
-  float *dB, *dC;     // (tiles_per_group, batch, steps, ngroups, dstate)
+  float *dB, *dC;     // (tiles_per_group, batch, ngroups, steps, dstate)
   float* dA;          // (batch * segments, dim, dstate)
   float *dD, *dbias;  // (batch * segments, dim)
 };
