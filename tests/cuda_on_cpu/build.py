@@ -20,6 +20,7 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "cuda_on_cpu"
 CXX = os.environ.get("CXX", "g++")
 JOBS = 2  # compilations at once
@@ -112,20 +113,27 @@ def engine(build: Build) -> Path:
 @functools.cache
 def executable(build: Build, source: Path) -> Path:
     """A program of one .cu file and the engine."""
-    flags = [*COMMON, *build.flags, f"-I{HERE}", f"-I{ROOT / 'csrc'}"]
+    flags = [*COMMON, *build.flags, f"-I{HERE}", f"-I{CSRC}"]
     return link([*compile_all([source], flags), engine(build)], list(build.flags), source.stem)
 
 
 @functools.cache
-def kernels(build: Build, csrc: Path = ROOT / "csrc") -> Path:
+def library(source: Path) -> Path:
+    """A shared library of one source that includes headers of csrc/ and needs no engine."""
+    objects = compile_all([source], [*COMMON, "-O1", f"-I{CSRC}"])
+    return link(objects, ["-shared"], f"lib{source.stem}.so")
+
+
+@functools.cache
+def kernels(build: Build, csrc: Path = CSRC) -> Path:
     """The CUDA library on CPU tensors, namespace `cmimtl_cuda_on_cpu`.
 
     Args:
         build: how.
-        csrc: the sources, ROOT's or a copy with a planted fault.
+        csrc: the sources, or a copy with a planted fault: its float32 kernels then, beside the half
+            types' of the sources, which so need no compilation of their own.
     """
     include = Path(torch.__file__).parent / "include"
-    flags = [*COMMON, *build.flags, f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}"]
     bindings = [
         "-isystem",
         str(include),
@@ -134,9 +142,16 @@ def kernels(build: Build, csrc: Path = ROOT / "csrc") -> Path:
         "-DCMIMTL_CUDA_KEY=CPU",
         "-DCMIMTL_CUDA_ON_CPU",
     ]
-    objects = compile_all(sorted((csrc / "cuda").glob("*.cu")), flags)
+
+    def flags(csrc: Path) -> list[str]:
+        return [*COMMON, *build.flags, f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}"]
+
+    half = {path.name for path in (CSRC / "cuda").glob("*float16.cu")}  # and *bfloat16.cu
+    own = [path for path in sorted((csrc / "cuda").glob("*.cu")) if path.name not in half]
+    objects = compile_all(own, flags(csrc))
+    objects += compile_all([CSRC / "cuda" / name for name in sorted(half)], flags(CSRC))
     objects += compile_all(
-        [*sorted((csrc / "cuda").glob("*.cpp")), HERE / "controls.cpp"], [*flags, *bindings]
+        [*sorted((csrc / "cuda").glob("*.cpp")), HERE / "controls.cpp"], [*flags(csrc), *bindings]
     )
     torch_lib = Path(torch.__file__).parent / "lib"
     arguments = [*build.flags, "-shared", f"-L{torch_lib}", "-ltorch_cpu"]
@@ -145,11 +160,11 @@ def kernels(build: Build, csrc: Path = ROOT / "csrc") -> Path:
 
 def torch_target() -> int:
     """The oldest torch to run under, as setup.py passes it to the compiler."""
-    sys.path.insert(0, str(ROOT / "csrc"))
+    sys.path.insert(0, str(CSRC))
     try:
         from build_backend import MIN_TORCH
     finally:
-        sys.path.remove(str(ROOT / "csrc"))
+        sys.path.remove(str(CSRC))
     return MIN_TORCH[0] << 56 | MIN_TORCH[1] << 48
 
 
