@@ -17,7 +17,16 @@ def rows(tmp_path_factory):
     """Rows of benchmarks/static.py, made in a process of their own: see interpreted/conftest.py."""
     pytest.importorskip("triton", reason="triton is not installed")
     file = tmp_path_factory.mktemp("static") / "static.json"
-    command = [sys.executable, "-m", "benchmarks.static", "--json", str(file), "--dtype", "float32"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.static",
+        "--json",
+        str(file),
+        "--backend",
+        "triton",
+    ]
+    command += ["--dtype", "float32"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
