@@ -83,37 +83,27 @@ __device__ __forceinline__ void store_vector(void* p, V value) {
   *static_cast<V*>(p) = value;
 }
 
-// Copies kBytes from global to shared memory in the background, or writes zeros where `valid` is false (`global` is not
-// read then). Both addresses are aligned to kBytes. The calling thread sees the bytes after copies_wait, the other
-// threads after a barrier that follows it.
-template <int kBytes>
-__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
-  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  const int from_bytes = valid ? kBytes : 0;
-  if constexpr (kBytes == 16) {  // past L1, which a tile that is read once would only evict from
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(from_bytes) : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes), "r"(from_bytes)
-                 : "memory");
-  }
-}
-// Makes the thread's copies since the last commit one group.
-__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most kGroups of the thread's groups, the latest, are under way.
-template <int kGroups>
-__device__ __forceinline__ void copies_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
-}
-
 // p + steps * stride, in one instruction where `steps` is a constant. The compiler makes up to six of it where it knows the stride to be the same in
 // all lanes, or the product to be a shift.
 template <class T>
 __device__ __forceinline__ T* step_on(T* p, int steps, int stride) {
   T* q;
-  asm volatile("mad.wide.s32 %0, %1, %2, %3;" : "=l"(q) : "r"(stride), "r"(steps * int(sizeof(T))), "l"(p));
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(q) : "r"(stride), "r"(steps * int(sizeof(T))), "l"(p));
   __builtin_assume(__isGlobal(q));  // which the compiler no longer sees
   return q;
+}
+
+// blockIdx.x and threadIdx.x, read anew each time: what is computed from them again at the end of a kernel needs no
+// registers in between.
+__device__ __forceinline__ unsigned block_again() {
+  unsigned x;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+  return x;
+}
+__device__ __forceinline__ unsigned thread_again() {
+  unsigned x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
 }
 
 // x, in a way that the compiler cannot know to be the same in all lanes: addresses from a stride of which it knows that
@@ -174,23 +164,13 @@ void store_vector(void* p, V value, simt::Where where = simt::Where::current()) 
   *static_cast<V*>(p) = value;
 }
 
-// Done when it is waited for, so that a wait which is missing is seen.
-template <int kBytes>
-void copy_async(void* shared, const void* global, bool valid = true, simt::Where where = simt::Where::current()) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
-  simt::copy_async(shared, global, kBytes, valid, where);
-}
-inline void copies_commit() { simt::copies_commit(); }
-template <int kGroups>
-void copies_wait() {
-  simt::copies_wait(kGroups);
-}
-
 template <class T>
 T* step_on(T* p, int steps, int stride) {
   return p + int64_t(steps) * stride;
 }
 
+inline unsigned block_again() { return blockIdx.x; }
+inline unsigned thread_again() { return threadIdx.x; }
 inline int stride_of_lane(int x) { return x; }
 
 template <class... Params, class... Args>

@@ -95,7 +95,7 @@ ADDRESS = Build(
 )
 THREAD = Build(
     "thread",
-    # Loops must not become calls of memset and memcpy, in which the sanitizer sees no race.
+    # Loops must not become calls of memset and memcpy, in which the sanitizer may see no race.
     ("-O1", "-fsanitize=thread", "-fno-tree-loop-distribute-patterns"),
     ("-DSIMT_THREAD",),
     "libtsan.so",
