@@ -75,7 +75,8 @@ class Build:
             environment["LD_PRELOAD"] = " ".join(
                 _run([CXX, f"-print-file-name={x}"]).strip() for x in needed
             )
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        # Without -s, what a sanitizer says as it ends the process would be lost.
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider"]
         return self.run([*command, "-p", "no:xdist", *arguments], **environment)
 
 

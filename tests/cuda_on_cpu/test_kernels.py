@@ -7,6 +7,7 @@ import cmimtl_kernels
 from cmimtl_kernels import testing
 from tests.cuda_on_cpu.conftest import BUILD
 from tests.kernels import matrix
+from tests.kernels import test_scan as properties
 from tests.kernels.matrix import Case
 
 pytestmark = pytest.mark.usefixtures("cuda_on_cpu")
@@ -92,3 +93,38 @@ def test_the_same_bits_under_every_schedule(cuda_on_cpu, op):
     for run in runs[1:]:
         for name, result in run.items():
             assert torch.equal(result, runs[0][name]), name
+
+
+HERE = ("cuda", "cpu")  # backend, device
+PROPERTIES = {
+    "cumulative sum": lambda: properties.test_without_decay_the_state_is_a_cumulative_sum(
+        *HERE, reverse=False
+    ),
+    "cumulative sum, reverse": lambda: properties.test_without_decay_the_state_is_a_cumulative_sum(
+        *HERE, reverse=True
+    ),
+    "cross scan": lambda: properties.test_without_decay_the_cross_scan_sums_products_and_sums(
+        *HERE
+    ),
+    "decay": lambda: properties.test_constant_input_decays_geometrically(*HERE),
+    "resumes": lambda: properties.test_a_scan_resumes_from_its_last_state(*HERE, cross=False),
+    "cross scan resumes": lambda: properties.test_a_scan_resumes_from_its_last_state(
+        *HERE, cross=True
+    ),
+    "reverse": lambda: properties.test_reverse_is_the_flipped_scan(*HERE),
+    "NaN": lambda: properties.test_a_nan_stays_in_its_sample(*HERE, cross=False, reverse=True),
+    "NaN, cross scan": lambda: properties.test_a_nan_stays_in_its_sample(
+        *HERE, cross=True, reverse=False
+    ),
+    "steps near 0": lambda: properties.test_extreme_step_sizes(*HERE, "selective_scan", -60.0),
+    "small steps": lambda: properties.test_extreme_step_sizes(*HERE, "cross_selective_scan", -20.0),
+    "large steps": lambda: properties.test_extreme_step_sizes(*HERE, "selective_scan", 20.0),
+    "largest steps": lambda: properties.test_extreme_step_sizes(*HERE, "selective_scan", 80.0),
+    "growing states": lambda: properties.test_growing_states(*HERE),
+}
+
+
+@pytest.mark.skipif(BUILD.runtime is not None, reason="compares values, which plain builds do")
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_property(name):
+    PROPERTIES[name]()
