@@ -9,6 +9,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -16,13 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "cuda_on_cpu"
-CXX = os.environ.get("CXX", "g++")
+CXX = "g++"  # and no other: the sanitizers' libraries are found by its name for them
 JOBS = 2  # compilations at once
 
 COMMON = ["-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-g1", "-fPIC", "-fvisibility=hidden"]
@@ -47,10 +49,17 @@ class Build:
     runtime: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
 
+    def require(self) -> None:
+        """Skip the test where this build cannot be made."""
+        if shutil.which(CXX) is None:
+            pytest.skip(f"no {CXX} found")
+        if self.runtime and not Path(_file(self.runtime)).is_file():
+            pytest.skip(f"{CXX} has no {self.runtime}")
+
     def run(self, command: list, **environment: str) -> subprocess.CompletedProcess:
         """Run a program of this build in ROOT, its errors among its output."""
         return subprocess.run(
-            [str(part) for part in command],
+            [*_at_fixed_addresses(), *map(str, command)],
             cwd=ROOT,
             env=os.environ | dict(self.environment) | environment,
             stdout=subprocess.PIPE,
@@ -71,10 +80,7 @@ class Build:
             "PYTHONPATH": str(ROOT),
         }
         if self.runtime:  # the address sanitizer looks for the exceptions of libstdc++ at its start
-            needed = (self.runtime, "libstdc++.so.6")
-            environment["LD_PRELOAD"] = " ".join(
-                _run([CXX, f"-print-file-name={x}"]).strip() for x in needed
-            )
+            environment["LD_PRELOAD"] = f"{_file(self.runtime)} {_file('libstdc++.so.6')}"
         # Without -s, what a sanitizer says as it ends the process would be lost.
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider"]
         return self.run([*command, "-p", "no:xdist", *arguments], **environment)
@@ -114,6 +120,7 @@ def engine(build: Build) -> Path:
 @functools.cache
 def executable(build: Build, source: Path) -> Path:
     """A program of one .cu file and the engine."""
+    build.require()
     flags = [*COMMON, *build.flags, f"-I{HERE}", f"-I{CSRC}"]
     return link([*compile_all([source], flags), engine(build)], list(build.flags), source.stem)
 
@@ -121,6 +128,7 @@ def executable(build: Build, source: Path) -> Path:
 @functools.cache
 def library(source: Path) -> Path:
     """A shared library of one source that includes headers of csrc/ and needs no engine."""
+    PLAIN.require()
     objects = compile_all([source], [*COMMON, "-O1", f"-I{CSRC}"])
     return link(objects, ["-shared"], f"lib{source.stem}.so")
 
@@ -134,6 +142,7 @@ def kernels(build: Build, csrc: Path = CSRC) -> Path:
         csrc: the sources, or a copy with a planted fault: its float32 kernels then, beside the half
             types' of the sources, which so need no compilation of their own.
     """
+    build.require()
     include = Path(torch.__file__).parent / "include"
     bindings = [
         "-isystem",
@@ -185,6 +194,21 @@ def _compile(source: Path, flags: list[str]) -> Path:
 def link(objects: list[Path], arguments: list[str], name: str) -> Path:
     digest = _digest([" ".join(arguments), *(path.name for path in objects)])
     return _made(CACHE / digest / name, [CXX, *map(str, objects), *arguments])
+
+
+def _file(library: str) -> str:
+    """Where a library of the compiler is; its bare name where it is not."""
+    return _run([CXX, f"-print-file-name={library}"]).strip()
+
+
+@functools.cache
+def _at_fixed_addresses() -> list[str]:
+    """The thread sanitizer of older compilers stops where addresses are drawn too far apart."""
+    command = ["setarch", "-R"]
+    if shutil.which("setarch") is None:
+        return []
+    allowed = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+    return command if allowed else []
 
 
 def _without_paths(flags: list[str]) -> str:
