@@ -106,6 +106,12 @@ __device__ __forceinline__ unsigned thread_again() {
   return x;
 }
 
+// x, of which the compiler no longer knows that it is the same as before, so that it keeps nothing made of it.
+__device__ __forceinline__ int anew(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // x, in a way that the compiler cannot know to be the same in all lanes: addresses from a stride of which it knows that
 // take four uniform instructions and two others. x > 2^10 - 2^31.
 __device__ __forceinline__ int stride_of_lane(int x) { return max(x, static_cast<int>(threadIdx.x) - 0x7fffffff); }
@@ -171,6 +177,7 @@ T* step_on(T* p, int steps, int stride) {
 
 inline unsigned block_again() { return blockIdx.x; }
 inline unsigned thread_again() { return threadIdx.x; }
+inline int anew(int x) { return x; }
 inline int stride_of_lane(int x) { return x; }
 
 template <class... Params, class... Args>

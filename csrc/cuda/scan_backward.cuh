@@ -15,12 +15,14 @@
 // shared memory costs 1.5 instructions for each value and map, a butterfly 4.
 //
 // Issue slots for each element (one state of one channel at one step), float32, dstate 16, all options, on sm_90:
-//     states      p = d a, e = 2^p, w = dx B, h = e h + w; B, h to shared memory                   4.6
-//     gradients   q, y, sum q B, g, g h, sum A g h, dA; B, C, h, q through shared memory           8.3
-//     dB, dC      2 products; h and q from shared memory, dx and dy for four channels at once      2.8
-//     once for each channel and step, a 16th of 60                                                 3.8
-// and 4.4 more for every step between a checkpoint and the chunk, through which the states run first. float atomics: none;
-// sums over blocks, samples and segments go through the workspace and are added in a fixed order.
+//     states      p = d a, e = 2^p, w = dx B, h = e h + w; B, h to shared memory                   4.8
+//     gradients   q, y, sum q B, g, g h, sum A g h, dA; B, C, h, q through shared memory           8.7
+//     dB, dC      2 products; h and q from shared memory, dx and dy for four channels at once      3.1
+//     sizes       loads, softplus, gate and their slopes, rows: a 16th of 75                       4.7
+//     end         dx, ddelta, dz, their stores: a 16th of 20; tiles, checkpoint, sums of warps     2.8
+// so 24, and 6 more for every step between a checkpoint and the chunk, through which the states run first; hence a
+// checkpoint for every chunk. No atomics: sums over blocks, samples and segments go through the workspace and are added in
+// a fixed order.
 #pragma once
 
 #include "scan_common.cuh"
@@ -34,15 +36,19 @@ struct Backward {
   static constexpr int kBatch = kOwn < 4 ? kOwn : 4;  // of those at a time
   static constexpr int kPoints = kBatch / kStreams;   // steps of a stream in a batch
   static constexpr int kPitch = (kWarp + 1) * 4;      // floats of a row of `kept`: conflict-free along both axes
+  // Decays of the last steps that are computed again, since no more of them fit the registers.
+  static constexpr int kAgain = kStates < 16 ? 0 : 20;
   static constexpr int kKept = kChunk * kQuads * kPitch;
   static constexpr int kWidest = kShare == 4 ? int(kMostStates) : kShare * kStates;
   using Tiles = MapTiles<T, kChunk, kWidest>;
+  // Of a thread, which has no register left for them: kBias is times log2 e, the last two are sums over chunks.
+  enum OwnValue { kBias, kSkip, kSumD, kSumBias, kOwnValues };
   enum Row { kSize, kSizeX, kDy, kX, kSlope, kDgate, kRowKinds };  // of x the cross scan keeps v and t
 
-  // Per warp: kept, rows, sums of dC. Per block: the tiles of B and C.
+  // Per warp: kept, rows, sums of dC, own values. Per block: the tiles of B and C.
   static __host__ __device__ constexpr int pitch_of_rows(int lanes) { return kWarp / lanes + 4; }
   static __host__ __device__ constexpr int floats_of_warp(int lanes) {
-    return kKept + kRowKinds * kChunk * pitch_of_rows(lanes) + kChunk * lanes * kStates;
+    return kKept + kRowKinds * kChunk * pitch_of_rows(lanes) + kChunk * lanes * kStates + kOwnValues * kWarp;
   }
   static constexpr size_t shared_bytes(int lanes) {
     return (kThreads / kWarp * floats_of_warp(lanes) + 2 * kChunk * lanes * kStates) * sizeof(float);
@@ -58,9 +64,7 @@ struct Backward {
   Base<const T> u[kStreams], z[kStreams], dout[kStreams], delta;  // at that step
   Base<T> du[kStreams], dz[kStreams], ddelta;
   float *dB_parts, *dC_parts;  // this block's in the workspace, at that step
-  float bias, skip;            // bias times log2 e
   float a[kStates], g[kStates], dA[kStates];
-  float dD = 0.0f, dbias = 0.0f;
 
   static __device__ int64_t steps_of(const ScanForward& p, int sample) {
     return (p.lengths ? p.lengths[sample] : p.size.length) * kStreams;
@@ -80,15 +84,21 @@ struct Backward {
     valid = steps / kStreams;
     count = int(min(first + split.segment_steps, steps) - first);
     float* shared = shared_memory<float>();
-    kept = shared + threadIdx.x / kWarp * floats_of_warp(place.lanes);
+    kept = warp_memory();
     rows = kept + kKept;
     dC_sums = rows + kRowKinds * kChunk * pitch_of_rows(place.lanes);
     B_tile = shared + kThreads / kWarp * floats_of_warp(place.lanes);
     C_tile = B_tile + kChunk * place.states;
   }
 
+  __device__ float* warp_memory() const {
+    return shared_memory<float>() + int(thread_again()) / kWarp * floats_of_warp(place.lanes);
+  }
   __device__ float& row(Row kind, int t) const {
     return rows[(kind * kChunk + t) * pitch_of_rows(place.lanes) + place.column];
+  }
+  __device__ float& own_value(OwnValue kind) const {
+    return dC_sums[kChunk * place.states + kind * kWarp + int(threadIdx.x) % kWarp];
   }
   __device__ float* keep(int t, int quad) const {
     return kept + (t * kQuads + quad) * kPitch + int(threadIdx.x) % kWarp * 4;
@@ -124,7 +134,7 @@ struct Backward {
   // and so do threads past the last channel, which would else add to the sums over channels.
   template <bool kSizes>
   __device__ void sizes(int k) {
-    const int own = first_own(), left = place.live ? stride_of_lane(count - k) - own : 0;
+    const int own = first_own(), left = place.live_again() ? stride_of_lane(count - k) - own : 0;
     const Walk<const T> delta_k = delta.at(k + own, place.offset);
     Walk<const T> u_k[kStreams], z_k[kStreams], dout_k[kStreams];
 #pragma unroll
@@ -164,7 +174,7 @@ struct Backward {
           w[i] = kStreams == 1 ? stream_z[0][i] : stream_z[0][i] * stream_z[kStreams - 1][i];
       }
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) d[i] = fmaf(d[i], kLog2E, bias), slope[i] = 1.0f;
+      for (int i = 0; i < kBatch; ++i) d[i] = fmaf(d[i], kLog2E, own_value(kBias)), slope[i] = 1.0f;
       if (p.delta_softplus) {
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) e[i] = ex2(-fabsf(d[i]));
@@ -226,15 +236,21 @@ struct Backward {
     __syncthreads();
   }
 
-  // The state before the chunk at k, which is `behind` steps after a checkpoint. -> where it can be read again, which
-  // costs less than 16 registers
-  __device__ const float* restore(int k, const float* checkpoint, int behind, float* scratch, float (&h)[kStates]) {
-    const int dstate = int(p.size.dstate);
-    place.load_aligned(checkpoint, dstate, h);
-    if (behind == 0) return checkpoint;
-    for (; behind > 0; behind -= kChunk) {
-      load_tile(k - behind);
-      sizes<true>(k - behind);
+  // Where the state before a chunk can be read again, which costs less than 16 registers: the checkpoint, or the rows in
+  // which the segment's dA will be.
+  __device__ float* before(const Split& split, const Partial& partial, float* checkpoint, int behind) const {
+    return behind == 0 || !place.live_again() ? checkpoint
+                                              : place.row(partial.dA, p.size, split.segments, place.segment);
+  }
+
+  // The state before the chunk at k, which is `behind` steps after a checkpoint.
+  __device__ void restore(const Split& split, const Partial& partial, int k, float* checkpoint, int behind,
+                          float (&h)[kStates]) {
+    place.load_aligned(checkpoint, int(p.size.dstate), h);
+    if (behind == 0) return;
+    for (int back = behind; back > 0; back -= kChunk) {
+      load_tile(k - back);
+      sizes<true>(k - back);
 #pragma unroll 2
       for (int t = 0; t < kChunk; ++t) {
         const float d = row(kSize, t), dx = row(kSizeX, t);
@@ -249,17 +265,19 @@ struct Backward {
       }
       __syncwarp();
     }
-    place.store(scratch, dstate, h);
-    return place.live ? scratch : checkpoint;
+    place.store(before(split, partial, checkpoint, behind), int(p.size.dstate), h);
   }
 
   // sums[t][n] = sum over the warp's channels of kept[t][n] * row[t], times scale. A pass over `at` writes 128 floats
   // behind those of the passes before it, and reads rows of 132 floats of which each pass needs at least one.
-  __device__ void sum_channels(Row kind, float scale, float* sums) const {
+  __device__ void sum_channels(Row kind, float scale, bool in_place) const {
+    float* const kept = warp_memory();
+    const float* const rows = kept + kKept;
+    float* const sums = in_place ? kept : kept + kKept + kRowKinds * kChunk * pitch_of_rows(place.lanes);
     const int quads = place.states / 4, columns = kWarp / place.lanes, pitch = pitch_of_rows(place.lanes);
     // With eight states there are fewer sums than lanes: two lanes share one.
     constexpr int kParts = kShare == 1 && kStates == 8 ? 2 : 1;
-    const int lane = threadIdx.x % kWarp, part = kParts == 1 ? 0 : lane / (kWarp / kParts);
+    const int lane = int(thread_again()) % kWarp, part = kParts == 1 ? 0 : lane / (kWarp / kParts);
     const int passes = kShare == 1 ? 1 : place.lanes;
 #pragma unroll 1
     for (int pass = 0; pass < passes; ++pass) {
@@ -322,15 +340,14 @@ struct Backward {
   }
 
   // What step t of a chunk adds to each gradient, from y = sum C h, qB = sum q B ln 2 and dd = sum A g h.
-  // Steps come backwards, so of a pair the second one first: it leaves its share in `pair`.
-  struct Pair {
-    float dx, dgate;
+  // Steps come backwards, so of a pair the second one first: it leaves its share behind.
+  struct Sums {
+    float pair_dx = 0.0f, pair_dgate = 0.0f, dD = 0.0f, dbias = 0.0f;
   };
   // The chunk's places in the results, and how many of its steps are there to be written to.
   struct Outputs {
-    Walk<T> ddelta, du[kStreams], dz[kStreams];
-    Walk<const T> z[kStreams];
-    int left;
+    Walk<T> ddelta, du[kStreams], dz;
+    int k, left;
   };
   __device__ Outputs outputs(int k) const {
     Outputs to;
@@ -338,17 +355,17 @@ struct Backward {
 #pragma unroll
     for (int m = 0; m < kStreams; ++m) {
       to.du[m] = du[m].at(k / kStreams, place.offset);
-      to.dz[m] = dz[m].at(k / kStreams, place.offset);
-      if constexpr (kStreams == 2) to.z[m] = z[m].at(k / kStreams, place.offset);
     }
-    to.left = place.live ? count - k : 0;
+    if constexpr (kStreams == 1) to.dz = dz[0].at(k, place.offset);
+    if constexpr (kStreams == 2) to.k = k;
+    to.left = place.live_again() ? count - k : 0;
     return to;
   }
   static __device__ void store_if(bool in, const Walk<T>& to, int i, float x) {
     T* p = &to[i];
     if (in) *p = from_float<T>(x);
   }
-  __device__ void finish(const Outputs& to, int t, float y, float qB, float dd, Pair& pair) {
+  __device__ void finish(const Outputs& to, int t, float y, float qB, float dd, Sums& sums) const {
     const float d = row(kSize, t), dy = row(kDy, t);
     float x, v = 0.0f, u = 0.0f;
     if constexpr (kStreams == 1) {
@@ -358,25 +375,29 @@ struct Backward {
       x = token(v, u, part(t));
     }
     const bool in = t < to.left;
+    const float skip = own_value(kSkip);
     const float ddelta_t = fmaf(qB, x * kLog2E, dd) * row(kSlope, t), dx = fmaf(d, qB, skip * dy);
     y = fmaf(skip, x, y);
     const float dgate = y * row(kDgate, t);
-    dD = fmaf(dy, x, dD);
-    dbias += ddelta_t;
+    sums.dD = fmaf(dy, x, sums.dD);
+    sums.dbias += ddelta_t;
     store_if(in, to.ddelta, t, ddelta_t);
     if constexpr (kStreams == 1) {
       store_if(in, to.du[0], t, dx);
-      if constexpr (kGate) store_if(in, to.dz[0], t, dgate);
+      if constexpr (kGate) store_if(in, to.dz, t, dgate);
     } else if (t % 2 == 1) {
-      pair = {dx, dgate};
+      sums.pair_dx = dx, sums.pair_dgate = dgate;
     } else {
-      const float dp = p.reverse ? pair.dx : dx, ds = p.reverse ? dx : pair.dx;
+      const float dp = p.reverse ? sums.pair_dx : dx, ds = p.reverse ? dx : sums.pair_dx;
       store_if(in, to.du[0], t / 2, fmaf(u, dp, ds));
       store_if(in, to.du[1], t / 2, fmaf(v, dp, ds));
       if (kGate && in) {
-        const float dw = dgate + pair.dgate, z0 = to_float(to.z[0][t / 2]), z1 = to_float(to.z[1][t / 2]);
-        to.dz[0][t / 2] = from_float<T>(dw * z1);
-        to.dz[1][t / 2] = from_float<T>(dw * z0);
+        // Their places are found here: held from the start of the chunk they would take 12 registers.
+        const int at = (to.k + t) / kStreams;
+        const float dw = dgate + sums.pair_dgate;
+        const float z0 = to_float(z[0].at(at, place.offset)[0]), z1 = to_float(z[1].at(at, place.offset)[0]);
+        dz[0].at(at, place.offset)[0] = from_float<T>(dw * z1);
+        dz[1].at(at, place.offset)[0] = from_float<T>(dw * z0);
       }
     }
     row(kDgate, t) = y;  // for output()
@@ -384,7 +405,7 @@ struct Backward {
 
   // The forward's output of the chunk at k again, for callers that did not keep it.
   __device__ void output(int k) const {
-    if (!place.live) return;
+    if (!place.live_again()) return;
 #pragma unroll 1
     for (int t = 0; t < kChunk && k + t < count; ++t) {
       if (!owner(t)) continue;
@@ -404,9 +425,9 @@ struct Backward {
     }
   }
 
-  __device__ void chunk(int k, const float* checkpoint, int behind, float* scratch) {
+  __device__ void chunk(const Split& split, const Partial& partial, int k, float* checkpoint, int behind) {
     float h[kStates], e[kChunk][kStates];
-    const float* before = restore(k, checkpoint, behind, scratch, h);
+    restore(split, partial, k, checkpoint, behind, h);
     load_tile(k);
     sizes<false>(k);
 #pragma unroll
@@ -423,15 +444,16 @@ struct Backward {
       }
     }
     __syncwarp();
-    sum_channels(kDy, 1.0f, dC_sums);
+    sum_channels(kDy, 1.0f, false);
     __syncwarp();
 
     const Outputs to = outputs(k);
-    Pair pair{};
+    Sums sums;
     float h_first[kStates];  // before the chunk
 #pragma unroll
     for (int t = kChunk - 1; t >= 0; --t) {
-      if (t == 2) place.load_aligned(before, int(p.size.dstate), h_first);  // on its way while two steps run
+      if (t == 2)  // on its way while two steps run
+        place.load_aligned(before(split, partial, checkpoint, behind), int(p.size.dstate), h_first);
       const float d = row(kSize, t), dy = row(kDy, t);
       float y = 0.0f, qB = 0.0f, dd = 0.0f;
 #pragma unroll
@@ -440,6 +462,10 @@ struct Backward {
         const float4 b = load_vector<float4>(B_tile + at), c = load_vector<float4>(C_tile + at);
         const float4 h_before = t > 0 ? load_vector<float4>(keep(t - 1, i / 4))
                                       : make_float4(h_first[i], h_first[i + 1], h_first[i + 2], h_first[i + 3]);
+        if ((kChunk - 1 - t) * kStates + i < kAgain) {
+#pragma unroll
+          for (int j = i; j < i + 4; ++j) e[t][j] = ex2(d * a[j]);
+        }
         float4 dh;
         dh.x = gradient(i, d, dy, e[t][i], b.x, c.x, h_before.x, h[i], y, qB, dd);
         dh.y = gradient(i + 1, d, dy, e[t][i + 1], b.y, c.y, h_before.y, h[i + 1], y, qB, dd);
@@ -448,10 +474,12 @@ struct Backward {
         store_vector(keep(t, i / 4), dh);
       }
       y = sum_over_lanes(y), qB = sum_over_lanes(qB), dd = sum_over_lanes(dd);
-      if (owner(t)) finish(to, t, y, qB, dd, pair);
+      if (owner(t)) finish(to, t, y, qB, dd, sums);
     }
+    own_value(kSumD) += sums.dD;
+    own_value(kSumBias) += sums.dbias;
     __syncwarp();
-    sum_channels(kSizeX, kLn2, kept);
+    sum_channels(kSizeX, kLn2, true);
     if (p.out[0].data) output(k);
     __syncthreads();
     sum_warps(k);
@@ -496,8 +524,9 @@ struct Backward {
     place.load(static_cast<const float*>(p.A) + channel * dstate, dstate, a);
 #pragma unroll
     for (int i = 0; i < kStates; ++i) g[i] = dA[i] = 0.0f;
-    bias = p.delta_bias ? static_cast<const float*>(p.delta_bias)[channel] * kLog2E : 0.0f;
-    skip = p.D ? static_cast<const float*>(p.D)[channel] : 0.0f;
+    own_value(kBias) = p.delta_bias ? static_cast<const float*>(p.delta_bias)[channel] * kLog2E : 0.0f;
+    own_value(kSumD) = own_value(kSumBias) = 0.0f;
+    own_value(kSkip) = p.D ? static_cast<const float*>(p.D)[channel] : 0.0f;
     find_tensors();
     const int64_t row = ((place.tile * p.size.batch + place.sample) * p.size.ngroups + place.group) * p.size.steps;
     dB_parts = partial.dB + (row + step_at(p, steps, first)) * dstate;
@@ -519,29 +548,40 @@ struct Backward {
     }
     const int every = int(p.size.checkpoint_every);
     const int64_t checkpoint = (first + max(last, 0)) / every;
-    const float* at = place.row(static_cast<const float*>(p.checkpoints), p.size, p.size.nchunks, checkpoint);
+    float* at = place.row(static_cast<float*>(p.checkpoints), p.size, p.size.nchunks, checkpoint);
     int behind = max(last, 0) % every;
 #pragma unroll 1
     for (int k = last; k >= 0; k -= kChunk) {
-      chunk(k, at, behind, partial.dA + (slot * p.size.dim + channel) * dstate);
+      chunk(split, partial, k, at, behind);
       behind -= kChunk;
       if (behind < 0) behind += every, at -= p.size.dim * dstate;
     }
 
+    const float dD = sum_over_lanes(own_value(kSumD)), dbias = sum_over_lanes(own_value(kSumBias));
+    finish_segment(Place<kStates, kShare>(p.size, split.segments), split, partial, dD, dbias);
+  }
+
+  // Results of the whole segment; all that the place is made of was not kept while it ran.
+  __device__ void finish_segment(const Place<kStates, kShare>& place, const Split& split, const Partial& partial,
+                                 float dD, float dbias) {
+    const int dstate = int(p.size.dstate);
+    const int64_t channel = (place.sample * split.segments + place.segment) * p.size.dim + place.channel;
     if (q.dinitial_state && !split.states)
       place.store(place.row(static_cast<float*>(q.dinitial_state), p.size, 1, 0), dstate, g);
 #pragma unroll
     for (int i = 0; i < kStates; ++i) dA[i] *= kLn2;
-    place.store(partial.dA + (slot * p.size.dim + channel) * dstate, dstate, dA);
-    dD = sum_over_lanes(dD), dbias = sum_over_lanes(dbias);
+    place.store(partial.dA + channel * dstate, dstate, dA);
     if (!place.live || place.lane > 0) return;
-    partial.dD[slot * p.size.dim + channel] = dD;
-    partial.dbias[slot * p.size.dim + channel] = dbias;
+    partial.dD[channel] = dD;
+    partial.dbias[channel] = dbias;
+    const int64_t steps = steps_of(p, place.sample), valid = steps / kStreams,
+                  first = place.segment * split.segment_steps;
     const int64_t begin = first / kStreams, end = min(begin + split.segment_steps / kStreams, p.size.length);
     for (int m = 0; m < kStreams; ++m)
       for (const Out* x : {&q.du[m], &q.dz[m], &p.out[m]})
-        clear_steps<T>(*x, place.sample, channel, max(begin, valid), end);
-    clear_steps<T>(q.ddelta, place.sample, channel, max(first, steps), min(first + split.segment_steps, p.size.steps));
+        clear_steps<T>(*x, place.sample, place.channel, max(begin, valid), end);
+    clear_steps<T>(q.ddelta, place.sample, place.channel, max(first, steps),
+                   min(first + split.segment_steps, p.size.steps));
   }
 };
 

@@ -21,6 +21,7 @@ struct Place {
   int lane;                        // of this channel's
   int column;                      // channel within the warp
   int states;                      // of a channel, padded: lanes * kStates
+  int channels;                    // of the group, from this block's on
   int offset;                      // channel within the block's
   int64_t first_channel, channel;  // of dim: the block's first, this thread's
   bool live;
@@ -31,12 +32,12 @@ struct Place {
       while (lanes * kStates < s.dstate) lanes *= 2;
     }
     states = lanes * kStates;
-    const int per_warp = kWarp / lanes, thread = threadIdx.x;
+    const int per_warp = kWarp / lanes, thread = int(thread_again());
     lane = thread % kWarp / per_warp;
     column = thread % per_warp;
     const int per_block = kThreads / lanes, per_group = int(s.dim / s.ngroups);
     const unsigned tiles = unsigned((per_group + per_block - 1) / per_block);
-    unsigned index = blockIdx.x;
+    unsigned index = block_again();
     tile = int(index % tiles);
     index /= tiles;
     group = int(index % unsigned(s.ngroups));
@@ -44,11 +45,18 @@ struct Place {
     segment = int(index % unsigned(segments));
     sample = int(index / unsigned(segments));
     const int begin = tile * per_block;
+    channels = per_group - begin;
     offset = thread / kWarp * per_warp + column;
     live = begin + offset < per_group;
-    if (!live) offset = per_group - 1 - begin;
+    offset = min(offset, channels - 1);
     first_channel = int64_t(group) * per_group + begin;
     channel = first_channel + offset;
+  }
+
+  // The same as `live`, for where there is no register to keep it in.
+  __device__ bool live_again() const {
+    const int per_warp = kWarp / lanes, thread = int(thread_again());
+    return thread / kWarp * per_warp + thread % per_warp < channels;
   }
 
   // Of the i-th of this thread's states.
@@ -65,6 +73,7 @@ struct Place {
   }
   // From a tensor of our own, so aligned: four states at once where a row is.
   __device__ void load_aligned(const float* p, int dstate, float (&x)[kStates]) const {
+    dstate = anew(dstate);  // else all comparisons with it are kept in registers
     if (dstate % 4 != 0) return load(p, dstate, x);
 #pragma unroll
     for (int i = 0; i < kStates; i += 4) {
@@ -74,6 +83,7 @@ struct Place {
   }
   // Into one, likewise.
   __device__ void store(float* p, int dstate, const float (&x)[kStates]) const {
+    dstate = anew(dstate);
     if (!live) return;
     if (dstate % 4 == 0) {
 #pragma unroll

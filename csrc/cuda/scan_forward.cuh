@@ -3,12 +3,11 @@
 // Issue slots for each element (one state of one channel at one step), float32, dstate 16, all options, on sm_90:
 //     recurrence      p = d a, e = 2^p, w = dx B, h = e h + w, y += C h                            5
 //     B and C         2 LDS.128 for 4 states                                                       0.5
-//     softplus        |x|, 2^x, max, polynomial of 8 coefficients: 13 for a step of 16 states      0.8
+//     softplus        2^-|x|, max, polynomial of 8 coefficients: 12 for a step of 16 states        0.8
 //     gate            |z|, 2^z, 1 / (1 + e) shared by four steps, 3 more: 10                       0.6
-//     streams         3 loads, 1 store, their addresses, bias, D, gate: 13                         0.8
-// The MUFU pipe takes 8 cycles for each of 16 + 2.25 instructions in 16 elements: 9.1 an element. Both bounds are near
-// to each other and to the time in which the 16 bytes of a step come from memory, so nothing here is worth a second pass
-// over the data.
+//     streams         3 loads, 1 store, 64-bit addresses, bias, D, gate, the loop: 20              1.2
+// so 8.1. The MUFU pipe takes 8 cycles for each of 16 + 2.25 instructions in 16 elements: 9.1 an element. The 16 bytes of a
+// step come from memory in about the same time, so nothing here is worth a second pass over the data.
 #pragma once
 
 #include "scan_common.cuh"
@@ -24,7 +23,7 @@ template <class T, int kStates, int kShare, int kStreams, bool kGate>
 struct Forward {
   static constexpr int kOwn = kGroup / kShare;                           // steps of a group that are this lane's
   static constexpr int kPoints = kOwn < kStreams ? 1 : kOwn / kStreams;  // steps of a stream, and gates, of those
-  static constexpr int kRows = kShare == 1 ? 32 : kShare == 2 ? 16 : kGroup;
+  static constexpr int kRows = kShare == 4 ? kGroup : 16 / kShare;
   static constexpr int kWidest = kShare == 4 ? int(kMostStates) : kShare * kStates;
   using Tiles = MapTiles<T, kRows, kWidest>;
   static constexpr size_t kShared = 2 * 2 * Tiles::kValues * sizeof(float);
@@ -171,14 +170,6 @@ struct Forward {
     y = fmaf(c, h[i], y);
   }
 
-  // The rows of `out` that are past the sample's valid steps, a share for each segment.
-  __device__ void clear_padding(int64_t valid, const Split& split) const {
-    const int64_t begin = place.segment * split.segment_steps / kStreams, end = begin + split.segment_steps / kStreams;
-    if (!place.live || place.lane > 0) return;
-    for (int m = 0; m < kStreams; ++m)
-      clear_steps<T>(p.out[m], place.sample, place.channel, max(begin, valid), min(end, p.size.length));
-  }
-
   __device__ void run(const Split& split) {
     const int64_t valid = p.lengths ? p.lengths[place.sample] : p.size.length, steps = valid * kStreams;
     const int64_t first = place.segment * split.segment_steps;
@@ -219,15 +210,26 @@ struct Forward {
       steps_of_segment(first, step, count);
     }
 
-    if (summary) {
-      if constexpr (kShare > 1) sum = sum_over_lanes(place.lane < kShare ? sum : 0.0f);
+    if (kShare > 1 && summary) sum = sum_over_lanes(place.lane < kShare ? sum : 0.0f);
+    finish(Place<kStates, kShare>(p.size, split.segments), split);
+  }
+
+  // Results of the whole segment; all that the place is made of was not kept while it ran.
+  __device__ void finish(const Place<kStates, kShare>& place, const Split& split) const {
+    const int dstate = int(p.size.dstate);
+    if (!kGate && split.summary) {
       place.store(place.row(split.states, p.size, split.segments, place.segment), dstate, h);
       if (place.live && place.lane == 0)
-        split.sums[(place.sample * split.segments + place.segment) * p.size.dim + channel] = sum;
+        split.sums[(place.sample * split.segments + place.segment) * p.size.dim + place.channel] = sum;
       return;
     }
     if (!split.states) place.store(place.row(static_cast<float*>(p.last_state), p.size, 1, 0), dstate, h);
-    clear_padding(valid, split);
+    if (!place.live || place.lane > 0) return;
+    // The rows of `out` that are past the sample's valid steps, a share for each segment.
+    const int64_t valid = p.lengths ? p.lengths[place.sample] : p.size.length;
+    const int64_t begin = place.segment * split.segment_steps / kStreams, end = begin + split.segment_steps / kStreams;
+    for (int m = 0; m < kStreams; ++m)
+      clear_steps<T>(p.out[m], place.sample, place.channel, max(begin, valid), min(end, p.size.length));
   }
 
   __device__ void steps_of_segment(int64_t first, int64_t step, int count) {
@@ -259,7 +261,8 @@ struct Forward {
 };
 
 template <class T, int kStates, int kShare, int kStreams, bool kGate>
-__global__ void __launch_bounds__(kThreads, 4) scan_forward_kernel(const ScanForward p, const Split split) {
+__global__ void __launch_bounds__(kThreads, kShare == 4 ? 3 : 4)
+    scan_forward_kernel(const ScanForward p, const Split split) {
   Forward<T, kStates, kShare, kStreams, kGate>(p, split).run(split);
 }
 
