@@ -47,22 +47,8 @@ FAULTS = {
         RACE,
         "test_scan and 600",
     ),
-    "forward: half of the shared memory": Fault(
-        "scan_forward.cuh",
-        "kShared = 2 * 2 * Tiles",
-        "kShared = 2 * Tiles",
-        "address",
-        OVERFLOW,
-    ),
     "a row of B and C past the last step is read": Fault(
         "scan_common.cuh", "r < count", "r <= count", "address", OVERFLOW
-    ),
-    "a state past the last one is written": Fault(
-        "scan_common.cuh",
-        "if (state(i) < dstate) p[state(i)] = x[i]",
-        "if (state(i) <= dstate) p[state(i)] = x[i]",
-        "address",
-        OVERFLOW,
     ),
     "forward: lanes are missing from a mask": Fault(
         "scan_forward.cuh",
