@@ -56,12 +56,13 @@ struct Forward {
       for (int i = 0; i < kPoints; ++i) next_u[m][i] = !kMasked || own + i * kStreams < left ? u[m][i] : T{};
       u[m].advance(kGroup / kStreams);
     }
-    if constexpr (!kGate) return;
+    if constexpr (kGate) {
 #pragma unroll
-    for (int m = 0; m < kStreams; ++m) {
+      for (int m = 0; m < kStreams; ++m) {
 #pragma unroll
-      for (int i = 0; i < kPoints; ++i) next_z[m][i] = !kMasked || own + i * kStreams < left ? z[m][i] : T{};
-      z[m].advance(kGroup / kStreams);
+        for (int i = 0; i < kPoints; ++i) next_z[m][i] = !kMasked || own + i * kStreams < left ? z[m][i] : T{};
+        z[m].advance(kGroup / kStreams);
+      }
     }
   }
 
