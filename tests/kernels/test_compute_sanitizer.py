@@ -36,9 +36,9 @@ def _compute_sanitizer() -> str | None:
 
 @pytest.mark.gpu
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.skipif(_compute_sanitizer() is None, reason="no compute-sanitizer found")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_kernels_are_clean(tool):
     assert backends.BACKENDS["cuda"].unavailable() is None
     command = [_compute_sanitizer(), "--tool", tool, "--error-exitcode", "66"]
