@@ -244,8 +244,8 @@ def build_library(ext: Extension, out: Path) -> dict:
     linker = [nvcc, "-cudart=static"] if cuda else cxx  # static: no libcudart to match with torch's
     link = [*linker, "-shared", *(obj for _, _, obj in compiles)]
     link += ["-Xlinker", "--no-as-needed"] if sys.platform == "linux" else []
-    for name in ["torch_cuda", "torch_cpu"] if cuda else ["torch_cpu"]:
-        link += [f"-L{torch_library(name, torch, build, cxx)}", f"-l{name}"]
+    # The CUDA library too needs no more of torch (see csrc/cuda/stream.h), so it loads beside any.
+    link += [f"-L{torch / 'lib'}", "-ltorch_cpu"]
     if cuda:  # nvcc from PyPI keeps libcudart_static.a in lib and looks for it in lib64
         link.append(f"-L{Path(nvcc).resolve().parents[1] / 'lib'}")
     build_all(compiles, [*link, "-o", str(library)], library)
@@ -260,22 +260,6 @@ def build_library(ext: Extension, out: Path) -> dict:
         record["nvcc"] = "nvcc " + re.search(r"release .*", run([nvcc, "--version"]))[0]
         record["architectures"] = ";".join(archs)
     return record
-
-
-def torch_library(name: str, torch: Path, build: Path, cxx: list[str]) -> Path:
-    """The folder of lib<name>.so to link against.
-
-    Only its soname matters, since torch is always loaded first. An empty stand-in takes the place
-    of one that this torch lacks, so the CUDA library can be built beside a CPU build of torch.
-    """
-    if (torch / "lib" / f"lib{name}.so").is_file() or sys.platform != "linux":
-        return torch / "lib"
-    stub = build / "stub"
-    (ROOT / stub).mkdir(parents=True, exist_ok=True)
-    soname = f"lib{name}.so"
-    command = [*cxx, "-shared", "-x", "c++", os.devnull, f"-Wl,-soname,{soname}"]
-    run([*command, "-o", str(stub / soname)])
-    return stub
 
 
 def digests(device: str) -> dict[str, str]:

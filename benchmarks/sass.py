@@ -7,7 +7,9 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,11 @@ CYCLES_PER_MUFU = 8
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"^\s*(\.L_\w+):")
 _BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+
+
+def _width(opcode: str) -> int:
+    """Bytes that one thread's access moves: a part of "LDG.E.128.CONSTANT" says so, or it is 4."""
+    return next((_BYTES[part] for part in opcode.split(".") if part in _BYTES), 4)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,10 @@ class Loop:
         """Instructions whose opcode starts with a regular expression."""
         return sum(bool(re.match(pattern, i.opcode)) for i in self.instructions)
 
+    def bytes(self, pattern: str) -> int:
+        """What a thread's memory accesses whose opcode starts with the expression move."""
+        return sum(_width(i.opcode) for i in self.instructions if re.match(pattern, i.opcode))
+
     @property
     def slots(self) -> int:
         """Issue slots of one iteration of one warp: its instructions."""
@@ -60,8 +71,8 @@ class Kernel:
     labels: dict[str, int]
 
     @cached_property
-    def innermost_loops(self) -> list[Loop]:
-        """Loops without another one in them, in the order of their addresses.
+    def _ranges(self) -> list[tuple[int, int]]:
+        """First and last address of each loop, sorted.
 
         A loop is what lies between the target of a branch back and the branch; the compiler keeps
         its blocks together.
@@ -73,21 +84,37 @@ class Kernel:
                 begin = self.labels[target.group(1)]
                 if begin < instruction.address:
                     ranges.add((begin, instruction.address))
-        inner = [
-            (a, b)
-            for a, b in sorted(ranges)
-            if not any((c, d) != (a, b) and a <= c and d <= b for c, d in ranges)
-        ]
-        return [
-            Loop(tuple(i for i in self.instructions if begin <= i.address <= end))
-            for begin, end in inner
-        ]
+        return sorted(ranges)
+
+    def _inside(self, outer: tuple[int, int]) -> list[tuple[int, int]]:
+        return [r for r in self._ranges if r != outer and outer[0] <= r[0] and r[1] <= outer[1]]
+
+    def _loop(self, begin: int, end: int) -> Loop:
+        return Loop(tuple(i for i in self.instructions if begin <= i.address <= end))
+
+    @cached_property
+    def innermost_loops(self) -> list[Loop]:
+        """Loops without another one in them, in the order of their addresses."""
+        return [self._loop(*r) for r in self._ranges if not self._inside(r)]
+
+    def loops_without(self, pattern: str) -> list[Loop]:
+        """Every loop, less the loops in it that have an instruction like `pattern`; the other loops
+        in it are counted as run once for each of its iterations."""
+        result = []
+        for outer in self._ranges:
+            left_out = [r for r in self._inside(outer) if self._loop(*r).count(pattern)]
+            kept = [
+                i
+                for i in self._loop(*outer).instructions
+                if not any(begin <= i.address <= end for begin, end in left_out)
+            ]
+            result.append(Loop(tuple(kept)))
+        return result
 
     @property
     def spill_bytes(self) -> int:
         """Bytes of a thread that spilled registers are written to and read from."""
-        spills = [i.opcode for i in self.instructions if re.match(r"STL|LDL", i.opcode)]
-        return sum(_BYTES.get(opcode.rsplit(".", 1)[-1], 4) for opcode in spills)
+        return Loop(self.instructions).bytes("STL|LDL")
 
     @property
     def atomics(self) -> Counter:
@@ -111,10 +138,50 @@ class Kernel:
 
 def read(cubin: Path, capability: int, threads: int) -> Kernel:
     """The kernel of a cubin that holds one; `threads` are those of a block."""
-    usage = _run("cuobjdump", "-res-usage", cubin)
-    figures = dict(re.findall(r"(\w+)(?:\[\d\])?:(\d+)", usage.split("Function", 1)[1]))
+    (kernel,) = read_all(cubin, capability, threads).values()
+    return kernel
+
+
+def read_library(library: Path, threads: int) -> dict[tuple[str, int], Kernel]:
+    """Every kernel of a shared library by mangled name and compute capability."""
+    kernels = {}
+    with tempfile.TemporaryDirectory() as folder:
+        _run("cuobjdump", "-xelf", "all", library.resolve(), cwd=folder)
+        for cubin in sorted(Path(folder).glob("*.cubin")):
+            capability = int(re.search(r"\.sm_(\d+)a?\.", cubin.name).group(1))
+            found = read_all(cubin, capability, threads)
+            kernels |= {(name, capability): kernel for name, kernel in found.items()}
+    return kernels
+
+
+def read_all(cubin: Path, capability: int, threads: int) -> dict[str, Kernel]:
+    """The kernels of a cubin by mangled name."""
+    usage = re.findall(r"Function (\S+):\s*\n(.*)", _run("cuobjdump", "-res-usage", cubin))
+    figures = {name: dict(re.findall(r"(\w+)(?:\[\d\])?:(\d+)", line)) for name, line in usage}
+    if not figures:
+        return {}
+    # The compiler keeps 1 KiB of shared memory of each block for itself from 9.0 on.
+    reserved = 1024 if capability >= 90 else 0
+    return {
+        name: Kernel(
+            capability,
+            int(figures[name]["REG"]),
+            threads,
+            max(0, int(figures[name]["SHARED"]) - reserved),
+            *_parse(code),
+        )
+        for name, code in _functions(_run("nvdisasm", "-c", cubin))
+    }
+
+
+def _functions(disassembly: str) -> Iterator[tuple[str, str]]:
+    parts = re.split(r"^\s*\.section\s+\.text\.([^,\s]+),.*$", disassembly, flags=re.MULTILINE)
+    yield from zip(parts[1::2], parts[2::2], strict=True)
+
+
+def _parse(code: str) -> tuple[tuple[Instruction, ...], dict[str, int]]:
     instructions, labels, waiting = [], {}, []
-    for line in _run("nvdisasm", "-c", cubin).splitlines():
+    for line in code.splitlines():
         if label := _LABEL.match(line):
             waiting.append(label.group(1))
         elif found := _INSTRUCTION.match(line):
@@ -122,26 +189,18 @@ def read(cubin: Path, capability: int, threads: int) -> Kernel:
             instructions.append(instruction)
             labels |= dict.fromkeys(waiting, instruction.address)
             waiting.clear()
-    # The compiler keeps 1 KiB of shared memory of each block for itself from 9.0 on.
-    reserved = 1024 if capability >= 90 else 0
-    return Kernel(
-        capability,
-        int(figures["REG"]),
-        threads,
-        max(0, int(figures["SHARED"]) - reserved),
-        tuple(instructions),
-        labels,
-    )
+    return tuple(instructions), labels
 
 
-def _run(name: str, *arguments: object) -> str:
+def _run(name: str, *arguments: object, cwd: str | None = None) -> str:
     command = [_tool(name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
 
 
 def _tool(name: str) -> str:
     found = importlib.util.find_spec("triton")
-    folders = [Path(p) / "backends" / "nvidia" / "bin" for p in found.submodule_search_locations]
+    roots = found.submodule_search_locations if found else []
+    folders = [Path(p) / "backends" / "nvidia" / "bin" for p in roots]
     for candidate in [*(str(folder / name) for folder in folders), name]:
         if path := shutil.which(candidate):
             return path

@@ -1,231 +1,170 @@
 """Static figures of the GPU kernels, read from compiled code: no GPU is needed, and none is used.
 
-    cmimtl bench static --json FILE [--target sm_90 …]
+    cmimtl bench static --json FILE [--backend cuda triton] [--target sm_90 …] [--dtype float32 …]
 
-Each kernel is compiled for the arguments that a launch gives it. An element is one state of one
-channel at one step. `slots_per_element` and its kin count the hottest loop, the one over steps that
-the recurrence of the pass is in; `all_slots_per_element` counts every innermost loop, what the
-backward pass recomputes and prepares included.
+An element is one state of one channel at one step. `slots_per_element` and its kin count the
+hottest loop, the one over steps that the recurrence of the pass is in; `all_slots_per_element`
+counts every loop that a long scan spends its time in, what a backward pass recomputes and prepares
+included.
+
+Rows for sm_90 also have the time of a workload on an H100, as a model: the slowest of its issue
+slots, its MUFU pipe and its memory, each at its peak; beside it the least that one EX2 an element
+takes, and the least that the memory takes.
 """
 
 import argparse
-import contextlib
 import json
-import multiprocessing
-import re
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
-import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from rich.console import Console
+from rich.table import Table
 
 from benchmarks import sass
-from cmimtl_kernels import testing
-from cmimtl_kernels.triton import launch
+from benchmarks.limits import SCAN_BYTES
 
-TARGETS = {
-    **{f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 90, 100, 120)},
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-    "gfx1100": GPUTarget("hip", "gfx1100", 32),
-}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
+BACKENDS = ("cuda", "triton")
+# Of a scan, and of one that Triton splits over time.
 PASSES = (
     "forward", "backward", "totals", "carry", "totals of gradients", "carry of gradients",
 )  # fmt: skip
-OPS = ("selective_scan", "cross_selective_scan")
-DSTATE = 16
-# Large enough that no size is 1, which would be compiled in; multiples of 16, as sizes are.
-BATCH, LENGTH, DIM, EVERY = 2, 256, 256, 16
-# Multiprocessors enough to split such a scan over time.
-MANY = 100
 
-_TYPES = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int64: "*i64",
+# H100 SXM: multiprocessors of four parts, each of which starts one warp instruction a cycle.
+MULTIPROCESSORS, PARTS, WARP, CLOCK = 132, 4, 32, 1.755e9
+LANES_PER_SECOND = MULTIPROCESSORS * PARTS * WARP * CLOCK
+BYTES_PER_SECOND = 3.35e12
+BATCH, STEPS, DIM = 8, 4096, 1536  # of the modelled workload, at the row's dstate
+
+PEER = "mamba_ssm (static, e9594ce)"
+# mamba_ssm's kernels at commit e9594ce, compiled for sm_90 by us and counted in the same way: which
+# one runs depends on the length, and a length that is no multiple of its chunk takes a slower path.
+# A pair is a range over dtypes and options.
+_PEER_SLOTS = {
+    # pass, length: float32, bfloat16
+    ("forward", "up to 128"): (34, 39),
+    ("forward", "up to 256"): (24, 25),
+    ("forward", "up to 512"): (18, 21),
+    ("forward", "up to 1024"): (19, 22),
+    ("forward", "longer"): (20, 23),
+    ("forward", "no multiple of the chunk"): ((34, 50), (34, 50)),
+    ("backward", "multiple of the chunk"): ((55, 85), (55, 85)),
+    ("backward", "no multiple of the chunk"): ((70, 105), (70, 105)),
+}
+_PEER_BACKWARD = {"spill_bytes": (116, 676), "float_atomic_bytes_per_element": 8}
+
+
+def peer_rows(dtypes: list[str]) -> list[dict]:
+    """The peer's figures; a pair is its least and its most."""
+    rows = []
+    for (which, length), slots in _PEER_SLOTS.items():
+        for dtype, value in zip(("float32", "bfloat16"), slots, strict=True):
+            if dtype in dtypes:
+                row = {
+                    "backend": PEER,
+                    "pass": which,
+                    "op": "selective_scan",
+                    "arch": "sm_90",
+                    "dtype": dtype,
+                    "dstate": 16,
+                    "length": length,
+                    "slots_per_element": value,
+                }
+                rows.append(row | (_PEER_BACKWARD if which == "backward" else {}))
+    return rows
+
+
+def modelled(row: dict) -> dict[str, float]:
+    """Microseconds of the workload on an H100, and its two limits."""
+    elements = BATCH * STEPS * DIM * row["dstate"]
+    moved = SCAN_BYTES[row["pass"]] * DTYPES[row["dtype"]] / DTYPES["float32"]
+    memory = BATCH * STEPS * DIM * moved / BYTES_PER_SECOND
+    issue = elements * row["all_slots_per_element"] / LANES_PER_SECOND
+    mufu = elements * row["all_mufu_cycles_per_element"] / LANES_PER_SECOND
+    return {
+        "h100_us": 1e6 * max(issue, mufu, memory),
+        "h100_ex2_limit_us": 1e6 * elements * sass.CYCLES_PER_MUFU / LANES_PER_SECOND,
+        "h100_memory_limit_us": 1e6 * memory,
+    }
+
+
+def collect(
+    backends: list[str], targets: list[str], dtypes: list[str], passes: list[str], say=print
+) -> list[dict]:
+    """Every row. What cannot be read is left out, and said."""
+    rows = []
+    if "cuda" in backends:
+        from benchmarks import static_cuda
+
+        if static_cuda.LIBRARY.is_file():
+            rows += static_cuda.rows(targets, dtypes)
+        else:
+            say(f"no rows of the CUDA kernels: {static_cuda.LIBRARY.name} is not built here")
+    if "triton" in backends:
+        from benchmarks import static_triton
+
+        rows += static_triton.rows(targets, dtypes, passes)
+    rows = [row | (modelled(row) if _whole(row) else {}) for row in rows]
+    return rows + (peer_rows(dtypes) if "sm_90" in targets else [])
+
+
+def _whole(row: dict) -> bool:
+    """Whether the row is of a whole pass on an H100, and not of a kernel of a split scan."""
+    return row["arch"] == "sm_90" and row["pass"] in SCAN_BYTES
+
+
+_COLUMNS = {
+    "slots_per_element": "slots",
+    "all_slots_per_element": "all slots",
+    "mufu_cycles_per_element": "MUFU cycles",
+    "registers": "registers",
+    "spill_bytes": "spilled bytes",
+    "warps_per_sm": "warps per SM",
+    "h100_us": "H100, µs",
+    "h100_ex2_limit_us": "EX2 limit",
+    "h100_memory_limit_us": "memory limit",
 }
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A kernel and the arguments that it was launched with."""
-
-    kernel: triton.JITFunction
-    arguments: dict[str, object]
-    options: dict[str, object]  # of the compiler
-
-    def compile(self, target: GPUTarget):
-        """As Triton's launcher would: None, and constants, are compiled in; so is that an integer
-        or an address is a multiple of 16."""
-        signature, constants, divisible = {}, {}, {}
-        names = self.kernel.arg_names
-        for index, name in enumerate(names):
-            value = self.arguments[name]
-            if value is None or self.kernel.params[index].is_constexpr:
-                signature[name], constants[name] = "constexpr", value
-                continue
-            signature[name] = "i32" if isinstance(value, int) else _TYPES[value.dtype]
-            if not isinstance(value, int) or value % 16 == 0:
-                divisible[index,] = [["tt.divisibility", 16]]
-        source = ASTSource(self.kernel, signature, constants, divisible)
-        return triton.compile(source, target=target, options=self.options)
-
-
-class _Recorder:
-    """Stands where launch.py has a kernel, and notes what it is called with."""
-
-    def __init__(self, kernel: triton.JITFunction, into: list[Launch]):
-        self.kernel, self.into = kernel, into
-
-    def __getitem__(self, grid):
-        def call(*positional, **named):
-            names = self.kernel.arg_names
-            options = {name: named.pop(name) for name in set(named) - set(names)}
-            given = dict(zip(names, positional, strict=False))
-            self.into.append(Launch(self.kernel, given | named, options))
-
-        return call
-
-
-def launches(
-    op: str, dtype: torch.dtype, dstate: int = DSTATE, lanes: int = 32, processors: int = 1
-) -> dict[str, Launch]:
-    """The launches of an op's two passes, with gate, D, bias and softplus.
-
-    On many processors the scans are split over time, and the passes have kernels before them.
-    """
-    recorded: list[Launch] = []
-    inputs = testing.scan_inputs(
-        BATCH, LENGTH, DIM, dstate, cross=op.startswith("cross"), ngroups=1, initial_state=False,
-        dtype=dtype,
-    )  # fmt: skip
-    tensors = inputs.values()  # in the order of the op's schema, lengths last
-    with contextlib.ExitStack() as stack:
-        for name in ("scan_forward", "scan_backward", "segment_totals", "carry_over"):
-            kernel = getattr(launch, name)
-            stack.enter_context(mock.patch.object(launch, name, _Recorder(kernel, recorded)))
-        stack.enter_context(mock.patch.object(launch, "lanes_of", lambda x: lanes))
-        stack.enter_context(mock.patch.object(launch, "processors_of", lambda x: processors))
-        options = (True, False, EVERY)
-        *outs, last, checkpoints = getattr(launch, f"{op}_fwd")(*tensors, *options)
-        getattr(launch, f"{op}_bwd")(*outs, last, *tensors, checkpoints, *options, False)
-    passes = ("forward", "backward")
-    if len(recorded) > 2:
-        passes = (
-            "totals", "carry", "forward", "totals of gradients", "carry of gradients", "backward",
-        )  # fmt: skip
-    return dict(zip(passes, recorded, strict=True))
-
-
-def figures(op: str, which: str, dtype: str, target: str, dstate: int = DSTATE) -> dict:
-    """One row: a kernel's figures for one target."""
-    processors = 1 if which in ("forward", "backward") else MANY
-    made = launches(op, DTYPES[dtype], dstate, TARGETS[target].warp_size, processors)[which]
-    compiled = made.compile(TARGETS[target])
-    row = {
-        "backend": "triton",
-        "pass": which,
-        "op": op,
-        "arch": target,
-        "dtype": dtype,
-        "dstate": dstate,
-    }
-    if target.startswith("gfx"):
-        return row | _figures_amd(compiled.asm["amdgcn"])
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        kernel = sass.read(Path(file.name), TARGETS[target].arch, 32 * made.options["num_warps"])
-    per_element = _per_element(kernel, made) if "CROSS" in made.arguments else {}
-    return (
-        row
-        | per_element
-        | {
-            "registers": kernel.registers,
-            "spill_bytes": kernel.spill_bytes,
-            "shared_bytes": kernel.shared_bytes,
-            "warps_per_sm": kernel.warps_per_sm,
-            "float_atomics": kernel.atomics.total(),
-        }
+def table(rows: list[dict]) -> Table:
+    made = Table(
+        title="Static figures, for each element: read from compiled code, nothing was run",
+        caption=f"times: a model, batch {BATCH}, {STEPS} steps, {DIM} channels, H100 at its peaks",
     )
+    for heading in ("arch", "pass", "op", "dtype", "kernel"):
+        made.add_column(heading)
+    for heading in _COLUMNS.values():
+        made.add_column(heading, justify="right")
+    for row in sorted(rows, key=lambda row: (row["arch"], row["pass"], row["op"], row["dtype"])):
+        detail = row.get("length") or (f"{row['states']} states" if "states" in row else "")
+        head = (row["arch"], row["pass"], row["op"], row["dtype"])
+        cells = (_text(row.get(key)) for key in _COLUMNS)
+        made.add_row(*head, f"{row['backend']} {detail}".strip(), *cells)
+    return made
 
 
-def _per_element(kernel: sass.Kernel, made: Launch) -> dict[str, float]:
-    """Issue slots, MUFU cycles, and shared-memory accesses and shuffles, per element.
-
-    An innermost loop with one EX2 or more for each of its elements is one over steps. One with
-    fewer is over tiles of ROWS steps, whose cost all states of a channel share.
-    """
-    arguments = made.arguments
-    streams = 2 if arguments["CROSS"] else 1
-    channels = arguments.get("CHANNELS", 1) * arguments["LANES"] // 32  # of a thread
-    tiled = "ROWS" in arguments
-    of_step = arguments["N"] * channels * (1 if tiled else streams)
-    elements = {}
-    for loop in kernel.innermost_loops:
-        ex2 = loop.count(r"MUFU\.EX2")
-        if ex2 >= of_step:
-            elements[loop] = ex2 // of_step * of_step
-        elif ex2 and tiled:
-            elements[loop] = arguments["N"] * channels * streams * arguments["ROWS"]
-    by_step = [loop for loop in elements if loop.count(r"MUFU\.EX2") >= of_step]
-    hottest = max(by_step, key=lambda loop: loop.slots)
-
-    def per_element(pattern: str) -> float:
-        return hottest.count(pattern) / elements[hottest]
-
-    return {
-        "slots_per_element": hottest.slots / elements[hottest],
-        "all_slots_per_element": sum(loop.slots / n for loop, n in elements.items()),
-        "mufu_cycles_per_element": sass.CYCLES_PER_MUFU * per_element("MUFU"),
-        "shared_per_element": per_element("LDS|STS"),
-        "shuffles_per_element": per_element("SHFL"),
-    }
-
-
-def _figures_amd(assembly: str) -> dict:
-    """What the assembler's notes say of a kernel."""
-
-    def field(name: str) -> int:
-        return int(re.search(rf"\.{name}:\s+(\d+)", assembly).group(1))
-
-    return {
-        "registers": field("vgpr_count"),
-        "spill_bytes": 4 * field("vgpr_spill_count"),
-        "scratch_bytes": field("private_segment_fixed_size"),
-        "shared_bytes": field("group_segment_fixed_size"),
-        "float_atomics": len(
-            re.findall(r"\b(?:global|flat|buffer)_atomic_\w*f(?:16|32)", assembly)
-        ),
-    }
+def _text(value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return f"{value[0]}-{value[1]}"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="cmimtl bench static", description=__doc__)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--target", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
     parser.add_argument("--pass", nargs="+", choices=PASSES, default=PASSES[:2], dest="passes")
     options = parser.parse_args(arguments)
-    jobs = [
-        (op, which, dtype, target)
-        for target in options.target
-        for dtype in options.dtype
-        for op in OPS
-        for which in options.passes
-    ]
-    # A compiler runs on one core; threads that torch has started do not survive a fork.
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = list(pool.map(figures, *zip(*jobs, strict=True)))
+    console = Console()
+    rows = collect(options.backend, options.target, options.dtype, options.passes, console.print)
     temporary = options.json.with_name(options.json.name + ".tmp")
     temporary.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     temporary.replace(options.json)
+    console.print(table(rows))
 
 
 if __name__ == "__main__":

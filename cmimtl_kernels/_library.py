@@ -21,7 +21,8 @@ def load_libraries() -> dict[str, str | None]:
     """Load every compiled library; first called at import, after the ops are defined.
 
     At import, because `torch.compile` cannot trace through the loading of a library. No library
-    needs a device or a driver to load, so importing this package never initialises CUDA.
+    needs a device, a driver or a CUDA build of torch to load, so importing this package never
+    initialises CUDA.
 
     Returns:
         {"cpu": ..., "cuda": ...}: None where the library is loaded, else one line that tells why
@@ -65,8 +66,6 @@ def _load(name: str) -> str | None:
     library = HERE / f"_{name}.so"
     if not library.is_file():
         return record(name).get("reason", "not built: a source tree that was never installed")
-    if name == "cuda" and torch.version.cuda is None:
-        return f"built, but torch {torch.__version__} is not a CUDA build"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:  # a symbol or a library is missing, or the file is cut short

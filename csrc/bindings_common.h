@@ -1,5 +1,5 @@
 // From tensors to the plain structs of selective_scan.h, and from the schemas of cmimtl_kernels/registration.py to
-// functions. Shared by the CPU and CUDA bindings. PyTorch's stable ABI only: no ATen, no Python.h.
+// functions: all but the kernels themselves. Shared by the CPU and CUDA bindings. PyTorch's stable ABI only: no ATen, no Python.h.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -124,6 +124,245 @@ struct ScanInputs {
     p.D = data(D), p.delta_bias = data(delta_bias), p.initial_state = data(initial_state);
     p.lengths = static_cast<const int64_t*>(data(lengths));
     return p;
+  }
+};
+
+// Results of the two passes, as the schemas order them.
+struct ScanOutputs {
+  Tensor out[2], last_state, checkpoints;
+};
+struct ScanGradients {
+  Tensor du[2], ddelta, dA, dB, dC, dD, dz[2], ddelta_bias, dinitial_state, out[2];
+};
+
+// Keeps alive the contiguous copies that the struct points to.
+struct ConvInputs {
+  Tensor x, weight;
+  Optional bias, lengths;
+
+  ConvForward params(const char* op, bool silu, bool reverse) {
+    STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 2 && weight.size(0) == x.size(2), op,
+                    ": weight must have shape (dim, width) with the dim of x");
+    STD_TORCH_CHECK(!bias || bias->numel() == x.size(2), op, ": bias must have shape (dim,)");
+    STD_TORCH_CHECK(!lengths || lengths->numel() == x.size(0), op, ": lengths must have shape (batch,)");
+    weight = plain(weight), bias = plain(bias), lengths = plain(lengths);
+    ConvForward p{};
+    p.batch = x.size(0), p.length = x.size(1), p.dim = x.size(2), p.width = weight.size(1);
+    p.dtype = dtype_of(x);
+    p.silu = silu, p.reverse = reverse;
+    p.x = in(x);
+    p.weight = weight.const_data_ptr();
+    p.bias = data(bias);
+    p.lengths = static_cast<const int64_t*>(data(lengths));
+    return p;
+  }
+};
+
+// The ops of one device, argument by argument as the schemas have them. Kernels provides, as static functions, where `like`
+// is a tensor of the call and the structs are complete:
+//     check_scan(op, const ScanForward&)          raises where its kernels cannot run these sizes, strides or dtype
+//     check_conv(op, const ConvForward&)
+//     scan_forward(const ScanForward&, like)      scan_backward(const ScanBackward&, like)
+//     result(Tensor)                              a new tensor of the size of a stream, as it should lie in memory
+//     conv_forward(const ConvForward&, like)      conv_backward(const ConvBackward&, like)
+template <class Kernels>
+struct Ops {
+  static Tensor result_like(const Tensor& x) { return Kernels::result(torch::stable::empty_like(x)); }
+
+  static ScanOutputs forward(const char* op, ScanInputs x) {
+    x.check(op);
+    ScanForward p = x.params();
+    Kernels::check_scan(op, p);
+    const ScalarType acc = accumulation_of(x.u[0]);
+    const auto& s = p.size;
+    ScanOutputs r;
+    for (int m = 0; m < x.streams; ++m) p.out[m] = out(r.out[m] = result_like(x.u[m]));
+    r.last_state = empty(x.u[0], {s.batch, s.dim, s.dstate}, acc);
+    p.last_state = r.last_state.mutable_data_ptr();
+    if (s.checkpoint_every) {
+      r.checkpoints = Kernels::result(empty(x.u[0], {s.batch, s.nchunks, s.dim, s.dstate}, acc));
+      p.checkpoints = r.checkpoints.mutable_data_ptr();
+    } else {
+      r.checkpoints = nothing(x.u[0], acc);
+    }
+    Kernels::scan_forward(p, x.u[0]);
+    return r;
+  }
+
+  static ScanGradients backward(const char* op, const Tensor* dout, const Optional& dlast_state, ScanInputs x,
+                                const Tensor& checkpoints, bool recompute_out) {
+    x.check(op);
+    ScanBackward q{};
+    q.forward = x.params();
+    ScanForward& p = q.forward;
+    Kernels::check_scan(op, p);
+    STD_TORCH_CHECK(x.checkpoint_every > 0, op, ": checkpoint_every must be positive in the backward pass, got 0");
+    const auto& s = p.size;
+    const ScalarType acc = accumulation_of(x.u[0]), dtype = x.u[0].scalar_type();
+    const Tensor kept = plain(checkpoints);
+    STD_TORCH_CHECK(kept.numel() == s.batch * s.nchunks * s.dim * s.dstate, op,
+                    ": checkpoints must be those of the forward pass, got ", kept.numel(), " elements");
+    p.checkpoints = const_cast<void*>(kept.const_data_ptr());
+    const Optional dlast = plain(dlast_state);
+    q.dlast_state = data(dlast);
+
+    ScanGradients r;
+    for (int m = 0; m < x.streams; ++m) {
+      STD_TORCH_CHECK(
+          dout[m].dim() == 3 && dout[m].size(0) == s.batch && dout[m].size(1) == s.length && dout[m].size(2) == s.dim,
+          op, ": dout must have the shape of its output");
+      q.dout[m] = in(dout[m]);
+      q.du[m] = out(r.du[m] = result_like(x.u[m]));
+      r.dz[m] = x.z[m] ? result_like(*x.z[m]) : nothing(x.u[m], dtype);
+      if (x.z[m]) q.dz[m] = out(r.dz[m]);
+      r.out[m] = recompute_out ? result_like(x.u[m]) : nothing(x.u[m], dtype);
+      if (recompute_out) p.out[m] = out(r.out[m]);
+    }
+    q.ddelta = out(r.ddelta = result_like(x.delta));
+    r.dA = empty(x.u[0], {s.dim, s.dstate}, acc);
+    r.dB = empty(x.u[0], {s.batch, s.steps, s.ngroups, s.dstate}, dtype);
+    r.dC = empty(x.u[0], {s.batch, s.steps, s.ngroups, s.dstate}, dtype);
+    r.dD = optional_like(x.D, x.u[0], acc);
+    r.ddelta_bias = optional_like(x.delta_bias, x.u[0], acc);
+    r.dinitial_state = optional_like(x.initial_state, x.u[0], acc);
+    q.dA = r.dA.mutable_data_ptr();
+    q.dB = r.dB.mutable_data_ptr(), q.dC = r.dC.mutable_data_ptr();
+    if (x.D) q.dD = r.dD.mutable_data_ptr();
+    if (x.delta_bias) q.ddelta_bias = r.ddelta_bias.mutable_data_ptr();
+    if (x.initial_state) q.dinitial_state = r.dinitial_state.mutable_data_ptr();
+    Kernels::scan_backward(q, x.u[0]);
+    return r;
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,
+                                                               Optional D, Optional z, Optional delta_bias,
+                                                               Optional initial_state, Optional lengths,
+                                                               bool delta_softplus, bool reverse,
+                                                               int64_t checkpoint_every) {
+    ScanOutputs r = forward("selective_scan_fwd", {1,
+                                                   {u, Tensor()},
+                                                   {z, {}},
+                                                   delta,
+                                                   A,
+                                                   B,
+                                                   C,
+                                                   D,
+                                                   delta_bias,
+                                                   initial_state,
+                                                   lengths,
+                                                   delta_softplus,
+                                                   reverse,
+                                                   checkpoint_every});
+    return {r.out[0], r.last_state, r.checkpoints};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_scan_bwd(
+      Tensor dout, Optional dlast_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z,
+      Optional delta_bias, Optional initial_state, Optional lengths, Tensor checkpoints, bool delta_softplus,
+      bool reverse, int64_t checkpoint_every, bool recompute_out) {
+    ScanGradients r = backward("selective_scan_bwd", &dout, dlast_state,
+                               {1,
+                                {u, Tensor()},
+                                {z, {}},
+                                delta,
+                                A,
+                                B,
+                                C,
+                                D,
+                                delta_bias,
+                                initial_state,
+                                lengths,
+                                delta_softplus,
+                                reverse,
+                                checkpoint_every},
+                               checkpoints, recompute_out);
+    return {r.du[0], r.ddelta, r.dA, r.dB, r.dC, r.dD, r.dz[0], r.ddelta_bias, r.dinitial_state, r.out[0]};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> cross_selective_scan_fwd(
+      Tensor v, Tensor t, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z_v, Optional z_t,
+      Optional delta_bias, Optional initial_state, Optional lengths, bool delta_softplus, bool reverse,
+      int64_t checkpoint_every) {
+    ScanOutputs r = forward("cross_selective_scan_fwd", {2,
+                                                         {v, t},
+                                                         {z_v, z_t},
+                                                         delta,
+                                                         A,
+                                                         B,
+                                                         C,
+                                                         D,
+                                                         delta_bias,
+                                                         initial_state,
+                                                         lengths,
+                                                         delta_softplus,
+                                                         reverse,
+                                                         checkpoint_every});
+    return {r.out[0], r.out[1], r.last_state, r.checkpoints};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                    Tensor>
+  cross_selective_scan_bwd(Tensor dout_v, Tensor dout_t, Optional dlast_state, Tensor v, Tensor t, Tensor delta,
+                           Tensor A, Tensor B, Tensor C, Optional D, Optional z_v, Optional z_t, Optional delta_bias,
+                           Optional initial_state, Optional lengths, Tensor checkpoints, bool delta_softplus,
+                           bool reverse, int64_t checkpoint_every, bool recompute_out) {
+    const Tensor dout[2] = {dout_v, dout_t};
+    ScanGradients r = backward("cross_selective_scan_bwd", dout, dlast_state,
+                               {2,
+                                {v, t},
+                                {z_v, z_t},
+                                delta,
+                                A,
+                                B,
+                                C,
+                                D,
+                                delta_bias,
+                                initial_state,
+                                lengths,
+                                delta_softplus,
+                                reverse,
+                                checkpoint_every},
+                               checkpoints, recompute_out);
+    return {r.du[0], r.du[1],       r.ddelta,         r.dA,     r.dB,    r.dC, r.dD, r.dz[0],
+            r.dz[1], r.ddelta_bias, r.dinitial_state, r.out[0], r.out[1]};
+  }
+
+  static Tensor causal_conv1d_fwd(Tensor x, Tensor weight, Optional bias, Optional lengths, bool silu, bool reverse) {
+    ConvInputs inputs{x, weight, bias, lengths};
+    ConvForward p = inputs.params("causal_conv1d_fwd", silu, reverse);
+    Kernels::check_conv("causal_conv1d_fwd", p);
+    Tensor y = result_like(x);
+    p.out = out(y);
+    Kernels::conv_forward(p, x);
+    return y;
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Optional bias,
+                                                              Optional lengths, bool silu, bool reverse) {
+    ConvInputs inputs{x, weight, bias, lengths};
+    ConvBackward q{};
+    q.forward = inputs.params("causal_conv1d_bwd", silu, reverse);
+    const ConvForward& p = q.forward;
+    Kernels::check_conv("causal_conv1d_bwd", p);
+    STD_TORCH_CHECK(dout.dim() == 3 && dout.size(0) == p.batch && dout.size(1) == p.length && dout.size(2) == p.dim,
+                    "causal_conv1d_bwd: dout must have the shape of x");
+    const ScalarType acc = accumulation_of(x);
+    Tensor dx = result_like(x), dweight = empty(x, {p.dim, p.width}, acc), dbias = optional_like(bias, x, acc);
+    q.dout = in(dout);
+    q.dx = out(dx);
+    q.dweight = dweight.mutable_data_ptr();
+    if (bias) q.dbias = dbias.mutable_data_ptr();
+    Kernels::conv_backward(q, x);
+    return {dx, dweight, dbias};
+  }
+
+  static void implement(torch::stable::detail::StableLibrary& m) {
+    m.impl("selective_scan_fwd", TORCH_BOX(&Ops::selective_scan_fwd));
+    m.impl("selective_scan_bwd", TORCH_BOX(&Ops::selective_scan_bwd));
+    m.impl("cross_selective_scan_fwd", TORCH_BOX(&Ops::cross_selective_scan_fwd));
+    m.impl("cross_selective_scan_bwd", TORCH_BOX(&Ops::cross_selective_scan_bwd));
+    m.impl("causal_conv1d_fwd", TORCH_BOX(&Ops::causal_conv1d_fwd));
+    m.impl("causal_conv1d_bwd", TORCH_BOX(&Ops::causal_conv1d_bwd));
   }
 };
 

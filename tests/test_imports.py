@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 STDLIB = sys.stdlib_module_names
 KERNELS = sorted((ROOT / "cmimtl_kernels").rglob("*.py"))
 MODEL = sorted((ROOT / "cmimtl").rglob("*.py"))
-NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu"})
+NATIVE_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
+NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in NATIVE_SUFFIXES)
 
 
 def name_in_checkout(path: Path) -> str:
@@ -123,7 +124,7 @@ def test_native_code_knows_its_neighbours_alone(path):
     headers, room = included(path), path.parent.name
     other = {"cpu": "cuda/", "cuda": "cpu/"}
     assert not [h for h in headers if room in other and h.startswith((other[room], "../"))]
-    if not path.name.startswith("bindings"):
+    if not path.name.startswith(("bindings", "stream")):
         assert not [h for h in headers if h.startswith(("torch/", "ATen/", "c10/"))]
     assert "Python.h" not in headers
 

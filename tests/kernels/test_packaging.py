@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmimtl_kernels import __main__, _library, backends
+from cmimtl_kernels import __main__, _library, backends, registration
+from tests.conftest import untested_libraries
 
 ROOT = Path(__file__).parents[2]
 GOOD = 'extern "C" __attribute__((visibility("default"))) int answer() { return 42; }\n'
@@ -214,16 +215,55 @@ def test_cuda_library_builds_and_loads_without_a_gpu(tree, monkeypatch):
     assert note["built"], note
     assert note["architectures"] == "9.0"
     assert re.match(r"nvcc release \d+\.\d+", note["nvcc"])
-    version = torch.__version__
-    expected = None if torch.version.cuda else f"built, but torch {version} is not a CUDA build"
-    assert load(tree, monkeypatch)["cuda"] == expected
+    assert load(tree, monkeypatch)["cuda"] is None
 
 
-def test_cuda_library_beside_a_cpu_build_of_torch(tree, monkeypatch):
-    write(tree, "cmimtl_kernels/_cuda.so", "")
-    monkeypatch.setattr(torch.version, "cuda", None)
-    reason = load(tree, monkeypatch)["cuda"]
-    assert reason == f"built, but torch {torch.__version__} is not a CUDA build"
+@pytest.mark.parametrize(
+    "note, changed, reason, expected",
+    [
+        ({"built": True}, [], None, []),
+        ({"built": True}, ["csrc/a.h"], None, ["the CUDA library: older than csrc/a.h"]),
+        ({"built": False, "log": ""}, [], "error: x", ["the CUDA library: error: x"]),
+        ({"built": False}, [], "no nvcc found", []),
+    ],
+)
+def test_a_run_of_the_tests_knows_which_library_is_missing(
+    monkeypatch, note, changed, reason, expected
+):
+    monkeypatch.setattr(_library, "load_libraries", lambda: {"cpu": None, "cuda": reason})
+    monkeypatch.setattr(_library, "record", lambda name: note)
+    monkeypatch.setattr(_library, "changed_sources", lambda name: changed * (name == "cuda"))
+    assert untested_libraries() == expected
+    monkeypatch.setattr(_library, "load_libraries", lambda: {"cpu": "none", "cuda": reason})
+    assert untested_libraries() == ["the CPU library: none", *expected]
+
+
+# In a process that has not imported torch.
+LOAD_BESIDE_CPU_PART = """
+import ctypes, importlib.util, pathlib, sys
+torch = pathlib.Path(importlib.util.find_spec("torch").origin).parent
+ctypes.CDLL(str(torch / "lib" / "libtorch_cpu.so"))
+ctypes.CDLL(sys.argv[1])
+maps = pathlib.Path("/proc/self/maps").read_text()
+assert "libtorch_cpu" in maps and "libtorch_cuda" not in maps
+"""
+
+
+def test_cuda_library_loads_and_registers_without_libtorch_cuda():
+    """As beside a CPU build of torch: it registers its kernels as it is loaded, with every symbol
+    resolved (ctypes asks for RTLD_NOW)."""
+    if reason := _library.load_libraries()["cuda"]:
+        pytest.skip(f"the CUDA library is not there: {reason}")
+    library = _library.HERE / "_cuda.so"
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_BESIDE_CPU_PART, str(library)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in registration.SCHEMAS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"cmimtl::{name}", "CUDA")
 
 
 def fake_torch(folder, version, cuda):

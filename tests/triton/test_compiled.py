@@ -16,7 +16,8 @@ def read_rows(folder: Path, *arguments: str) -> list[dict]:
     """Rows of benchmarks/static.py, made in a process of their own: see interpreted/conftest.py."""
     pytest.importorskip("triton", reason="triton is not installed")
     file = folder / "static.json"
-    command = [sys.executable, "-m", "benchmarks.static", "--json", str(file), "--dtype", "float32"]
+    command = [sys.executable, "-m", "benchmarks.static", "--json", str(file)]
+    command += ["--backend", "triton", "--dtype", "float32"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(
         [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True

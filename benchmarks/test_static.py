@@ -1,0 +1,107 @@
+"""Static figures of the CUDA kernels, read from the library that was built: benchmarks/static.py.
+
+No GPU is needed, and none is used.
+"""
+
+import pytest
+
+from benchmarks import sass, static, static_cuda
+from cmimtl_kernels import _library
+
+pytestmark = pytest.mark.quick
+
+ONE, CROSS = "selective_scan", "cross_selective_scan"
+# Most issue slots and MUFU cycles per element at dstate 16, fewest resident warps, most bytes of
+# spills: a little above what is reached. The aim is 7.5 slots forward, and 22 backward with no
+# spills. Those of the backward pass count its paths for other dstates, 1 to 2 slots, which 16 does
+# not take; the cross scan's spills lie outside of the steps.
+LIMITS = {
+    ("forward", ONE): (8.2, 9.2, 16, 0),
+    ("forward", CROSS): (8.2, 9.2, 16, 0),
+    ("backward", ONE): (26.1, 10.6, 8, 0),
+    ("backward", CROSS): (27.4, 10.6, 8, 272),
+}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    if reason := _library.load_libraries()["cuda"]:
+        pytest.skip(f"the CUDA library is not there: {reason}")
+    if "9.0" not in _library.record("cuda")["architectures"].split(";"):
+        pytest.skip("the CUDA library was not built for 9.0")
+    return static.collect(["cuda"], ["sm_90"], list(static.DTYPES))
+
+
+def of(rows, which, op, **fields):
+    fields |= {"backend": "cuda", "pass": which, "op": op}
+    chosen = [row for row in rows if all(row.get(k) == v for k, v in fields.items())]
+    assert {row["dtype"] for row in chosen} == set(static.DTYPES)
+    return chosen
+
+
+@pytest.mark.parametrize("which, op", LIMITS)
+def test_kernels_of_sm_90(rows, which, op):
+    slots, mufu, warps, spills = LIMITS[which, op]
+    for row in of(rows, which, op):
+        assert row["float_atomics"] == 0, row
+        assert row["spill_bytes"] <= spills, row
+        assert row["warps_per_sm"] >= warps, row
+    for row in of(rows, which, op, states=16):
+        assert row["slots_per_element"] <= slots, row
+        assert row["mufu_cycles_per_element"] <= mufu, row
+
+
+@pytest.mark.parametrize("which, op", LIMITS)
+def test_the_model_is_above_both_limits(rows, which, op):
+    for row in of(rows, which, op):
+        assert row["h100_us"] >= row["h100_ex2_limit_us"] > 0, row
+        assert row["h100_us"] >= row["h100_memory_limit_us"] > 0, row
+
+
+@pytest.mark.parametrize("which, op", LIMITS)
+def test_half_the_instructions_of_the_peer_at_its_best_length(rows, which, op):
+    peer = [row["slots_per_element"] for row in static.peer_rows(["float32", "bfloat16"])
+            if row["pass"] == which]  # fmt: skip
+    least = min(slots[0] if isinstance(slots, tuple) else slots for slots in peer)
+    for row in of(rows, which, op, states=16):
+        assert row["all_slots_per_element"] <= least / 2, row
+
+
+def test_every_row_has_a_line_of_the_table(rows):
+    assert static.table(rows).row_count == len(rows)
+
+
+def test_peer_rows_are_called_static():
+    rows = static.peer_rows(["float32", "bfloat16"])
+    assert {row["backend"] for row in rows} == {"mamba_ssm (static, e9594ce)"}
+    assert len(rows) == 16
+
+
+def test_library_that_is_not_built_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(static_cuda, "LIBRARY", tmp_path / "_cuda.so")
+    said = []
+    assert static.collect(["cuda"], ["sm_80"], ["float32"], said.append) == []
+    assert said == ["no rows of the CUDA kernels: _cuda.so is not built here"]
+
+
+def instruction(address, opcode, operands=""):
+    return sass.Instruction(address, opcode, operands)
+
+
+def test_loops_are_counted_with_those_in_them_but_for_the_ones_left_out():
+    code = (
+        instruction(0, "MOV"),
+        instruction(16, "FADD"),  # .L_1: the outer loop
+        instruction(32, "MUFU.EX2"),  # .L_2
+        instruction(48, "BRA", "`(.L_2)"),
+        instruction(64, "LDS.128"),  # .L_3
+        instruction(80, "BRA", "`(.L_3)"),
+        instruction(96, "LDG.E.64.CONSTANT"),
+        instruction(112, "BRA", "`(.L_1)"),
+    )
+    kernel = sass.Kernel(90, 32, 128, 0, code, {".L_1": 16, ".L_2": 32, ".L_3": 64})
+    outer, with_ex2, without = kernel.loops_without(r"MUFU\.EX2")
+    assert [i.address for i in outer.instructions] == [16, 64, 80, 96, 112]
+    assert (with_ex2.slots, without.slots) == (2, 2)
+    assert [loop.slots for loop in kernel.innermost_loops] == [2, 2]
+    assert (outer.bytes("LDG"), outer.bytes("LDS"), outer.bytes("STG")) == (8, 16, 0)

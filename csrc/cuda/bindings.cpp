@@ -1,0 +1,97 @@
+// The ops on CUDA tensors: what the kernels can run, workspaces, the stream.
+#include "bindings_common.h"
+#include "kernels.h"
+#include "stream.h"
+
+// Tests register the same kernels, run on a CPU, under a namespace of their own.
+#ifndef CMIMTL_CUDA_NAMESPACE
+#define CMIMTL_CUDA_NAMESPACE cmimtl
+#define CMIMTL_CUDA_KEY CUDA
+#endif
+
+namespace cmimtl::cuda {
+namespace {
+
+constexpr int64_t kBelow = int64_t(1) << 31;  // steps, channels and strides of a step are 32 bits wide in the kernels
+
+void check_dtype(const char* op, const char* name, DType dtype) {
+  STD_TORCH_CHECK(dtype != DType::kFloat64, op, ": ", name, " must be float32, bfloat16 or float16, got float64");
+}
+
+void check_size(const char* op, const char* name, int64_t size) {
+  STD_TORCH_CHECK(size < kBelow, op, ": ", name, " must be below 2^31, got ", size);
+}
+
+template <class Strided>
+void check_strides(const char* op, const char* name, const Strided& x, int64_t step, int64_t last) {
+  STD_TORCH_CHECK(!x.data || (step < kBelow && last < kBelow), op, ": ", name,
+                  " must have strides below 2^31 along steps and the last axis, got ", step, " and ", last,
+                  "; call contiguous() on it");
+}
+void check_strides(const char* op, const char* name, const In& x) { check_strides(op, name, x, x.step, x.dim); }
+void check_strides(const char* op, const char* name, const InMap& x) { check_strides(op, name, x, x.step, x.state); }
+
+struct CudaKernels {
+  static Tensor result(Tensor x) { return x; }
+
+  static void check_scan(const char* op, const ScanForward& p) {
+    const auto& s = p.size;
+    check_dtype(op, "u", p.dtype);
+    STD_TORCH_CHECK(s.dstate > 0 && s.dstate <= kMostStates, op, ": A must have 1 to ", kMostStates, " states, got ",
+                    s.dstate);
+    STD_TORCH_CHECK(s.checkpoint_every >= 0 && s.checkpoint_every % kChunk == 0, op,
+                    ": checkpoint_every must be a multiple of ", kChunk, ", got ", s.checkpoint_every);
+    check_size(op, "steps", s.steps);
+    check_size(op, "dim", s.dim);
+    check_size(op, "the number of blocks", plan_forward(s).blocks(s));
+    for (int m = 0; m < p.streams; ++m) {
+      check_strides(op, "u", p.u[m]);
+      check_strides(op, "z", p.z[m]);
+    }
+    check_strides(op, "delta", p.delta);
+    check_strides(op, "B", p.B);
+    check_strides(op, "C", p.C);
+  }
+
+  static void check_conv(const char* op, const ConvForward& p) {
+    check_dtype(op, "x", p.dtype);
+    STD_TORCH_CHECK(p.width > 0 && p.width <= kMostTaps, op, ": weight must have 1 to ", kMostTaps, " taps, got ",
+                    p.width);
+    check_size(op, "length", p.length);
+    check_size(op, "dim", p.dim);
+    check_strides(op, "x", p.x);
+  }
+
+  // The memory is handed back to PyTorch's allocator on return, which gives it out again on this stream alone, so after
+  // the kernels.
+  static Tensor workspace(const Tensor& like, int64_t elements) { return empty(like, {elements}, ScalarType::Float); }
+  static float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+
+  static void scan_forward(const ScanForward& p, const Tensor& like) {
+    const CurrentStream current(like);
+    cuda::scan_forward(p, floats(workspace(like, forward_elements(p.size))), current.stream);
+  }
+  static void scan_backward(const ScanBackward& q, const Tensor& like) {
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(q.forward.checkpoints) % 16 == 0,
+                    "the backward scan: checkpoints must be those of the forward pass, got a slice of them");
+    for (int m = 0; m < q.forward.streams; ++m) check_strides("the backward scan", "dout", q.dout[m]);
+    const CurrentStream current(like);
+    cuda::scan_backward(q, floats(workspace(like, backward_elements(q.forward.size))), current.stream);
+  }
+  static void conv_forward(const ConvForward& p, const Tensor& like) {
+    const CurrentStream current(like);
+    cuda::conv_forward(p, current.stream);
+  }
+  static void conv_backward(const ConvBackward& q, const Tensor& like) {
+    check_strides("causal_conv1d_bwd", "dout", q.dout);
+    const CurrentStream current(like);
+    cuda::conv_backward(q, floats(workspace(like, conv_backward_elements(q.forward))), current.stream);
+  }
+};
+
+}  // namespace
+}  // namespace cmimtl::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(CMIMTL_CUDA_NAMESPACE, CMIMTL_CUDA_KEY, m) {
+  cmimtl::Ops<cmimtl::cuda::CudaKernels>::implement(m);
+}

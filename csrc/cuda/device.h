@@ -1,0 +1,197 @@
+// What the kernels need of the device, and the one host function that launches them. The only file that knows which
+// compiler reads it: nvcc, or a host compiler with the engine of tests/cuda_on_cpu, which runs the same text thread by
+// thread on a CPU. Kernels use CUDA's own names (threadIdx, __syncthreads, __shfl_xor_sync, float4, ...) for the rest.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#else
+#include "simt.h"
+#endif
+
+namespace cmimtl::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// bfloat16 and float16 as they lie in memory. Arithmetic is in float; float -> T rounds to nearest, ties to even.
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+// kCount elements that one instruction moves: 4, 8 or 16 bytes.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Vector {
+  static_assert(sizeof(T) * kCount <= 16, "the widest access has 16 bytes");
+  T data[kCount];
+  __device__ T& operator[](int i) { return data[i]; }
+  __device__ const T& operator[](int i) const { return data[i]; }
+};
+
+#ifdef __CUDACC__
+
+// The block's dynamic shared memory, 16-byte aligned: the only kind, so that its size is known at launch.
+template <class T = unsigned char>
+__device__ __forceinline__ T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char cmimtl_shared[];
+  return reinterpret_cast<T*>(cmimtl_shared);
+}
+
+// 2^x, 1 / x and log2(x) on the MUFU pipe; subnormal numbers are 0.
+__device__ __forceinline__ float ex2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float rcp(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float lg2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bfloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+__device__ __forceinline__ float to_float(float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+__device__ __forceinline__ void from_float(float x, float& out) { out = x; }
+__device__ __forceinline__ void from_float(float x, bfloat16& out) {
+  out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+}
+__device__ __forceinline__ void from_float(float x, float16& out) { out.bits = __half_as_ushort(__float2half_rn(x)); }
+
+// One access of sizeof(V) bytes; p must be aligned to it.
+template <class V>
+__device__ __forceinline__ V load_vector(const void* p) {
+  return *static_cast<const V*>(p);
+}
+template <class V>
+__device__ __forceinline__ void store_vector(void* p, V value) {
+  *static_cast<V*>(p) = value;
+}
+
+// p + steps * stride, in one instruction where `steps` is a constant. The compiler makes up to six of it where it knows the stride to be the same in
+// all lanes, or the product to be a shift.
+template <class T>
+__device__ __forceinline__ T* step_on(T* p, int steps, int stride) {
+  T* q;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(q) : "r"(stride), "r"(steps * int(sizeof(T))), "l"(p));
+  __builtin_assume(__isGlobal(q));  // which the compiler no longer sees
+  return q;
+}
+
+// blockIdx.x and threadIdx.x, read anew each time: what is computed from them again at the end of a kernel needs no
+// registers in between.
+__device__ __forceinline__ unsigned block_again() {
+  unsigned x;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+  return x;
+}
+__device__ __forceinline__ unsigned thread_again() {
+  unsigned x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
+// x, of which the compiler no longer knows that it is the same as before, so that it keeps nothing made of it.
+__device__ __forceinline__ int anew(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// x, in a way that the compiler cannot know to be the same in all lanes: addresses from a stride of which it knows that
+// take four uniform instructions and two others. x > 2^10 - 2^31.
+__device__ __forceinline__ int stride_of_lane(int x) { return max(x, static_cast<int>(threadIdx.x) - 0x7fffffff); }
+
+// Runs kernel(args...) with `shared` bytes of dynamic shared memory on `stream` (a cudaStream_t).
+// Throws std::runtime_error where the device refuses the launch.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* stream, const Args&... args) {
+  constexpr size_t kWithoutOptIn = 48 << 10;
+  cudaError_t status = cudaSuccess;
+  if (shared > kWithoutOptIn) {
+    status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared));
+  }
+  if (status == cudaSuccess) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared;
+    config.stream = static_cast<cudaStream_t>(stream);
+    status = cudaLaunchKernelEx(&config, kernel, Params(args)...);
+  }
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // what a refused launch leaves would be blamed on the next one
+  const auto size = [](dim3 d) { return std::to_string(d.x) + "x" + std::to_string(d.y) + "x" + std::to_string(d.z); };
+  throw std::runtime_error("cmimtl: CUDA refused a launch of " + size(grid) + " blocks of " + size(block) +
+                           " threads with " + std::to_string(shared) +
+                           " bytes of shared memory: " + cudaGetErrorString(status));
+}
+
+#else  // the engine
+
+template <class T = unsigned char>
+T* shared_memory() {
+  return reinterpret_cast<T*>(simt::shared_memory());
+}
+
+// As far from the exact value as the device may be.
+inline float ex2(float x) { return simt::approximate_exp2(x); }
+inline float rcp(float x) { return simt::approximate_reciprocal(x); }
+inline float lg2(float x) { return simt::approximate_log2(x); }
+
+inline float to_float(float x) { return x; }
+inline float to_float(bfloat16 x) { return simt::from_bits<float>(uint32_t(x.bits) << 16); }
+inline float to_float(float16 x) { return simt::half_to_float(x.bits); }
+inline void from_float(float x, float& out) { out = x; }
+inline void from_float(float x, bfloat16& out) { out.bits = simt::float_to_bfloat16(x); }
+inline void from_float(float x, float16& out) { out.bits = simt::float_to_half(x); }
+
+template <class V>
+V load_vector(const void* p, simt::Where where = simt::Where::current()) {
+  simt::check_alignment("load_vector", p, alignof(V), where);
+  return *static_cast<const V*>(p);
+}
+template <class V>
+void store_vector(void* p, V value, simt::Where where = simt::Where::current()) {
+  simt::check_alignment("store_vector", p, alignof(V), where);
+  *static_cast<V*>(p) = value;
+}
+
+template <class T>
+T* step_on(T* p, int steps, int stride) {
+  return p + int64_t(steps) * stride;
+}
+
+inline unsigned block_again() { return blockIdx.x; }
+inline unsigned thread_again() { return threadIdx.x; }
+inline int anew(int x) { return x; }
+inline int stride_of_lane(int x) { return x; }
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* /*stream*/, const Args&... args) {
+  simt::launch(grid, block, shared, [&] { kernel(args...); });
+}
+
+#endif
+
+template <class T>
+__device__ __forceinline__ T from_float(float x) {
+  T out;
+  from_float(x, out);
+  return out;
+}
+
+}  // namespace cmimtl::cuda

@@ -1,0 +1,77 @@
+// Who works on what: the sizes of a launch as a pure function of the sizes of the problem, the same on every device, so
+// that the order of every sum is too. C++ alone; tests call it without a GPU.
+#pragma once
+
+#include <cstdint>
+
+#include "selective_scan.h"
+
+namespace cmimtl::cuda {
+
+constexpr int kThreads = 128;           // of a block of the scans
+constexpr int64_t kMostStates = 256;    // 16 lanes of 16 states
+constexpr int64_t kMostTaps = 32;       // of the convolution: a thread holds four floats for each
+constexpr int kChunk = 8;               // steps that the backward pass keeps the states of, see scan_backward.cuh
+constexpr int64_t kMostWarps = 1056;    // 8 warps on each of 132 multiprocessors: more add no speed
+constexpr int64_t kLeastSegment = 128;  // steps; the pass over the carries costs as much as a few of them
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A thread holds `states` states of one channel, `lanes` threads of a warp hold a channel. `segments` of
+// `segment_steps` recurrence steps run at the same time; more than one only where there are too few channels.
+struct ScanPlan {
+  int states, lanes;
+  int64_t channels_per_block, tiles_per_group;  // blocks along the channels of one group
+  int64_t segments, segment_steps;
+
+  int64_t blocks(const ScanSizes& s) const { return s.batch * segments * s.ngroups * tiles_per_group; }
+};
+
+inline ScanPlan plan_lanes(const ScanSizes& s, int states) {
+  ScanPlan plan{};
+  plan.states = states;
+  plan.lanes = 1;
+  while (plan.lanes * states < s.dstate) plan.lanes *= 2;
+  plan.channels_per_block = kThreads / plan.lanes;
+  plan.tiles_per_group = ceil_div(s.dim / s.ngroups, plan.channels_per_block);
+  return plan;
+}
+
+inline int64_t warps(const ScanSizes& s, const ScanPlan& plan) {
+  return s.batch * s.ngroups * plan.tiles_per_group * (kThreads / 32);
+}
+
+// Splits time until the machine is full. It doubles the arithmetic, for the states must be known at the start of every
+// segment first, so fewer than four segments gain nothing.
+inline void split_time(const ScanSizes& s, ScanPlan& plan) {
+  const int64_t steps = s.steps > 0 ? s.steps : 1, busy = warps(s, plan) > 0 ? warps(s, plan) : 1;
+  int64_t segments = kMostWarps / busy;
+  if (segments > steps / kLeastSegment) segments = steps / kLeastSegment;
+  if (segments < 4) segments = 1;
+  // Segments begin where checkpoints do, and where chunks and pairs of steps do.
+  const int64_t unit = s.checkpoint_every > 0 ? s.checkpoint_every : kChunk;
+  plan.segment_steps = ceil_div(ceil_div(steps, segments), unit) * unit;
+  plan.segments = ceil_div(steps, plan.segment_steps);
+}
+
+// 16 states in a thread cost the fewest instructions; 8 give twice the threads where those would leave the chip idle.
+inline ScanPlan plan_forward(const ScanSizes& s) {
+  ScanPlan plan = plan_lanes(s, s.dstate <= 8 ? 8 : 16);
+  if (plan.states == 16 && plan.lanes == 1 && warps(s, plan) < kMostWarps) plan = plan_lanes(s, 8);
+  split_time(s, plan);
+  return plan;
+}
+
+inline ScanPlan plan_backward(const ScanSizes& s) {
+  ScanPlan plan = plan_lanes(s, s.dstate <= 8 ? 8 : 16);
+  split_time(s, plan);
+  return plan;
+}
+
+// What a scan split in time keeps between its passes, float: the state (batch, segments, dim, dstate) that a segment ends
+// with, replaced by the one that it starts with, and the sum of its step sizes (batch, segments, dim).
+inline int64_t split_elements(const ScanSizes& s, const ScanPlan& plan) {
+  return plan.segments > 1 ? s.batch * plan.segments * s.dim * (s.dstate + 1) : 0;
+}
+
+}  // namespace cmimtl::cuda

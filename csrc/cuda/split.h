@@ -1,0 +1,50 @@
+// A scan split in time (see plan.h). Each segment is first run from zero with `summary`, which leaves what it adds to the
+// carry; carry_states turns that into the carry that each segment starts with; then the segments run again.
+#pragma once
+
+#include "device.h"
+#include "plan.h"
+#include "selective_scan.h"
+
+namespace cmimtl::cuda {
+
+struct Split {
+  int64_t segments, segment_steps;
+  bool summary;
+  float* states;  // (batch, segments, dim, dstate), null where there is one segment
+  float* sums;    // (batch, segments, dim): the step sizes of a segment, times log2 e
+};
+
+inline Split make_split(const ScanSizes& s, const ScanPlan& plan, float* workspace) {
+  Split split{plan.segments, plan.segment_steps, false, nullptr, nullptr};
+  if (plan.segments > 1) split.states = workspace, split.sums = workspace + s.batch * plan.segments * s.dim * s.dstate;
+  return split;
+}
+
+// states[b, s] becomes the carry into segment s, from what the segments add to it:
+//     forward     carry[0] = initial, carry[s + 1] = exp(A sums[s]) carry[s] + states[s]; `last` is the one past the end
+//     backward    the same from the last segment to the first
+// initial and last: (batch, dim, dstate), or null: zeros, not wanted.
+void carry_states(const ScanForward& p, const Split& split, bool backward, const float* initial, float* last,
+                  void* stream);
+
+// Sums that the blocks of the backward pass leave in the workspace, float.
+struct Partial {
+  float *dB, *dC;     // (tiles_per_group, batch, ngroups, steps, dstate)
+  float* dA;          // (batch * segments, dim, dstate)
+  float *dD, *dbias;  // (batch * segments, dim)
+};
+
+// Of scan_forward.cuh and scan_backward.cuh, one file for each T, so that they compile side by side.
+template <class T>
+void launch_forward(const ScanForward& p, const ScanPlan& plan, const Split& split, void* stream);
+template <class T>
+void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
+                     void* stream);
+template <class T>
+void launch_sum_tiles(const ScanBackward& q, const ScanPlan& plan, const Partial& partial, void* stream);
+
+// out[i] = sum of parts[k][i] over k, in order; parts: (count, size).
+void sum_parts(const float* parts, int64_t count, int64_t size, float* out, void* stream);
+
+}  // namespace cmimtl::cuda

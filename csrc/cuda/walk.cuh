@@ -1,0 +1,57 @@
+// How a thread goes along one channel of a (batch, step, channel) tensor of any strides.
+#pragma once
+
+#include "device.h"
+#include "selective_scan.h"
+
+namespace cmimtl::cuda {
+
+// A tensor at one sample, channel and step; it walks forwards, or backwards with `reverse`. Strides of a step fit 32 bits,
+// which the caller of the kernels has checked, so that an address is one instruction.
+template <class T>
+struct Walk {
+  T* p;
+  int stride;
+
+  Walk() = default;
+  template <class Tensor>
+  __device__ Walk(const Tensor& x, int64_t sample, int64_t channel, int64_t first, bool reverse)
+      : p(static_cast<T*>(const_cast<void*>(static_cast<const void*>(x.data))) + sample * x.batch + first * x.step +
+          channel * x.dim),
+        stride(stride_of_lane(int(reverse ? -x.step : x.step))) {}
+  __device__ T& operator[](int i) const { return *step_on(p, i, stride); }
+  __device__ void advance(int steps) { p = step_on(p, steps, stride); }
+};
+
+// The same tensor at a sample, step and channel that the whole block shares, from where each thread goes to its own.
+// Strides of a channel fit 32 bits too.
+template <class T>
+struct Base {
+  T* p;
+  int step, dim;
+
+  Base() = default;
+  template <class Tensor>
+  __device__ Base(const Tensor& x, int64_t sample, int64_t channel, int64_t first, bool reverse)
+      : p(static_cast<T*>(const_cast<void*>(static_cast<const void*>(x.data))) + sample * x.batch + first * x.step +
+          channel * x.dim),
+        step(int(reverse ? -x.step : x.step)),
+        dim(int(x.dim)) {}
+  // `steps` after the first step, `channels` after the first channel.
+  __device__ Walk<T> at(int steps, int channels) const {
+    Walk<T> walk;
+    walk.p = step_on(step_on(p, steps, step), channels, dim);
+    walk.stride = stride_of_lane(step);
+    return walk;
+  }
+};
+
+// Zeros at steps [begin, end) of one sample and channel, if there is such a tensor.
+template <class T>
+__device__ void clear_steps(const Out& x, int64_t sample, int64_t channel, int64_t begin, int64_t end) {
+  if (!x.data) return;
+  T* p = static_cast<T*>(x.data) + sample * x.batch + channel * x.dim;
+  for (int64_t i = begin; i < end; ++i) p[i * x.step] = T{};
+}
+
+}  // namespace cmimtl::cuda

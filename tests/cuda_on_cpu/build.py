@@ -1,0 +1,250 @@
+"""Compiles the CUDA kernels, or small ones, with the engine for a CPU: plain and with sanitizers.
+
+Objects are kept in build/cuda_on_cpu under a digest of their command and of all that they include,
+so a run compiles what changed, and a copy of the sources with one changed line compiles the files
+that see that line.
+"""
+
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+CACHE = ROOT / "build" / "cuda_on_cpu"
+CXX = "g++"  # and no other: the sanitizers' libraries are found by its name for them
+JOBS = 2  # compilations at once
+
+COMMON = ["-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-g1", "-fPIC", "-fvisibility=hidden"]
+
+
+@dataclass(frozen=True)
+class Build:
+    """How the kernels are compiled and run.
+
+    Attributes:
+        name: of the build.
+        flags: of kernels.
+        engine: of the engine, which is compiled without the sanitizer and told of it.
+        runtime: the sanitizer's library, which must be the first that a process loads: a program
+            does, Python has to be told.
+        environment: of the process that runs the kernels.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    engine: tuple[str, ...] = ()
+    runtime: str | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def require(self) -> None:
+        """Skip the test where this build cannot be made."""
+        if shutil.which(CXX) is None:
+            pytest.skip(f"no {CXX} found")
+        if self.runtime and not Path(_file(self.runtime)).is_file():
+            pytest.skip(f"{CXX} has no {self.runtime}")
+
+    def run(self, command: list, **environment: str) -> subprocess.CompletedProcess:
+        """Run a program of this build in ROOT, its errors among its output."""
+        return subprocess.run(
+            [*_at_fixed_addresses(), *map(str, command)],
+            cwd=ROOT,
+            env=os.environ | dict(self.environment) | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
+    def pytest(self, library: Path, *arguments: str) -> subprocess.CompletedProcess:
+        """Run tests of the kernels of `library`, a build of this kind, in a process of their own.
+
+        The same process runs no second thread, so that a data race is one of the kernels'.
+        """
+        environment = {
+            "CMIMTL_CUDA_ON_CPU": self.name,
+            "CMIMTL_CUDA_ON_CPU_LIBRARY": str(library),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        if self.runtime:  # the address sanitizer looks for the exceptions of libstdc++ at its start
+            environment["LD_PRELOAD"] = f"{_file(self.runtime)} {_file('libstdc++.so.6')}"
+        # Without -s, what a sanitizer says as it ends the process would be lost.
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider"]
+        return self.run([*command, "-p", "no:xdist", *arguments], **environment)
+
+
+PLAIN = Build("plain", ("-O1",))
+UCONTEXT = Build("ucontext", ("-O1",), ("-DSIMT_UCONTEXT",))
+ADDRESS = Build(
+    "address",
+    # All of "undefined" takes twice as long to compile.
+    (
+        "-O1",
+        "-fsanitize=address,alignment,bounds,shift,signed-integer-overflow",
+        "-fno-sanitize-recover=all",
+    ),
+    ("-DSIMT_ADDRESS",),
+    "libasan.so",
+    (("ASAN_OPTIONS", "detect_leaks=0"),),  # CPython keeps much to its end
+)
+THREAD = Build(
+    "thread",
+    # Loops must not become calls of memset and memcpy, in which the sanitizer may see no race.
+    ("-O1", "-fsanitize=thread", "-fno-tree-loop-distribute-patterns"),
+    ("-DSIMT_THREAD",),
+    "libtsan.so",
+    (("TSAN_OPTIONS", "halt_on_error=1 exitcode=66 report_thread_leaks=0"),),
+)
+BUILDS = {build.name: build for build in (PLAIN, UCONTEXT, ADDRESS, THREAD)}
+
+
+@functools.cache
+def engine(build: Build) -> Path:
+    """The engine's object file."""
+    return compile_all([HERE / "engine.cpp"], [*COMMON, "-O2", *build.engine])[0]
+
+
+@functools.cache
+def executable(build: Build, source: Path) -> Path:
+    """A program of one .cu file and the engine."""
+    build.require()
+    flags = [*COMMON, *build.flags, f"-I{HERE}", f"-I{CSRC}"]
+    return link([*compile_all([source], flags), engine(build)], list(build.flags), source.stem)
+
+
+@functools.cache
+def library(source: Path) -> Path:
+    """A shared library of one source that includes headers of csrc/ and needs no engine."""
+    PLAIN.require()
+    objects = compile_all([source], [*COMMON, "-O1", f"-I{CSRC}"])
+    return link(objects, ["-shared"], f"lib{source.stem}.so")
+
+
+@functools.cache
+def kernels(build: Build, csrc: Path = CSRC) -> Path:
+    """The CUDA library on CPU tensors, namespace `cmimtl_cuda_on_cpu`.
+
+    Args:
+        build: how.
+        csrc: the sources, or a copy with a planted fault: its float32 kernels then, beside the half
+            types' of the sources, which so need no compilation of their own.
+    """
+    build.require()
+    include = Path(torch.__file__).parent / "include"
+    bindings = [
+        "-isystem",
+        str(include),
+        f"-DTORCH_TARGET_VERSION={torch_target():#x}ULL",
+        "-DCMIMTL_CUDA_NAMESPACE=cmimtl_cuda_on_cpu",
+        "-DCMIMTL_CUDA_KEY=CPU",
+        "-DCMIMTL_CUDA_ON_CPU",
+    ]
+
+    def flags(csrc: Path) -> list[str]:
+        return [*COMMON, *build.flags, f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}"]
+
+    half = {path.name for path in (CSRC / "cuda").glob("*float16.cu")}  # and *bfloat16.cu
+    own = [path for path in sorted((csrc / "cuda").glob("*.cu")) if path.name not in half]
+    objects = compile_all(own, flags(csrc))
+    objects += compile_all([CSRC / "cuda" / name for name in sorted(half)], flags(CSRC))
+    objects += compile_all(
+        [*sorted((csrc / "cuda").glob("*.cpp")), HERE / "controls.cpp"], [*flags(csrc), *bindings]
+    )
+    torch_lib = Path(torch.__file__).parent / "lib"
+    arguments = [*build.flags, "-shared", f"-L{torch_lib}", "-ltorch_cpu"]
+    return link([*objects, engine(build)], arguments, "libkernels.so")
+
+
+def torch_target() -> int:
+    """The oldest torch to run under, as setup.py passes it to the compiler."""
+    sys.path.insert(0, str(CSRC))
+    try:
+        from build_backend import MIN_TORCH
+    finally:
+        sys.path.remove(str(CSRC))
+    return MIN_TORCH[0] << 56 | MIN_TORCH[1] << 48
+
+
+def compile_all(sources: Iterable[Path], flags: list[str]) -> list[Path]:
+    with ThreadPoolExecutor(JOBS) as pool:
+        return list(pool.map(lambda source: _compile(source, flags), sources))
+
+
+def _compile(source: Path, flags: list[str]) -> Path:
+    command = [CXX, *flags, "-x", "c++", str(source)]
+    rule = _run([*command, "-MM", "-MT", "x"]).replace("\\\n", " ")
+    digest = _digest([_without_paths(flags), *map(Path, rule.split()[1:])])
+    target = CACHE / f"{source.stem}-{digest}.o"
+    return _made(target, [*command, "-c"])
+
+
+def link(objects: list[Path], arguments: list[str], name: str) -> Path:
+    digest = _digest([" ".join(arguments), *(path.name for path in objects)])
+    return _made(CACHE / digest / name, [CXX, *map(str, objects), *arguments])
+
+
+def _file(library: str) -> str:
+    """Where a library of the compiler is; its bare name where it is not."""
+    return _run([CXX, f"-print-file-name={library}"]).strip()
+
+
+@functools.cache
+def _at_fixed_addresses() -> list[str]:
+    """The thread sanitizer of older compilers stops where addresses are drawn too far apart."""
+    command = ["setarch", "-R"]
+    if shutil.which("setarch") is None:
+        return []
+    allowed = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+    return command if allowed else []
+
+
+def _without_paths(flags: list[str]) -> str:
+    """What of the flags changes the code: where it lies does not."""
+    return " ".join(flag for flag in flags if not flag.startswith(("-I", "/")))
+
+
+def _digest(parts: list[str | Path]) -> str:
+    digest = hashlib.sha256(f"{_compiler()}\0{torch.__version__}".encode())
+    for part in parts:
+        content = part.read_bytes() if isinstance(part, Path) else part.encode()
+        digest.update(b"\0" + content)
+    return digest.hexdigest()[:24]
+
+
+@functools.cache
+def _compiler() -> str:
+    return _run([CXX, "--version"])
+
+
+def _made(target: Path, command: list[str]) -> Path:
+    """`target`, made by `command -o` unless it is there; one process at a time makes it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(target.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            part = target.with_name(target.name + ".part")
+            _run(["nice", *command, "-o", str(part)])
+            part.rename(target)
+    return target
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}")
+    return done.stdout

@@ -1,0 +1,49 @@
+"""The CUDA kernels on CPU tensors, through the public ops: `backend="cuda"` takes them.
+
+The kernels run under the build that CMIMTL_CUDA_ON_CPU names, "plain" unless set. A sanitizer must
+be the first library of its process, so test_sanitizers.py starts one and hands it the library's
+path in CMIMTL_CUDA_ON_CPU_LIBRARY.
+"""
+
+import ctypes
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmimtl_kernels import backends, registration
+from tests.cuda_on_cpu import build
+
+NAMESPACE = "cmimtl_cuda_on_cpu"
+BUILD = build.BUILDS[os.environ.get("CMIMTL_CUDA_ON_CPU", "plain")]
+
+
+@pytest.fixture(scope="session")
+def library() -> ctypes.CDLL:
+    """The kernels, registered; `simt_set_seed` draws another schedule."""
+    given = os.environ.get("CMIMTL_CUDA_ON_CPU_LIBRARY")
+    path = Path(given) if given else build.kernels(BUILD)
+    registration.define(NAMESPACE)
+    torch.ops.load_library(str(path))
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture
+def cuda_on_cpu(library, monkeypatch) -> ctypes.CDLL:
+    """`backend="cuda"` runs on CPU tensors, whose memory starts as NaN, under a schedule of its
+    own."""
+    backend = dataclasses.replace(
+        backends.BACKENDS["cuda"],
+        namespace=NAMESPACE,
+        devices=("cpu",),
+        unavailable=lambda: None,
+    )
+    monkeypatch.setitem(backends.BACKENDS, "cuda", backend)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
+    torch.set_num_threads(1)  # the tensors are small; root's conftest.py sets it back
+    library.simt_set_seed(1)
+    yield library
+    torch.use_deterministic_algorithms(False)

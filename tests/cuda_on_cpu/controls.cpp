@@ -1,0 +1,4 @@
+// What tests set from Python, by ctypes.
+#include "simt.h"
+
+extern "C" __attribute__((visibility("default"))) void simt_set_seed(unsigned seed) { simt::set_seed(seed); }

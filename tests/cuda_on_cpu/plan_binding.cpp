@@ -1,0 +1,23 @@
+// csrc/cuda/plan.h for test_plan.py, by ctypes.
+#include "cuda/plan.h"
+
+namespace {
+
+using cmimtl::ScanSizes;
+using cmimtl::cuda::ScanPlan;
+
+}  // namespace
+
+extern "C" {
+
+__attribute__((visibility("default"))) ScanPlan plan_forward(ScanSizes sizes) {
+  return cmimtl::cuda::plan_forward(sizes);
+}
+__attribute__((visibility("default"))) ScanPlan plan_backward(ScanSizes sizes) {
+  return cmimtl::cuda::plan_backward(sizes);
+}
+__attribute__((visibility("default"))) int64_t split_elements(ScanSizes sizes, ScanPlan plan) {
+  return cmimtl::cuda::split_elements(sizes, plan);
+}
+
+}  // extern "C"

@@ -1,0 +1,163 @@
+// What a kernel sees when the engine runs it on a CPU: CUDA's names for a thread's place, barriers, warp collectives,
+// vector types and a few intrinsics. csrc/cuda/device.h includes it where no nvcc compiles the kernels. Tests only.
+//
+// Glossary
+//   fiber        a stack of its own that is entered and left at will; each CUDA thread of a block is one
+//   collective   an operation that several threads do together: __syncthreads, __syncwarp, shuffles, votes
+//   schedule     the order in which blocks, and threads between two collectives, run; drawn from a seed
+//
+// How faults are seen
+//   - engine.cpp checks each collective: who takes part, with which mask, in which order. A fault is a simt::Error that
+//     names the source line, the block and the thread.
+//   - Shared memory is a heap block of the exact size, filled with NaN.
+//   - Under the thread sanitizer two threads are ordered by __syncthreads and __syncwarp alone, never by the schedule, and
+//     blocks are not ordered at all: a missing barrier is a data race, whether or not it changed the result.
+//   - Under the address and undefined-behaviour sanitizers, one element too far and a misaligned vector are errors.
+// Not simulated: thread block clusters, asynchronous copies, tensor cores, atomics.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+
+#include "numbers.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __restrict__ __restrict
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+// Of the running thread; the engine changes what they refer to.
+extern const uint3& threadIdx;
+extern const uint3& blockIdx;
+extern const dim3& blockDim;
+extern const dim3& gridDim;
+constexpr int warpSize = 32;
+
+namespace simt {
+
+using Where = std::source_location;
+
+// A fault of the kernel or of its launch.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The schedule of the launches that follow; 0 runs blocks and threads in order.
+void set_seed(unsigned seed);
+
+// Runs `body` once for each thread of each block. Throws Error.
+void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
+
+unsigned char* shared_memory();
+[[noreturn]] void fail(const char* message, Where where);
+void barrier(Where where);
+
+enum class Collective { kSyncWarp, kShuffle, kShuffleUp, kShuffleDown, kShuffleXor, kBallot };
+// What one lane brings to a collective of its warp; the lanes of the mask must agree on kind, mask and width.
+struct Request {
+  Collective kind;
+  unsigned mask;
+  uint64_t value = 0;
+  int argument = 0;  // source lane, delta or lane mask
+  int width = warpSize;
+};
+// The lane's share of the result; NaN where a shuffle reads a lane that is outside the mask.
+uint64_t warp_collective(Request request, Where where);
+
+inline void check_alignment(const char* what, const void* p, size_t alignment, Where where) {
+  if (reinterpret_cast<uintptr_t>(p) % alignment == 0) return;
+  fail((std::string(what) + ": address is not a multiple of " + std::to_string(alignment)).c_str(), where);
+}
+
+template <class T>
+T shuffle(Collective kind, unsigned mask, T value, int argument, int width, Where where) {
+  return from_bits<T>(warp_collective({kind, mask, to_bits(value), argument, width}, where));
+}
+
+}  // namespace simt
+
+inline void __syncthreads(simt::Where where = simt::Where::current()) { simt::barrier(where); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, simt::Where where = simt::Where::current()) {
+  simt::warp_collective({simt::Collective::kSyncWarp, mask}, where);
+}
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane, int width = warpSize, simt::Where where = simt::Where::current()) {
+  return simt::shuffle(simt::Collective::kShuffle, mask, value, lane, width, where);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
+                 simt::Where where = simt::Where::current()) {
+  return simt::shuffle(simt::Collective::kShuffleUp, mask, value, int(delta), width, where);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
+                   simt::Where where = simt::Where::current()) {
+  return simt::shuffle(simt::Collective::kShuffleDown, mask, value, int(delta), width, where);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize,
+                  simt::Where where = simt::Where::current()) {
+  return simt::shuffle(simt::Collective::kShuffleXor, mask, value, lane_mask, width, where);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate, simt::Where where = simt::Where::current()) {
+  return unsigned(simt::warp_collective({simt::Collective::kBallot, mask, predicate != 0}, where));
+}
+inline int __any_sync(unsigned mask, int predicate, simt::Where where = simt::Where::current()) {
+  return __ballot_sync(mask, predicate, where) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, simt::Where where = simt::Where::current()) {
+  return __ballot_sync(mask, predicate, where) == mask;
+}
+
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+inline unsigned __float_as_uint(float x) { return simt::from_bits<unsigned>(simt::to_bits(x)); }
+inline float __uint_as_float(unsigned x) { return simt::from_bits<float>(x); }
+inline int __float_as_int(float x) { return simt::from_bits<int>(simt::to_bits(x)); }
+inline float __int_as_float(int x) { return simt::from_bits<float>(unsigned(x)); }
+using std::max;
+using std::min;

@@ -1,0 +1,90 @@
+"""The kernels with one line broken: the tests must see each fault, or they are no guard."""
+
+import re
+import shutil
+from dataclasses import dataclass
+
+import pytest
+
+from tests.cuda_on_cpu import build
+from tests.cuda_on_cpu.test_sanitizers import KERNELS
+
+RACE = "ThreadSanitizer: data race"
+OVERFLOW = "AddressSanitizer: heap-buffer-overflow"
+WRONG = "AssertionError"  # a result is far from the reference, or NaN
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One edit of a file of csrc/cuda, and what must see it: a message of a build's run.
+
+    The first occurrence of `line` is replaced by `broken`; `tests` selects (pytest's -k).
+    """
+
+    file: str
+    line: str
+    broken: str
+    build: str
+    message: str
+    tests: str = "test_scan"
+
+
+FAULTS = {
+    "forward: no barrier after a tile is stored": Fault(
+        "scan_forward.cuh", "__syncthreads();  // one is enough", "//", "thread", RACE
+    ),
+    "backward: no barrier before a tile is overwritten": Fault(
+        "scan_backward.cuh", "__syncthreads();\n    tiles.store", "tiles.store", "thread", RACE
+    ),
+    "backward: a warp sums before all lanes have stored": Fault(
+        "scan_backward.cuh", "__syncwarp();\n    sum_channels", "sum_channels", "thread", RACE
+    ),
+    "forward: two segments of a split scan share their place": Fault(
+        "scan_forward.cuh",
+        "place.store(place.row(split.states, p.size, split.segments, place.segment)",
+        "place.store(place.row(split.states, p.size, split.segments, 0)",
+        "thread",
+        RACE,
+        "test_scan and 600",
+    ),
+    "a row of B and C past the last step is read": Fault(
+        "scan_common.cuh", "r < count", "r <= count", "address", OVERFLOW
+    ),
+    "forward: lanes are missing from a mask": Fault(
+        "scan_forward.cuh",
+        "__shfl_sync(kAllLanes, x[j % kOwn]",
+        "__shfl_sync(0xffffu, x[j % kOwn]",
+        "plain",
+        "the calling lane is not in its own mask",
+    ),
+    "forward: padding is not cleared": Fault(
+        "scan_forward.cuh",
+        "clear_padding(valid, split);",
+        "",
+        "plain",
+        WRONG,
+        "test_scan and lengths",
+    ),
+    "split: the gradients' carries are in the order of the states'": Fault(
+        "split.cu",
+        "backward ? split.segments - 1 - i : i",
+        "i",
+        "plain",
+        WRONG,
+        "test_scan and 600",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_fault_is_seen(fault, tmp_path):
+    csrc = tmp_path / "csrc"
+    shutil.copytree(build.CSRC, csrc, ignore=shutil.ignore_patterns("cpu", "__pycache__"))
+    file = csrc / "cuda" / fault.file
+    text = file.read_text()
+    assert fault.line in text, "the fault's line is not there any more: plant it elsewhere"
+    file.write_text(text.replace(fault.line, fault.broken, 1))
+    chosen = build.BUILDS[fault.build]
+    run = chosen.pytest(build.kernels(chosen, csrc), KERNELS, "-k", fault.tests)
+    assert run.returncode != 0, run.stdout
+    assert re.search(fault.message, run.stdout), run.stdout

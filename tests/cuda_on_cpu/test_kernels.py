@@ -1,0 +1,130 @@
+"""The CUDA kernels against the reference, thread by thread: see conftest.py for how they run."""
+
+import pytest
+import torch
+
+import cmimtl_kernels
+from cmimtl_kernels import testing
+from tests.cuda_on_cpu.conftest import BUILD
+from tests.kernels import matrix
+from tests.kernels import test_scan as properties
+from tests.kernels.matrix import Case
+
+pytestmark = pytest.mark.usefixtures("cuda_on_cpu")
+
+LONGEST = 70  # steps of the matrix's cases here; longer ones below, where they reach other code
+SOFT = {"delta_softplus": True}
+BACK = {"delta_softplus": True, "reverse": True}
+
+
+def small(case: Case) -> bool:
+    return case.sizes.get("length", 0) <= LONGEST and case.sizes.get("dtype") != torch.float64
+
+
+def split_cases(op: str) -> list[Case]:
+    """Scans long enough to be split in time, the last segment short or without a valid step."""
+    steps = 2 if op == "cross_selective_scan" else 1
+    one = {"batch": 1, "dim": 3, "dstate": 4, "length": 600 // steps}
+    two = one | {"batch": 2, "dstate": 16}
+    return [
+        Case(op, one, SOFT),
+        Case(op, one, BACK),
+        Case(op, two, SOFT, "sliced", (601 // steps - 1, 130 // steps)),
+        Case(op, two, BACK, "sliced", (0, 400 // steps)),
+        Case(op, one | dict.fromkeys(matrix.TENSOR_OPTIONS, False)),
+    ]
+
+
+def sanitized_cases(op: str) -> list[Case]:
+    """A few cases that together reach every branch: slow builds run these alone."""
+    off = dict.fromkeys(matrix.TENSOR_OPTIONS, False)
+    return [
+        Case(op, {"batch": 1, "length": 37, "dim": 9}, SOFT),
+        Case(op, {"batch": 3, "length": 35, "dim": 6, "ngroups": 2}, BACK, "sliced", (0, 7, 33)),
+        Case(op, {"batch": 1, "length": 34, "dim": 130} | off),
+        *(Case(op, {"batch": 1, "length": 9, "dim": 5, "dstate": n}, SOFT) for n in (1, 17, 100)),
+        Case(op, {"batch": 1, "length": 12, "dim": 5, "dstate": 256}, BACK),
+        Case(op, {"batch": 1, "length": 20, "dim": 6, "dtype": torch.bfloat16}, SOFT, "transposed"),
+        split_cases(op)[2],
+    ]
+
+
+def conv_cases() -> list[Case]:
+    cases = [case for case in matrix.conv_cases() if case.sizes.get("dtype") != torch.float64]
+    return cases if BUILD.runtime is None else cases[::4]
+
+
+def cases(op: str) -> list[Case]:
+    if BUILD.runtime is not None:
+        return sanitized_cases(op)
+    return [*filter(small, matrix.scan_cases(op)), *split_cases(op)]
+
+
+def check(case: Case) -> None:
+    """The case against the reference; under a sanitizer, which slows the reference down most of
+    all, only that the kernels leave nothing unwritten: torch.empty gives NaN here."""
+    if BUILD.runtime is None:
+        return matrix.check(case, backend="cuda")
+    function = getattr(cmimtl_kernels, case.op)
+    results = testing.run_with_gradients(function, case.inputs(), backend="cuda", **case.options)
+    for name, result in results.items():
+        assert result.isfinite().all(), name
+
+
+@pytest.mark.parametrize("case", [c for op in matrix.SCANS for c in cases(op)], ids=str)
+def test_scan(case):
+    check(case)
+
+
+@pytest.mark.parametrize("case", conv_cases(), ids=str)
+def test_convolution(case):
+    check(case)
+
+
+@pytest.mark.parametrize("op", matrix.SCANS)
+def test_the_same_bits_under_every_schedule(cuda_on_cpu, op):
+    inputs = testing.scan_inputs(batch=2, length=40, dim=20, cross=op == "cross_selective_scan")
+    function, runs = getattr(cmimtl_kernels, op), []
+    for seed in (0, 1, 2):
+        cuda_on_cpu.simt_set_seed(seed)
+        runs.append(
+            testing.run_with_gradients(function, inputs, backend="cuda", delta_softplus=True)
+        )
+    for run in runs[1:]:
+        for name, result in run.items():
+            assert torch.equal(result, runs[0][name]), name
+
+
+HERE = ("cuda", "cpu")  # backend, device
+PROPERTIES = {
+    "cumulative sum": lambda: properties.test_without_decay_the_state_is_a_cumulative_sum(
+        *HERE, reverse=False
+    ),
+    "cumulative sum, reverse": lambda: properties.test_without_decay_the_state_is_a_cumulative_sum(
+        *HERE, reverse=True
+    ),
+    "cross scan": lambda: properties.test_without_decay_the_cross_scan_sums_products_and_sums(
+        *HERE
+    ),
+    "decay": lambda: properties.test_constant_input_decays_geometrically(*HERE),
+    "resumes": lambda: properties.test_a_scan_resumes_from_its_last_state(*HERE, cross=False),
+    "cross scan resumes": lambda: properties.test_a_scan_resumes_from_its_last_state(
+        *HERE, cross=True
+    ),
+    "reverse": lambda: properties.test_reverse_is_the_flipped_scan(*HERE),
+    "NaN": lambda: properties.test_a_nan_stays_in_its_sample(*HERE, cross=False, reverse=True),
+    "NaN, cross scan": lambda: properties.test_a_nan_stays_in_its_sample(
+        *HERE, cross=True, reverse=False
+    ),
+    "steps near 0": lambda: properties.test_extreme_step_sizes(*HERE, "selective_scan", -60.0),
+    "small steps": lambda: properties.test_extreme_step_sizes(*HERE, "cross_selective_scan", -20.0),
+    "large steps": lambda: properties.test_extreme_step_sizes(*HERE, "selective_scan", 20.0),
+    "largest steps": lambda: properties.test_extreme_step_sizes(*HERE, "selective_scan", 80.0),
+    "growing states": lambda: properties.test_growing_states(*HERE),
+}
+
+
+@pytest.mark.skipif(BUILD.runtime is not None, reason="compares values, which plain builds do")
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_property(name):
+    PROPERTIES[name]()

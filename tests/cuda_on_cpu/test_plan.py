@@ -1,0 +1,153 @@
+"""Who works on what: csrc/cuda/plan.h, a pure function of the sizes."""
+
+import ctypes
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.cuda_on_cpu import build
+
+THREADS, WARP = 128, 32  # of a block, as in plan.h
+MOST_STATES, MOST_BLOCKS = 256, 2**31 - 1
+MULTIPROCESSORS = 132  # of an H100
+LEAST_SEGMENT = 128  # steps that a segment of a split scan has at least, but for the last
+
+
+class Sizes(ctypes.Structure):
+    """ScanSizes of csrc/selective_scan.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in "batch length steps dim dstate ngroups checkpoint_every nchunks".split()
+    ]
+
+
+class Plan(ctypes.Structure):
+    """ScanPlan of csrc/cuda/plan.h."""
+
+    _fields_ = [
+        ("states", ctypes.c_int),
+        ("lanes", ctypes.c_int),
+        ("channels_per_block", ctypes.c_int64),
+        ("tiles_per_group", ctypes.c_int64),
+        ("segments", ctypes.c_int64),
+        ("segment_steps", ctypes.c_int64),
+    ]
+
+    def fields(self) -> tuple:
+        return tuple(getattr(self, name) for name, _ in self._fields_)
+
+
+@pytest.fixture(scope="session")
+def functions() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(build.library(build.HERE / "plan_binding.cpp")))
+    for name in ("plan_forward", "plan_backward"):
+        getattr(library, name).argtypes = [Sizes]
+        getattr(library, name).restype = Plan
+    library.split_elements.argtypes = [Sizes, Plan]
+    library.split_elements.restype = ctypes.c_int64
+    return library
+
+
+def sizes(batch, steps, dim, dstate=16, ngroups=1, every=32) -> Sizes:
+    chunks = -(-steps // every) if every else 0
+    return Sizes(batch, steps, steps, dim, dstate, ngroups, every, chunks)
+
+
+def warps(s: Sizes, plan: Plan) -> int:
+    blocks = s.batch * s.ngroups * plan.tiles_per_group * plan.segments
+    return blocks * THREADS // WARP
+
+
+any_sizes = st.builds(
+    lambda batch, steps, per_group, dstate, ngroups, every: sizes(
+        batch, steps, per_group * ngroups, dstate, ngroups, every
+    ),
+    batch=st.integers(1, 512),
+    steps=st.integers(1, 100_000),
+    per_group=st.integers(1, 4096),
+    dstate=st.integers(1, MOST_STATES),
+    ngroups=st.integers(1, 16),
+    every=st.sampled_from([0, 8, 16, 32, 64]),
+)
+both = pytest.mark.parametrize("which", ["plan_forward", "plan_backward"])
+many = settings(max_examples=300, deadline=None, derandomize=True)
+
+
+@both
+@given(s=any_sizes)
+@many
+def test_every_state_of_every_channel_has_one_thread(functions, which, s):
+    plan = getattr(functions, which)(s)
+    assert plan.lanes in (1, 2, 4, 8, 16, 32)
+    assert plan.states * plan.lanes >= s.dstate
+    assert plan.lanes == 1 or plan.states * plan.lanes // 2 < s.dstate  # and no lane more
+    assert plan.channels_per_block * plan.lanes == THREADS
+    per_group = s.dim // s.ngroups
+    assert 0 <= plan.tiles_per_group * plan.channels_per_block - per_group < plan.channels_per_block
+
+
+@both
+@given(s=any_sizes)
+@many
+def test_every_step_is_in_one_segment(functions, which, s):
+    plan = getattr(functions, which)(s)
+    assert (plan.segments - 1) * plan.segment_steps < s.steps
+    assert plan.segments * plan.segment_steps >= s.steps
+    if plan.segments > 1:
+        assert plan.segment_steps >= LEAST_SEGMENT
+    if s.checkpoint_every:  # a checkpoint belongs to one segment
+        assert plan.segment_steps % s.checkpoint_every == 0
+    assert plan.segment_steps % 2 == 0  # a segment holds whole pairs of a cross scan
+
+
+@both
+@given(s=any_sizes)
+@many
+def test_workspace_of_a_split_is_small_beside_the_inputs(functions, which, s):
+    plan = getattr(functions, which)(s)
+    elements = functions.split_elements(s, plan)
+    assert (elements == 0) == (plan.segments == 1)
+    # u and delta have batch * steps * dim elements each.
+    assert elements <= 2 * s.batch * s.steps * s.dim * (s.dstate + 1) / LEAST_SEGMENT
+
+
+@both
+@given(s=any_sizes)
+@many
+def test_the_same_sizes_give_the_same_plan(functions, which, s):
+    plan = getattr(functions, which)
+    assert plan(s).fields() == plan(s).fields()
+
+
+@both
+@pytest.mark.parametrize(
+    "batch, steps, dim",
+    [(1, 16384, 64), (1, 65536, 16), (2, 32768, 128), (1, 16384, 1536), (4, 8192, 768)],
+)
+def test_few_channels_are_split_in_time_until_the_chip_is_full(functions, which, batch, steps, dim):
+    s = sizes(batch, steps, dim)
+    plan = getattr(functions, which)(s)
+    busy = warps(s, plan)
+    shortest = plan.segment_steps < 2 * LEAST_SEGMENT
+    assert busy >= 4 * MULTIPROCESSORS or shortest, (busy, plan.fields())
+    assert plan.segments > 1
+
+
+@both
+@pytest.mark.parametrize("batch, steps, dim", [(64, 4096, 2048), (16, 64, 1536), (1, 200, 16)])
+def test_what_fills_the_chip_or_is_short_is_not_split(functions, which, batch, steps, dim):
+    assert getattr(functions, which)(sizes(batch, steps, dim)).segments == 1
+
+
+def test_a_few_channels_are_spread_over_more_threads(functions):
+    assert functions.plan_forward(sizes(1, 64, 1536)).states == 8
+    assert functions.plan_forward(sizes(64, 64, 2048)).states == 16
+
+
+@both
+def test_blocks_of_the_largest_sizes_fit_a_grid(functions, which):
+    s = sizes(2048, 4096, 65536)
+    plan = getattr(functions, which)(s)
+    assert s.batch * s.ngroups * plan.tiles_per_group * plan.segments <= MOST_BLOCKS
