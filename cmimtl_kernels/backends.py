@@ -28,7 +28,7 @@ class Backend:
         namespace: where the ops live, `torch.ops.<namespace>`; None for plain PyTorch.
         devices: device types that it runs on; None for every one.
         dtypes: dtypes of u that it takes.
-        max_dstate: the largest state size, or None.
+        max_dstate: -> the largest state size in this process, or None.
         checkpoint_every: steps between two states kept for the backward pass.
         unavailable: why it cannot be used in this process at all, or None.
     """
@@ -37,7 +37,7 @@ class Backend:
     namespace: str | None
     devices: tuple[str, ...] | None
     dtypes: tuple[torch.dtype, ...]
-    max_dstate: int | None
+    max_dstate: Callable[[], int | None]
     checkpoint_every: int
     unavailable: Callable[[], str | None]
 
@@ -51,8 +51,8 @@ class Backend:
         if dtype not in self.dtypes:
             names = ", ".join(str(d).removeprefix("torch.") for d in self.dtypes)
             reasons.append(f"takes {names}, u is {str(dtype).removeprefix('torch.')}")
-        if self.max_dstate is not None and dstate > self.max_dstate:
-            reasons.append(f"takes dstate up to {self.max_dstate}, got {dstate}")
+        if (most := self.max_dstate()) is not None and dstate > most:
+            reasons.append(f"takes dstate up to {most}, got {dstate}")
         return reasons
 
 
@@ -60,8 +60,32 @@ registration.define("cmimtl")
 _NOT_LOADED = _library.load_libraries()
 
 
+# What the CUDA kernels are compiled for at least, and the shared memory of a block of the backward
+# kernel for more than 128 states.
+_LEAST_CAPABILITY, _SHARED_OF_MANY_STATES = (8, 0), 123 * 1024
+
+
 def _cuda_unavailable() -> str | None:
-    return _NOT_LOADED["cuda"] or (None if torch.cuda.is_available() else "no CUDA device")
+    return _NOT_LOADED["cuda"] or _device_unfit()
+
+
+@functools.cache
+def _device_unfit() -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < _LEAST_CAPABILITY:
+        least, found = (".".join(map(str, x)) for x in (_LEAST_CAPABILITY, capability))
+        return f"runs on compute capability {least} or newer, the GPU has {found}"
+    return None
+
+
+@functools.cache
+def _cuda_max_dstate() -> int:
+    if not torch.cuda.is_available():
+        return 256
+    shared = torch.cuda.get_device_properties().shared_memory_per_block_optin
+    return 256 if shared >= _SHARED_OF_MANY_STATES else 128
 
 
 @functools.cache
@@ -79,7 +103,7 @@ BACKENDS: dict[str, Backend] = {
             namespace="cmimtl",
             devices=("cuda",),
             dtypes=_HALF_AND_SINGLE,
-            max_dstate=256,
+            max_dstate=_cuda_max_dstate,
             # One chunk of the backward kernel: with twice as many steps every second chunk runs its
             # states first, 15 % more instructions; with 8 the states kept are 8 bytes for each
             # step and channel at dstate 16.
@@ -91,7 +115,7 @@ BACKENDS: dict[str, Backend] = {
             namespace=triton_kernels.NAMESPACE,
             devices=("cuda",),
             dtypes=_HALF_AND_SINGLE,
-            max_dstate=256,
+            max_dstate=lambda: 256,
             checkpoint_every=16,
             unavailable=_triton_unavailable,
         ),
@@ -100,7 +124,7 @@ BACKENDS: dict[str, Backend] = {
             namespace="cmimtl",
             devices=("cpu",),
             dtypes=(*_HALF_AND_SINGLE, torch.float64),
-            max_dstate=1024,
+            max_dstate=lambda: 1024,
             checkpoint_every=16,
             unavailable=lambda: _NOT_LOADED["cpu"],
         ),
@@ -109,7 +133,7 @@ BACKENDS: dict[str, Backend] = {
             namespace=None,
             devices=None,
             dtypes=(*_HALF_AND_SINGLE, torch.float64),
-            max_dstate=None,
+            max_dstate=lambda: None,
             checkpoint_every=0,
             unavailable=lambda: None,
         ),
