@@ -78,11 +78,15 @@ inline F widen_bits(U half, Float16) {
   const U magnitude = twice < (1u << 27) ? __builtin_bit_cast(U, subnormal) : __builtin_bit_cast(U, normal);
   return __builtin_bit_cast(F, U((word & 0x80000000u) | magnitude));
 }
+// As a float whose lower half is to be dropped.
+template <class F, class U>
+inline U round_to_bfloat(F x, U) {
+  const U bits = __builtin_bit_cast(U, x), rounded = bits + 0x7FFFu + ((bits >> 16) & 1u), nan = U{} + 0x7FC00000u;
+  return x == x ? rounded : nan;
+}
 template <class F, class U>
 inline U narrow_bits(F x, U, BFloat16) {
-  const U bits = __builtin_bit_cast(U, x);
-  const U rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16, nan = U{} + 0x7FC0u;
-  return x == x ? rounded : nan;
+  return round_to_bfloat(x, U{}) >> 16;
 }
 // The addition of a power of two, chosen by the exponent, rounds the mantissa to 10 bits.
 template <class F, class U>
@@ -121,16 +125,21 @@ inline void store(double* p, Simd<double>::V x) { at(p) = x; }
 // One instruction each, where the compilers' own conversion of 16 halves takes two vectors apart. Under a mask of all lanes,
 // since g++ warns of the undefined vector inside of the plain intrinsics.
 constexpr __mmask16 kAllLanes = 0xFFFF;
+constexpr __mmask32 kUpperHalves = 0xAAAAAAAA, kAllHalves = 0xFFFFFFFF, kLowerHalf = 0xFFFF;
+constexpr __mmask8 kAllWords = 0xFF;
+constexpr Words kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+// Halves permuted: half i to the upper half of word i; and the upper halves of all words to the first 16 halves.
 inline Simd<float>::V load(const BFloat16* p) {
-  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return widen_bits<Simd<float>::V>(Words(_mm512_maskz_cvtepu16_epi32(kAllLanes, halves)), BFloat16());
+  const __m512i halves = _mm512_maskz_loadu_epi16(kLowerHalf, p);
+  return Simd<float>::V(_mm512_maskz_permutexvar_epi16(kUpperHalves, __m512i(kLane * 0x10001u), halves));
+}
+inline void store(BFloat16* p, Simd<float>::V x) {
+  const __m512i order = __m512i(kLane * 0x40004u + 0x30001u), rounded = __m512i(round_to_bfloat(x, Words{}));
+  const __m512i halves = _mm512_maskz_permutexvar_epi16(kAllHalves, order, rounded);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_extracti64x4_epi64(kAllWords, halves, 0));
 }
 inline Simd<float>::V load(const Float16* p) {
   return _mm512_maskz_cvtph_ps(kAllLanes, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-inline void store(BFloat16* p, Simd<float>::V x) {
-  const __m512i bits = __m512i(narrow_bits(x, Words{}, BFloat16()));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(kAllLanes, bits));
 }
 inline void store(Float16* p, Simd<float>::V x) {
   const __m256i halves = _mm512_maskz_cvtps_ph(kAllLanes, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

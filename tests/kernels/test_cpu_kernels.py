@@ -120,6 +120,30 @@ def test_every_instruction_set(level):
     assert in_a_new_process(CHECKS, ATEN_CPU_CAPABILITY=level) in LEVELS[level]
 
 
+# Through a convolution of width 1: with weight 1 every value comes back, and on 0 the bias, in
+# float32, is what is rounded.
+CONVERSIONS = """
+import torch
+from cmimtl_kernels import causal_conv1d
+bits = torch.arange(65536, dtype=torch.int32).to(torch.int16)
+wide = torch.randint(-2**31, 2**31, (2**18,), dtype=torch.int64).to(torch.int32).view(torch.float32)
+for dtype in (torch.bfloat16, torch.float16):
+    x = bits.view(dtype).reshape(1, -1, 16)
+    back = causal_conv1d(x, torch.ones(16, 1), backend="cpu")
+    assert torch.equal(back.isnan(), x.isnan()) and torch.equal(back.nan_to_num(), x.nan_to_num())
+    zero, none = torch.zeros(1, 1, wide.numel(), dtype=dtype), torch.zeros(wide.numel(), 1)
+    rounded, expected = causal_conv1d(zero, none, wide, backend="cpu")[0, 0], wide.to(dtype)
+    assert torch.equal(rounded.isnan(), expected.isnan())
+    assert torch.equal(rounded.nan_to_num(), expected.nan_to_num())
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_half_precision_is_read_and_rounded_as_by_torch(level):
+    assert in_a_new_process(CONVERSIONS, ATEN_CPU_CAPABILITY=level) == "ok"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are measured on Linux alone")
 def test_memory_beyond_inputs_outputs_and_gradients():
     """At most an eighth of the states of all steps, and a smaller share of longer sequences."""
