@@ -50,6 +50,13 @@ FAULTS = {
     "a row of B and C past the last step is read": Fault(
         "scan_common.cuh", "r < count", "r <= count", "address", OVERFLOW
     ),
+    "a state past the last one is written": Fault(
+        "scan_common.cuh",
+        "if (state(i) < dstate) p[state(i)] = x[i]",
+        "if (state(i) <= dstate) p[state(i)] = x[i]",
+        "address",
+        OVERFLOW,
+    ),
     "forward: lanes are missing from a mask": Fault(
         "scan_forward.cuh",
         "__shfl_sync(kAllLanes, x[j % kOwn]",
