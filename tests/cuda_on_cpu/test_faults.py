@@ -66,8 +66,8 @@ FAULTS = {
     ),
     "forward: padding is not cleared": Fault(
         "scan_forward.cuh",
-        "clear_padding(valid, split);",
-        "",
+        "max(begin, valid), min(end, p.size.length)",
+        "min(end, p.size.length), min(end, p.size.length)",
         "plain",
         WRONG,
         "test_scan and lengths",
