@@ -50,6 +50,13 @@ FAULTS = {
     "a row of B and C past the last step is read": Fault(
         "scan_common.cuh", "r < count", "r <= count", "address", OVERFLOW
     ),
+    "a state past the last one is written": Fault(
+        "scan_common.cuh",
+        "if (state(i) < dstate) p[state(i)] = x[i]",
+        "if (state(i) <= dstate) p[state(i)] = x[i]",
+        "address",
+        OVERFLOW,
+    ),
     "forward: lanes are missing from a mask": Fault(
         "scan_forward.cuh",
         "__shfl_sync(kAllLanes, x[j % kOwn]",
@@ -59,8 +66,8 @@ FAULTS = {
     ),
     "forward: padding is not cleared": Fault(
         "scan_forward.cuh",
-        "clear_padding(valid, split);",
-        "",
+        "max(begin, valid), min(end, p.size.length)",
+        "min(end, p.size.length), min(end, p.size.length)",
         "plain",
         WRONG,
         "test_scan and lengths",
