@@ -27,7 +27,7 @@ def test_readme_has_the_two_commands():
     commands = re.findall(r"^pip install .* && .*$", README, re.MULTILINE)
     assert commands == [
         "pip install -e '.[all]' && cmimtl demo",
-        "pip install -e '.[all]' && pytest",
+        "pip install -e '.[all]' && pytest -n auto --dist loadfile",
     ]
 
 

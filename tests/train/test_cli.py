@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from cmimtl.cli import main
@@ -76,7 +77,9 @@ def test_answer(trained, data, tmp_path, capsys):
 
 def _start(arguments):
     command = [sys.executable, "-c", "import sys; from cmimtl.cli import main; sys.exit(main())"]
-    return subprocess.Popen([*command, *arguments], stderr=subprocess.DEVNULL)
+    # With as many threads as this process, which shares the cores with others under xdist.
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen([*command, *arguments], env=environment, stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("fusion", ["cross-mamba", "transformer"])
