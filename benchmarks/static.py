@@ -14,6 +14,7 @@ takes, and the least that the memory takes.
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -89,7 +90,11 @@ def modelled(row: dict) -> dict[str, float]:
 
 
 def collect(
-    backends: list[str], targets: list[str], dtypes: list[str], passes: list[str], say=print
+    backends: list[str],
+    targets: list[str],
+    dtypes: list[str],
+    passes: Sequence[str] = PASSES[:2],
+    say: Callable[[str], object] = print,
 ) -> list[dict]:
     """Every row. What cannot be read is left out, and said."""
     rows = []

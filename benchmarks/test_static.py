@@ -80,7 +80,7 @@ def test_peer_rows_are_called_static():
 def test_library_that_is_not_built_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(static_cuda, "LIBRARY", tmp_path / "_cuda.so")
     said = []
-    assert static.collect(["cuda"], ["sm_80"], ["float32"], said.append) == []
+    assert static.collect(["cuda"], ["sm_80"], ["float32"], say=said.append) == []
     assert said == ["no rows of the CUDA kernels: _cuda.so is not built here"]
 
 
