@@ -115,10 +115,11 @@ Memory prepare(const Kernels& k, const ScanForward& p) {
   return weights;
 }
 
-// Whether a scan of `pieces` lines or blocks of one sample is split over time: where threads would be idle, and there are
-// enough chunks that waiting for each other three times in a segment does not matter: 256 chunks of one line take 260 us.
+// Whether a scan of `pieces` lines or blocks of one sample is split finer, see scan_split.h: where threads would be idle, and
+// there are enough chunks that waiting for each other three times in a segment does not matter (256 chunks of one line take
+// 260 us).
 constexpr int64_t kSegment = 256;
-bool split_over_time(const ScanSizes& s, int64_t pieces, int64_t steps_of_chunk) {
+bool worth_splitting(const ScanSizes& s, int64_t pieces, int64_t steps_of_chunk) {
   return s.batch * pieces < torch::stable::get_num_threads() && s.steps >= kSegment / 2 * steps_of_chunk;
 }
 
@@ -156,7 +157,7 @@ struct CpuKernels {
     const Kernels& k = kernels(p.dtype);
     const auto& s = p.size;
     const Memory weights = prepare(k, p);
-    if (split_over_time(s, k.lines(s), s.checkpoint_every ? s.checkpoint_every : k.most_steps)) {
+    if (worth_splitting(s, k.lines(s), s.checkpoint_every ? s.checkpoint_every : k.most_steps)) {
       each_segment(
           k, p, [&](const Split& split) { return k.forward_split_bytes(p, split); },
           [&](const Split& split, int phase) {
@@ -190,7 +191,7 @@ struct CpuKernels {
     const BackwardParts parts{take(map), take(map), take(channels * s.dstate), take(channels), take(channels)};
 
     const Memory weights = prepare(k, p);
-    if (split_over_time(s, blocks, s.checkpoint_every)) {
+    if (worth_splitting(s, blocks, s.checkpoint_every)) {
       each_segment(
           k, p, [&](const Split& split) { return k.backward_split_bytes(q, split); },
           [&](const Split& split, int phase) {

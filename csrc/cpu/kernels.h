@@ -13,7 +13,7 @@ struct BackwardParts {
   void *dB, *dC, *dA, *dD, *dbias;
 };
 
-// A segment of a scan split over time: chunks first … first + count - 1, in the order of the pass, of one sample, and what
+// A segment of a scan that is split finer than by lines: chunks first … first + count - 1, in the order of the pass, of one sample, and what
 // the phases leave each other, in memory for `most` chunks. See scan_split.h.
 struct Split {
   static constexpr int kPhases = 4;
@@ -42,7 +42,7 @@ struct Kernels {
   void (*reduce_maps)(const ScanBackward&, const BackwardParts&, int64_t batch, int64_t step, void* row);
   void (*reduce_weights)(const ScanBackward&, const BackwardParts&, int64_t line);
 
-  // Scans split over time. Phases come one after the other, the tasks of one side by side, with the scratch memory of a
+  // Scans split finer than by lines. Phases come one after the other, the tasks of one side by side, with the scratch memory of a
   // task of one line (forward) or block (backward).
   int64_t (*chunks)(const ScanForward&, int64_t batch);
   int64_t (*forward_split_bytes)(const ScanForward&, const Split&);

@@ -162,7 +162,7 @@ def test_dynamic_shapes_are_compiled_once():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(mixer, fullgraph=True, backend=counter, dynamic=True)
-    for length in (40, 65, 99):  # a single checkpoint, up to 32 steps, is a shape of its own
+    for length in (40, 65, 99):  # a single checkpoint is a shape of its own
         inputs = mixer_inputs(length)
         check_equal(run_with_gradients(compiled, inputs), run_with_gradients(mixer, inputs), 1e-6)
     assert counter.frame_count == 1
