@@ -245,11 +245,15 @@ void sum_lanes(const T* from, int states, T* to) {
 
 // Hands out pieces of a task's scratch memory, aligned to a cache line. Begun at 0 it measures: `next` is then the size.
 struct Scratch {
+  // Pieces of a whole number of pages that are walked side by side would be read and written at the same offset in a page.
+  // A Zen 4 then takes up to twice as long, or not, by the physical pages that happen to be behind them: the backward pass
+  // ran at one of two speeds from process to process. The gap sets apart what one step touches of each.
+  static constexpr int64_t kGapLines = 5;
   uintptr_t next;
   template <class T>
   T* take(int64_t count) {
     T* piece = reinterpret_cast<T*>(next);
-    next += uintptr_t(ceil_div(count * int64_t(sizeof(T)), kLineBytes) * kLineBytes);
+    next += uintptr_t((ceil_div(count * int64_t(sizeof(T)), kLineBytes) + kGapLines) * kLineBytes);
     return piece;
   }
 };
