@@ -125,18 +125,13 @@ inline void store(double* p, Simd<double>::V x) { at(p) = x; }
 // One instruction each, where the compilers' own conversion of 16 halves takes two vectors apart. Under a mask of all lanes,
 // since g++ warns of the undefined vector inside of the plain intrinsics.
 constexpr __mmask16 kAllLanes = 0xFFFF;
-constexpr __mmask32 kUpperHalves = 0xAAAAAAAA, kAllHalves = 0xFFFFFFFF, kLowerHalf = 0xFFFF;
-constexpr __mmask8 kAllWords = 0xFF;
-constexpr Words kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-// Halves permuted: half i to the upper half of word i; and the upper halves of all words to the first 16 halves.
 inline Simd<float>::V load(const BFloat16* p) {
-  const __m512i halves = _mm512_maskz_loadu_epi16(kLowerHalf, p);
-  return Simd<float>::V(_mm512_maskz_permutexvar_epi16(kUpperHalves, __m512i(kLane * 0x10001u), halves));
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return Simd<float>::V(Words(_mm512_maskz_cvtepu16_epi32(kAllLanes, halves)) << 16);
 }
 inline void store(BFloat16* p, Simd<float>::V x) {
-  const __m512i order = __m512i(kLane * 0x40004u + 0x30001u), rounded = __m512i(round_to_bfloat(x, Words{}));
-  const __m512i halves = _mm512_maskz_permutexvar_epi16(kAllHalves, order, rounded);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_extracti64x4_epi64(kAllWords, halves, 0));
+  const Words rounded = round_to_bfloat(x, Words{}) >> 16;
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(kAllLanes, __m512i(rounded)));
 }
 inline Simd<float>::V load(const Float16* p) {
   return _mm512_maskz_cvtph_ps(kAllLanes, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
