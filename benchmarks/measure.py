@@ -161,7 +161,7 @@ def overwrite_caches() -> None:
 @functools.cache
 def _awake() -> torch.Tensor:
     """Large enough that adding to it takes all threads: for every candidate they are awake."""
-    return torch.zeros(2**18)
+    return torch.zeros(2**17, dtype=torch.int8)
 
 
 @functools.cache

@@ -243,7 +243,7 @@ void sum_lanes(const T* from, int states, T* to) {
   }
 }
 
-// Hands out pieces of a task's scratch memory, aligned to a cache line. Begun at 0 it measures: `next` is then the size.
+// Hands out pieces of a task's scratch memory, aligned to a cache line.
 struct Scratch {
   // Pieces of a whole number of pages that are walked side by side would be read and written at the same offset in a page.
   // A Zen 4 then takes up to twice as long, or not, by the physical pages that happen to be behind them: the backward pass
@@ -257,5 +257,13 @@ struct Scratch {
     return piece;
   }
 };
+
+// Bytes that Pieces(memory, args...) takes.
+template <class Pieces, class... Args>
+int64_t bytes_of(Args... args) {
+  Scratch memory{0};
+  Pieces(memory, args...);
+  return int64_t(memory.next);
+}
 
 }  // namespace cmimtl::cpu::CMIMTL_ISA

@@ -33,11 +33,6 @@ struct ConvScratch {
     for (T** tile : {&rows, &gradients}) *tile = memory.take<T>((kSteps + width - 1) * kLine);
     for (S** buffer : {&in, &out}) *buffer = memory.take<S>(kSteps * kLine);
   }
-  static int64_t bytes(int64_t width, int64_t count) {
-    Scratch memory{0};
-    ConvScratch(memory, width, count);
-    return int64_t(memory.next);
-  }
   ConvLine<T> at(int64_t index) const {
     constexpr int kLine = Simd<T>::kLine;
     T* next = lines + index * of_line();

@@ -46,11 +46,6 @@ struct BackwardScratch {
     for (S*& rows : in) rows = memory.take<S>(kSteps * kLine);
     for (S*& rows : out) rows = memory.take<S>(kSteps * kLine);
   }
-  static int64_t bytes(int64_t dstate, int64_t lines) {
-    Scratch memory{0};
-    BackwardScratch(memory, dstate, lines);
-    return int64_t(memory.next);
-  }
 };
 
 // The elementwise part before the loops over states; returns whether every decay is moderate.

@@ -31,11 +31,6 @@ struct ForwardScratch {
     for (S*& rows : in) rows = memory.take<S>(kSteps * kLine);
     for (S*& rows : out) rows = memory.take<S>(kSteps * kLine);
   }
-  static int64_t bytes(int64_t dstate, int64_t lines) {
-    Scratch memory{0};
-    ForwardScratch(memory, dstate, lines);
-    return int64_t(memory.next);
-  }
 };
 
 // Step sizes d = softplus(delta + bias) and inputs d x of a chunk's steps, and y = D x; returns whether every decay is moderate.

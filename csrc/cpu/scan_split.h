@@ -105,7 +105,7 @@ class ForwardSegment : Segment<S, false> {
   ForwardSegment(const ScanForward& p, const void* prepared, const Split& split)
       : Base(p, prepared, split, group_count<kForwardGroup>(p.size.dstate)) {
     state_ = memory_.template take<T>(lines_ * dstate_ * kLine);
-    columns_ = memory_.template take<T>(split.most * lines_ * 3 * kColumn);
+    columns_ = memory_.template take<char>(split.most * lines_ * bytes_of<ForwardColumns<T>>());
   }
   static int64_t bytes(const ScanForward& p, Split split) {
     split.memory = nullptr;
@@ -140,7 +140,7 @@ class ForwardSegment : Segment<S, false> {
 
  private:
   ForwardColumns<T> columns(int64_t place) const {
-    Scratch memory{reinterpret_cast<uintptr_t>(columns_ + place * 3 * kColumn)};
+    Scratch memory{reinterpret_cast<uintptr_t>(columns_) + place * bytes_of<ForwardColumns<T>>()};
     return ForwardColumns<T>(memory);
   }
   T* state(const Line& line) const { return state_ + line.index * dstate_ * kLine; }
@@ -180,7 +180,8 @@ class ForwardSegment : Segment<S, false> {
     });
   }
 
-  T *state_, *columns_;  // [line][state][lane]; [place][3][step][lane]
+  T* state_;       // [line][state][lane]
+  char* columns_;  // of each place, ForwardColumns
 };
 
 template <class S>
@@ -196,7 +197,7 @@ class BackwardSegment : Segment<S, true> {
     states_ = dstate_ * kLine;
     const int64_t places = split.most * lines_;
     carry_ = memory_.template take<T>(lines_ * states_);
-    columns_ = memory_.template take<T>(places * of_columns());
+    columns_ = memory_.template take<char>(places * of_columns());
     channels_ = memory_.template take<T>(places * 2 * kLine);
   }
   static int64_t bytes(const ScanBackward& q, Split split) {
@@ -233,9 +234,9 @@ class BackwardSegment : Segment<S, true> {
   }
 
  private:
-  int64_t of_columns() const { return 9 * kColumn + states_; }
+  int64_t of_columns() const { return bytes_of<Columns<T>>(dstate_); }
   Columns<T> columns(int64_t place) const {
-    Scratch memory{reinterpret_cast<uintptr_t>(columns_ + place * of_columns())};
+    Scratch memory{reinterpret_cast<uintptr_t>(columns_) + place * of_columns()};
     return Columns<T>(memory, dstate_);
   }
   int64_t of_sample(int64_t line) const { return (split_.batch * lines_ + line) * kLine; }
@@ -306,7 +307,8 @@ class BackwardSegment : Segment<S, true> {
   const ScanBackward& q_;
   Partial<T> sums_;
   int64_t states_;
-  T *carry_, *columns_, *channels_;  // [line][state][lane]; of each place Columns, and the sums dD and dbias
+  T *carry_, *channels_;  // [line][state][lane]; of each place the sums dD and dbias
+  char* columns_;         // of each place, Columns
 };
 
 }  // namespace cmimtl::cpu::CMIMTL_ISA

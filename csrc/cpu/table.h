@@ -41,7 +41,7 @@ constexpr Kernels table() {
     prepare_weights(p, Weights<T>(weights, p.size), line_at<T>(p.size, line));
   };
   k.forward_bytes = [](DType dtype, int64_t dstate, int64_t lines) {
-    return with_storage<T>(dtype, [&](auto s) { return ForwardScratch<decltype(s)>::bytes(dstate, lines); });
+    return with_storage<T>(dtype, [&](auto s) { return bytes_of<ForwardScratch<decltype(s)>>(dstate, lines); });
   };
   k.forward = [](const ScanForward& p, const void* weights, int64_t batch, int64_t first, int64_t last, void* scratch) {
     with_storage<T>(p.dtype, [&](auto s) { forward_task<decltype(s)>(p, weights, batch, first, last, scratch); });
@@ -49,7 +49,7 @@ constexpr Kernels table() {
   k.backward_bytes = [](const ScanBackward& q, int64_t blocks) {
     const ScanSizes& s = q.forward.size;
     return with_storage<T>(q.forward.dtype, [&](auto v) {
-      return BackwardScratch<decltype(v)>::bytes(s.dstate, blocks * lines_of_block<T>(s));
+      return bytes_of<BackwardScratch<decltype(v)>>(s.dstate, blocks * lines_of_block<T>(s));
     });
   };
   k.backward = [](const ScanBackward& q, const void* weights, const BackwardParts& parts, int64_t batch, int64_t first,
@@ -94,7 +94,7 @@ constexpr Kernels table() {
   };
   k.conv_lines = [](int64_t dim) { return ceil_div(dim, Simd<T>::kLine); };
   // No storage type is wider than T.
-  k.conv_bytes = [](int64_t width, int64_t lines) { return ConvScratch<T>::bytes(width, lines); };
+  k.conv_bytes = [](int64_t width, int64_t lines) { return bytes_of<ConvScratch<T>>(width, lines); };
   k.conv_forward = [](const ConvForward& p, int64_t batch, int64_t first, int64_t last, void* scratch) {
     with_storage<T>(p.dtype, [&](auto s) {
       using S = decltype(s);
