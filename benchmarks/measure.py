@@ -196,6 +196,11 @@ def seconds_alone(function: str, rounds: int, **arguments) -> Timing:
     return Timing(tuple(found))
 
 
+def value_alone(function: str, **arguments):
+    """What `function` gives, a JSON value, in a process as of `seconds_alone`."""
+    return _in_fresh_process("value", function, arguments, KEEPS_MEMORY)
+
+
 def _in_fresh_process(what: str, function: str, arguments: dict, environment: dict | None = None):
     command = [sys.executable, "-m", "benchmarks.measure", what, function, json.dumps(arguments)]
     result = subprocess.run(
@@ -256,11 +261,13 @@ def main() -> None:
     what, function, arguments = sys.argv[1:]
     module, name = function.split(":")
     torch.set_num_threads(int(os.environ.get("CMIMTL_BENCH_THREADS", torch.get_num_threads())))
-    call = getattr(importlib.import_module(module), name)(**json.loads(arguments))
-    if what == "peak":
-        print(_peak_of(call))
+    made = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+    if what == "value":
+        print(json.dumps(made))
+    elif what == "peak":
+        print(_peak_of(made))
     else:
-        print(_rounds_of(call, int(what.removeprefix("rounds="))))
+        print(_rounds_of(made, int(what.removeprefix("rounds="))))
 
 
 if __name__ == "__main__":

@@ -235,7 +235,7 @@ class CrossMambaBlock(nn.Module):
         -> (batch, L_v + L_t, d_model): what each stream gains.
         """
         n, n_t = sizes
-        (u_v, z_v), (u_t, z_t) = (x.chunk(2, dim=-1) for x in uz.split(sizes, 1))
+        u_v, z_v, u_t, z_t = _take_apart(uz, sizes)
         z_t = align(z_t, n, text_lengths, visual_lengths)
         y_v = y_t = None
         for suffix in self._directions():
@@ -269,7 +269,7 @@ class CrossMambaBlock(nn.Module):
     def _gated(self, uz, sizes, visual_lengths, text_lengths):
         """Two separate scans under one gate, as released by the authors. -> as `_product_sum`."""
         n_v, n_t = sizes
-        (u_v, z_v), (u_t, z_t) = (x.chunk(2, dim=-1) for x in uz.split(sizes, 1))
+        u_v, z_v, u_t, z_t = _take_apart(uz, sizes)
         gate = F.silu(z_v * pool(z_t, n_v, text_lengths, visual_lengths))
         y_v = self._scan_alone(u_v, visual_lengths)
         y_t = pool(self._scan_alone(u_t, text_lengths), n_v, text_lengths, visual_lengths)
@@ -363,6 +363,34 @@ class CrossMamba(nn.Module):
 
 def _inside_torch_func() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _take_apart(uz: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """uz (batch, L_v + L_t, 2 * d_inner) -> u_v, z_v, u_t, z_t, views of it."""
+    # torch.func takes no such function without a setup_context, and that none that gives views.
+    return _parts(uz, sizes) if _inside_torch_func() else _TakeApart.apply(uz, sizes)
+
+
+def _parts(uz: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    return tuple(y for x in uz.split(sizes, 1) for y in x.chunk(2, dim=-1))
+
+
+class _TakeApart(torch.autograd.Function):
+    """`_parts`, whose backward pass writes each gradient once: those of split and chunk join them
+    one after the other, a tensor of the size of uz each time."""
+
+    @staticmethod
+    def forward(ctx, uz, sizes):
+        ctx.sizes = sizes
+        return _parts(uz, sizes)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        batch, _, d_inner = grads[0].shape
+        duz = grads[0].new_empty(batch, sum(ctx.sizes), 2 * d_inner)
+        for to, grad in zip(_parts(duz, ctx.sizes), grads, strict=True):
+            to.copy_(grad)
+        return duz, None
 
 
 def _blank_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
