@@ -22,7 +22,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # A candidate other than ours is called again until it has used this much of a test's time, and has
 # been called three times; once where a call takes longer than LONG_CALL.
-SECONDS_PER_CANDIDATE = 2.0
+SECONDS_PER_CANDIDATE = 1.5
 LONG_CALL = 4.0
 
 # An OpenMP runtime's threads wait for more work in a loop for some milliseconds (libgomp: 300,000
@@ -30,11 +30,13 @@ LONG_CALL = 4.0
 SECONDS_TO_SETTLE = 0.025
 
 
-# With these glibc's allocator keeps the memory that it has, as jemalloc and tcmalloc do.
-KEEPS_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**26),
+# Parameters of glibc's mallopt: with the first values it keeps the memory that it has, as jemalloc
+# and tcmalloc do; the second are what its defaults come to where large tensors come and go.
+_MALLOPT = {  # M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never), M_TOP_PAD, M_MMAP_THRESHOLD
+    -4: (0, 65536),
+    -1: (-1, 2**26),
+    -2: (2**26, 2**17),
+    -3: (2**25, 2**25),
 }
 
 
@@ -73,30 +75,31 @@ class Refused(Exception):
     """Raised by `first` of `interleave`: this candidate gets no row, and this is why."""
 
 
-def once(function: Callable[[], object]) -> float:
-    """Seconds of one call.
+def once(function: Callable[[], object], calls: int = 1) -> float:
+    """Seconds of a call, the mean of `calls` in a row, behind one that overwrites the caches with
+    all threads, which are awake then: every candidate begins alike, whatever ran before it.
 
-    On a GPU between two events, behind a kernel that overwrites the caches and gives the host a
-    start: what is measured is the device's time, with the gaps that eager calls leave in it.
+    On a GPU between two events, where overwriting also gives the host a start: what is measured is
+    the device's time, with the gaps that eager calls leave in it.
     """
+    overwrite_caches()
     if isinstance(function, Elsewhere):
         time.sleep(SECONDS_TO_SETTLE)
-        seconds = function.seconds()
+        seconds = sum(function.seconds() for _ in range(calls))
         time.sleep(SECONDS_TO_SETTLE)
-        return seconds
+        return seconds / calls
     if DEVICE == "cpu":
-        _awake().add_(1)
         start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
+        for _ in range(calls):
+            function()
+        return (time.perf_counter() - start) / calls
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    overwrite_caches()
     start.record()
-    function()
+    for _ in range(calls):
+        function()
     end.record()
     end.synchronize()
-    return 1e-3 * start.elapsed_time(end)
+    return 1e-3 * start.elapsed_time(end) / calls
 
 
 def interleave(
@@ -104,15 +107,16 @@ def interleave(
     calls: dict[str, Callable[[], object]],
     rounds: int,
     first: Callable[[str, Callable[[], object]], object] = lambda name, call: call(),
+    calls_of_round: int = 1,
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     """Time every candidate in turn, round by round: a slow spell of the machine hits all.
 
     pytest-benchmark runs the rounds and shows those of the first candidate, ours; the others run in
-    its `setup`, between two of them. What one candidate leaves in the caches the next one finds,
-    and where none has run in between the caches are overwritten, so that none of them starts with
-    its own inputs there.
+    its `setup`, between two of them.
 
     Args:
+        calls_of_round: see `once`; more than one for calls that are shorter than what a first one
+            waits for.
         first: the unmeasured first call of each candidate; it may look at the result, and raise
             `Refused`.
     Returns:
@@ -133,35 +137,31 @@ def interleave(
 
     def others_once():
         gc.collect()
-        wanted = [name for name, own in seconds.items() if name != ours and not _enough(own)]
-        for name in wanted:
-            seconds[name].append(once(timed[name]))
-        if not wanted:
-            overwrite_caches()
+        for name, own in seconds.items():
+            if name != ours and not _enough(own, calls_of_round):
+                own.append(once(timed[name], calls_of_round))
 
     def ours_once():
-        seconds[ours].append(once(timed[ours]))
+        seconds[ours].append(once(timed[ours], calls_of_round))
 
+    # What is here now need not be searched for garbage before each round, which took 0.2 s.
+    gc.collect()
+    gc.freeze()
     benchmark.pedantic(ours_once, setup=others_once, rounds=rounds, iterations=1)
+    gc.unfreeze()
     return {name: Timing(tuple(own)) for name, own in seconds.items()}, refused
 
 
-def _enough(rounds: list[float]) -> bool:
+def _enough(rounds: list[float], calls_of_round: int) -> bool:
     """Whether a candidate other than ours has been called often enough."""
-    if not rounds or sum(rounds) < SECONDS_PER_CANDIDATE:
+    if not rounds or calls_of_round * sum(rounds) < SECONDS_PER_CANDIDATE:
         return False
-    return len(rounds) >= 3 or max(rounds) > LONG_CALL
+    return len(rounds) >= 3 or calls_of_round * max(rounds) > LONG_CALL
 
 
 def overwrite_caches() -> None:
     """Write over as many bytes as the last cache holds."""
     _scratch().add_(1)
-
-
-@functools.cache
-def _awake() -> torch.Tensor:
-    """Large enough that adding to it takes all threads: for every candidate they are awake."""
-    return torch.zeros(2**17, dtype=torch.int8)
 
 
 @functools.cache
@@ -173,6 +173,18 @@ def _scratch() -> torch.Tensor:
         size = max((1024 * int(file.read_text().rstrip("K\n")) for file in files), default=2**25)
     # What a virtual machine reports may be the whole socket's.
     return torch.zeros(min(size, 2**28) // 4, device=DEVICE)
+
+
+def keep_memory(keep: bool = True) -> None:
+    """Make glibc's allocator keep what is freed, or have it back to the system as by default.
+
+    By default a tensor of more than 32 MiB is new memory whenever one is made, and the kernel's
+    zeroing of its pages takes up to half of the time of what fills it.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        for parameter, values in _MALLOPT.items():
+            library.mallopt(parameter, values[not keep])
 
 
 def peak_bytes(function: str, **arguments) -> int:
@@ -192,21 +204,20 @@ def seconds_alone(function: str, rounds: int, **arguments) -> Timing:
     Args:
         function, arguments: as in `peak_bytes`.
     """
-    found = _in_fresh_process(f"rounds={rounds}", function, arguments, KEEPS_MEMORY)
+    found = _in_fresh_process(f"rounds={rounds}", function, arguments)
     return Timing(tuple(found))
 
 
 def value_alone(function: str, **arguments):
     """What `function` gives, a JSON value, in a process as of `seconds_alone`."""
-    return _in_fresh_process("value", function, arguments, KEEPS_MEMORY)
+    return _in_fresh_process("value", function, arguments)
 
 
-def _in_fresh_process(what: str, function: str, arguments: dict, environment: dict | None = None):
+def _in_fresh_process(what: str, function: str, arguments: dict):
     command = [sys.executable, "-m", "benchmarks.measure", what, function, json.dumps(arguments)]
     result = subprocess.run(
         command,
         cwd=ROOT,
-        env=os.environ | (environment or {}),
         capture_output=True,
         text=True,
         check=False,
@@ -222,7 +233,6 @@ def _rounds_of(call: Callable[[], object], rounds: int) -> list[float]:
     call()
     seconds = []
     for _ in range(rounds):
-        overwrite_caches()
         seconds.append(once(call))
     return seconds
 
@@ -261,6 +271,7 @@ def main() -> None:
     what, function, arguments = sys.argv[1:]
     module, name = function.split(":")
     torch.set_num_threads(int(os.environ.get("CMIMTL_BENCH_THREADS", torch.get_num_threads())))
+    keep_memory(what != "peak")
     made = getattr(importlib.import_module(module), name)(**json.loads(arguments))
     if what == "value":
         print(json.dumps(made))
