@@ -88,6 +88,9 @@ struct Error : std::runtime_error {
 // The schedule of the launches that follow; 0 runs blocks and threads in order.
 void set_seed(unsigned seed);
 
+// What the plans of launches take the machine to be full with; 0: what they would on a GPU.
+inline int64_t warps_to_fill = 0;
+
 // Runs `body` once for each thread of each block. Throws Error.
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
 
