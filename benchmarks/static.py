@@ -142,6 +142,7 @@ def table(rows: list[dict]) -> Table:
         made.add_column(heading, justify="right")
     for row in sorted(rows, key=lambda row: (row["arch"], row["pass"], row["op"], row["dtype"])):
         detail = row.get("length") or (f"{row['states']} states" if "states" in row else "")
+        detail += " in pairs" if row.get("channels") == 2 else ""
         head = (row["arch"], row["pass"], row["op"], row["dtype"])
         cells = (_text(row.get(key)) for key in _COLUMNS)
         made.add_row(*head, f"{row['backend']} {detail}".strip(), *cells)

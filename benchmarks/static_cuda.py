@@ -2,9 +2,11 @@
 
 A kernel is found by its template arguments, which its mangled name spells out:
 
-    scan_forward_kernel<T, kStates, kShare, kStreams, kGate>, scan_backward_kernel likewise
+    scan_forward_kernel<T, kStates, kShare, kChannels, kStreams, kGate>
+    scan_backward_kernel<T, kStates, kShare, kStreams, kGate>
 
-with kStates states in a thread, kShare lanes to a channel, kStreams streams, and a gate or not.
+with kStates states of each of kChannels channels in a thread, kShare lanes to a channel, kStreams
+streams, and a gate or not.
 """
 
 import re
@@ -14,13 +16,14 @@ from benchmarks import sass
 
 LIBRARY = Path(__file__).parents[1] / "cmimtl_kernels" / "_cuda.so"
 THREADS = 128  # of a block: kThreads of csrc/cuda/plan.h
-# Steps that one iteration of a pass's loop takes: kGroup of scan_forward.cuh, kChunk of plan.h.
+# Steps of a channel that one iteration of a pass's loop takes at least: kStage of scan_forward.cuh,
+# kChunk of plan.h.
 STEPS = {"forward": 4, "backward": 8}
 
 _DTYPES = {"f": "float32", "NS0_8bfloat16E": "bfloat16", "NS0_7float16E": "float16"}
 _OPS = {1: "selective_scan", 2: "cross_selective_scan"}
 _NAME = re.compile(
-    rf"scan_(forward|backward)_kernelI({'|'.join(_DTYPES)})Li(\d+)ELi(\d+)ELi(\d)ELb1EE"
+    rf"scan_(forward|backward)_kernelI({'|'.join(_DTYPES)})Li(\d+)ELi(\d+)E(?:Li(\d)E)?Li(\d)ELb1EE"
 )
 
 
@@ -28,7 +31,7 @@ def rows(targets: list[str], dtypes: list[str], library: Path = LIBRARY) -> list
     """A row for each kernel with a gate, and at most two lanes to a channel, in the library.
 
     `states` tells how a launch divides dstate = 16: 16 states of a channel in one thread, or 8 in
-    each of two where there are few channels.
+    each of two where there are few channels; `channels`, how many a thread has.
     """
     result = []
     for (name, capability), kernel in sass.read_library(library, THREADS).items():
@@ -36,7 +39,7 @@ def rows(targets: list[str], dtypes: list[str], library: Path = LIBRARY) -> list
         if found is None:
             continue
         which, dtype = found.group(1), _DTYPES[found.group(2)]
-        states, lanes, streams = map(int, found.groups()[2:])
+        states, lanes, channels, streams = (int(n or 1) for n in found.groups()[2:])
         target = f"sm_{capability}"
         if states * lanes != 16 or target not in targets or dtype not in dtypes:
             continue
@@ -48,9 +51,10 @@ def rows(targets: list[str], dtypes: list[str], library: Path = LIBRARY) -> list
             "dtype": dtype,
             "dstate": states * lanes,
             "states": states,
+            "channels": channels,
         }
-        result.append(row | figures(kernel, states * STEPS[which]))
-    order = ("arch", "dtype", "op", "pass", "states")
+        result.append(row | figures(kernel, channels * states * STEPS[which]))
+    order = ("arch", "dtype", "op", "pass", "states", "channels")
     return sorted(result, key=lambda row: [str(row[key]) for key in order])
 
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -83,14 +84,50 @@ __device__ __forceinline__ void store_vector(void* p, V value) {
   *static_cast<V*>(p) = value;
 }
 
-// p + steps * stride, in one instruction where `steps` is a constant. The compiler makes up to six of it where it knows the stride to be the same in
-// all lanes, or the product to be a shift.
+// Copies kBytes from global to shared memory in the background, or writes zeros where `valid` is false (`global` is not
+// read then). Both addresses are aligned to kBytes. The calling thread sees the bytes after copies_wait, the other
+// threads after a barrier that follows it.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int from_bytes = valid ? kBytes : 0;
+  if constexpr (kBytes == 16) {  // past L1, which a tile that is read once would only evict from
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(from_bytes) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes), "r"(from_bytes)
+                 : "memory");
+  }
+}
+// Makes the thread's copies since the last commit one group.
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most kGroups of the thread's groups, the latest, are under way.
+template <int kGroups>
+__device__ __forceinline__ void copies_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+// p, of which the compiler no longer sees where it points to.
+template <class T>
+__device__ __forceinline__ T* in_global_memory(T* p) {
+  __builtin_assume(__isGlobal(p));
+  return p;
+}
+
+// p, `bytes` on: the two instructions of a sum of 64 bits, whatever the compiler knows of how they came about.
+template <class T>
+__device__ __forceinline__ T* bytes_on(T* p, int64_t bytes) {
+  asm("add.s64 %0, %0, %1;" : "+l"(p) : "l"(bytes));
+  return in_global_memory(p);
+}
+
+// p + steps * stride, in one instruction where `steps` is a constant. The compiler makes up to six of it where it knows the
+// stride to be the same in all lanes, or the product to be a shift.
 template <class T>
 __device__ __forceinline__ T* step_on(T* p, int steps, int stride) {
   T* q;
   asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(q) : "r"(stride), "r"(steps * int(sizeof(T))), "l"(p));
-  __builtin_assume(__isGlobal(q));  // which the compiler no longer sees
-  return q;
+  return in_global_memory(q);
 }
 
 // blockIdx.x and threadIdx.x, read anew each time: what is computed from them again at the end of a kernel needs no
@@ -115,6 +152,9 @@ __device__ __forceinline__ int anew(int x) {
 // x, in a way that the compiler cannot know to be the same in all lanes: addresses from a stride of which it knows that
 // take four uniform instructions and two others. x > 2^10 - 2^31.
 __device__ __forceinline__ int stride_of_lane(int x) { return max(x, static_cast<int>(threadIdx.x) - 0x7fffffff); }
+
+// The warps that fill a machine of which `most` are known to: tests of the engine have a smaller one.
+constexpr int64_t warps_to_fill(int64_t most) { return most; }
 
 // Runs kernel(args...) with `shared` bytes of dynamic shared memory on `stream` (a cudaStream_t).
 // Throws std::runtime_error where the device refuses the launch.
@@ -170,6 +210,26 @@ void store_vector(void* p, V value, simt::Where where = simt::Where::current()) 
   *static_cast<V*>(p) = value;
 }
 
+// Done when it is waited for, so that a wait which is missing is seen.
+template <int kBytes>
+void copy_async(void* shared, const void* global, bool valid = true, simt::Where where = simt::Where::current()) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  simt::copy_async(shared, global, kBytes, valid, where);
+}
+inline void copies_commit() { simt::copies_commit(); }
+template <int kGroups>
+void copies_wait() {
+  simt::copies_wait(kGroups);
+}
+
+template <class T>
+T* in_global_memory(T* p) {
+  return p;
+}
+template <class T>
+T* bytes_on(T* p, int64_t bytes) {
+  return p + bytes / int64_t(sizeof(T));
+}
 template <class T>
 T* step_on(T* p, int steps, int stride) {
   return p + int64_t(steps) * stride;
@@ -179,6 +239,8 @@ inline unsigned block_again() { return blockIdx.x; }
 inline unsigned thread_again() { return threadIdx.x; }
 inline int anew(int x) { return x; }
 inline int stride_of_lane(int x) { return x; }
+
+inline int64_t warps_to_fill(int64_t most) { return simt::warps_to_fill > 0 ? simt::warps_to_fill : most; }
 
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* /*stream*/, const Args&... args) {
@@ -191,6 +253,49 @@ template <class T>
 __device__ __forceinline__ T from_float(float x) {
   T out;
   from_float(x, out);
+  return out;
+}
+
+// A vector of the same bytes as one number, or two, as one instruction moves it and the compiler does not take it apart.
+template <size_t kBytes>
+struct PackedOf;
+template <>
+struct PackedOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct PackedOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct PackedOf<8> {
+  using type = uint2;
+};
+template <class V>
+using Packed = typename PackedOf<sizeof(V)>::type;
+
+template <class T>
+__device__ __forceinline__ void to_floats(uint16_t x, float (&out)[1]) {
+  out[0] = to_float(T{x});
+}
+template <class T>
+__device__ __forceinline__ void to_floats(uint32_t x, float (&out)[1]) {
+  out[0] = __uint_as_float(x);
+}
+template <class T>
+__device__ __forceinline__ void to_floats(uint32_t x, float (&out)[2]) {
+  out[0] = to_float(T{uint16_t(x)});
+  out[1] = std::is_same_v<T, bfloat16> ? __uint_as_float(x & 0xffff0000u) : to_float(T{uint16_t(x >> 16)});
+}
+template <class T>
+__device__ __forceinline__ void to_floats(uint2 x, float (&out)[2]) {
+  out[0] = __uint_as_float(x.x), out[1] = __uint_as_float(x.y);
+}
+template <class T, int kCount>
+__device__ __forceinline__ Vector<T, kCount> from_floats(const float (&x)[kCount]) {
+  Vector<T, kCount> out;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) out[i] = from_float<T>(x[i]);
   return out;
 }
 

@@ -17,22 +17,24 @@ constexpr int64_t kLeastSegment = 128;  // steps; the pass over the carries cost
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A thread holds `states` states of one channel, `lanes` threads of a warp hold a channel. `segments` of
-// `segment_steps` recurrence steps run at the same time; more than one only where there are too few channels.
+// A thread holds `states` states of each of `channels` neighbouring channels, `lanes` threads of a warp hold a channel.
+// `segments` of `segment_steps` recurrence steps run at the same time; more than one only where there are too few
+// channels.
 struct ScanPlan {
-  int states, lanes;
+  int states, lanes, channels;
   int64_t channels_per_block, tiles_per_group;  // blocks along the channels of one group
   int64_t segments, segment_steps;
 
   int64_t blocks(const ScanSizes& s) const { return s.batch * segments * s.ngroups * tiles_per_group; }
 };
 
-inline ScanPlan plan_lanes(const ScanSizes& s, int states) {
+inline ScanPlan plan_lanes(const ScanSizes& s, int states, int channels = 1) {
   ScanPlan plan{};
   plan.states = states;
+  plan.channels = channels;
   plan.lanes = 1;
   while (plan.lanes * states < s.dstate) plan.lanes *= 2;
-  plan.channels_per_block = kThreads / plan.lanes;
+  plan.channels_per_block = kThreads / plan.lanes * channels;
   plan.tiles_per_group = ceil_div(s.dim / s.ngroups, plan.channels_per_block);
   return plan;
 }
@@ -43,9 +45,9 @@ inline int64_t warps(const ScanSizes& s, const ScanPlan& plan) {
 
 // Splits time until the machine is full. It doubles the arithmetic, for the states must be known at the start of every
 // segment first, so fewer than four segments gain nothing.
-inline void split_time(const ScanSizes& s, ScanPlan& plan) {
+inline void split_time(const ScanSizes& s, ScanPlan& plan, int64_t most_warps = kMostWarps) {
   const int64_t steps = s.steps > 0 ? s.steps : 1, busy = warps(s, plan) > 0 ? warps(s, plan) : 1;
-  int64_t segments = kMostWarps / busy;
+  int64_t segments = most_warps / busy;
   if (segments > steps / kLeastSegment) segments = steps / kLeastSegment;
   if (segments < 4) segments = 1;
   // Segments begin where checkpoints do, and where chunks and pairs of steps do.
@@ -54,11 +56,41 @@ inline void split_time(const ScanSizes& s, ScanPlan& plan) {
   plan.segments = ceil_div(steps, plan.segment_steps);
 }
 
-// 16 states in a thread cost the fewest instructions; 8 give twice the threads where those would leave the chip idle.
-inline ScanPlan plan_forward(const ScanSizes& s) {
+// Are pairs of channels, from an even one of a group on, aligned words of the tensor? It may be absent.
+template <class Tensor>
+bool has_pairs(const Tensor& x, int64_t element_bytes) {
+  return !x.data || (x.dim == 1 && (x.batch | x.step) % 2 == 0 &&
+                     reinterpret_cast<uintptr_t>(x.data) % uintptr_t(2 * element_bytes) == 0);
+}
+inline bool channels_in_pairs(const ScanForward& p) {
+  const int64_t bytes = p.dtype == DType::kFloat32 ? 4 : 2;
+  bool all = p.size.dim / p.size.ngroups % 2 == 0 && has_pairs(p.delta, bytes);
+  for (int m = 0; m < p.streams; ++m)
+    all = all && has_pairs(p.u[m], bytes) && has_pairs(p.z[m], bytes) && has_pairs(p.out[m], bytes);
+  return all;
+}
+
+// Are pairs of states, of a half type, aligned words of B and of C?
+inline bool states_in_pairs(const ScanForward& p) {
+  const auto pairs = [](const InMap& x) {
+    return x.state == 1 && (x.batch | x.step | x.group) % 2 == 0 && reinterpret_cast<uintptr_t>(x.data) % 4 == 0;
+  };
+  return p.size.dstate % 2 == 0 && pairs(p.B) && pairs(p.C);
+}
+
+// Two channels in a thread cost the fewest instructions, where `pairs` allows them, and 16 states; 8 states give twice the
+// threads where those would leave the chip idle. `most_warps` fill it.
+inline ScanPlan plan_forward(const ScanSizes& s, bool pairs = false, int64_t most_warps = kMostWarps) {
   ScanPlan plan = plan_lanes(s, s.dstate <= 8 ? 8 : 16);
-  if (plan.states == 16 && plan.lanes == 1 && warps(s, plan) < kMostWarps) plan = plan_lanes(s, 8);
-  split_time(s, plan);
+  if (plan.states == 16 && plan.lanes == 1) {
+    const ScanPlan two = plan_lanes(s, 16, 2);
+    if (pairs && warps(s, two) >= most_warps) {
+      plan = two;
+    } else if (warps(s, plan) < most_warps) {
+      plan = plan_lanes(s, 8);
+    }
+  }
+  split_time(s, plan, most_warps);
   return plan;
 }
 

@@ -12,18 +12,19 @@ namespace cmimtl::cuda {
 
 // Lanes of a channel lie kWarp / lanes apart, so that neighbours have neighbouring channels, which lie side by side in
 // memory. Four states at a time go around the lanes: n = (q * lanes + lane) * 4 + i for q = 0 … kStates / 4 - 1.
-// A thread past the last channel computes what the last one does and stores nothing.
-template <int kStates, int kShare>
+// A thread has kChannels neighbouring channels. One past the last channel computes what the last one does and stores
+// nothing.
+template <int kStates, int kShare, int kChannels = 1>
 struct Place {
   int sample, segment, group;
   int tile;                        // of the group's channels, this block's
   int lanes;                       // of a channel; kShare, or more where kShare is 4
   int lane;                        // of this channel's
-  int column;                      // channel within the warp
+  int column;                      // thread within the warp, of those with the same `lane`
   int states;                      // of a channel, padded: lanes * kStates
   int channels;                    // of the group, from this block's on
-  int offset;                      // channel within the block's
-  int64_t first_channel, channel;  // of dim: the block's first, this thread's
+  int offset;                      // this thread's first channel within the block's
+  int64_t first_channel, channel;  // of dim: the block's first, this thread's first
   bool live;
 
   __device__ Place(const ScanSizes& s, int64_t segments) {
@@ -35,7 +36,7 @@ struct Place {
     const int per_warp = kWarp / lanes, thread = int(thread_again());
     lane = thread % kWarp / per_warp;
     column = thread % per_warp;
-    const int per_block = kThreads / lanes, per_group = int(s.dim / s.ngroups);
+    const int per_block = kThreads / lanes * kChannels, per_group = int(s.dim / s.ngroups);
     const unsigned tiles = unsigned((per_group + per_block - 1) / per_block);
     unsigned index = block_again();
     tile = int(index % tiles);
@@ -46,18 +47,24 @@ struct Place {
     sample = int(index / unsigned(segments));
     const int begin = tile * per_block;
     channels = per_group - begin;
-    offset = thread / kWarp * per_warp + column;
+    offset = (thread / kWarp * per_warp + column) * kChannels;
     live = begin + offset < per_group;
-    offset = min(offset, channels - 1);
+    offset = min(offset, channels - kChannels);
     first_channel = int64_t(group) * per_group + begin;
     channel = first_channel + offset;
   }
 
-  // The same as `live`, for where there is no register to keep it in.
-  __device__ bool live_again() const {
+  // The same as `offset`, `live` and `channel`, for where there is no register to keep them in.
+  __device__ int offset_again() const {
     const int per_warp = kWarp / lanes, thread = int(thread_again());
-    return thread / kWarp * per_warp + thread % per_warp < channels;
+    return (thread / kWarp * per_warp + thread % per_warp) * kChannels;
   }
+  __device__ bool live_again() const { return offset_again() < channels; }
+  __device__ bool live_now() const {
+    if constexpr (kShare == 1) return int(threadIdx.x) < channels / kChannels;
+    return live;
+  }
+  __device__ int64_t channel_again() const { return first_channel + min(offset_again(), channels - kChannels); }
 
   // Of the i-th of this thread's states.
   __device__ int state(int i) const { return (i / 4 * lanes + lane) * 4 + i % 4; }
@@ -84,7 +91,7 @@ struct Place {
   // Into one, likewise.
   __device__ void store(float* p, int dstate, const float (&x)[kStates]) const {
     dstate = anew(dstate);
-    if (!live) return;
+    if (!live_now()) return;
     if (dstate % 4 == 0) {
 #pragma unroll
       for (int i = 0; i < kStates; i += 4)
@@ -97,18 +104,14 @@ struct Place {
   }
 };
 
-// Tiles of kRows processed steps of B and of C, as float in shared memory: (row, state), padded with zeros. A tile is on
-// its way, in registers, while the one before is used.
-template <class T, int kRows, int kMostStatesOfChannel>
-struct MapTiles {
-  static constexpr int kValues = kRows * kMostStatesOfChannel;
-  static constexpr int kPerThread = (kValues + kThreads - 1) / kThreads;
+// B and C of a block, from its first step on, in the order of processing.
+template <class T>
+struct Maps {
   const T *B, *C;  // at the first step, for the whole block
   int B_step, C_step, B_state, C_state;
   int states, dstate;
-  T b[kPerThread], c[kPerThread];
 
-  __device__ MapTiles(const ScanForward& p, int sample, int group, int states, int64_t first)
+  __device__ Maps(const ScanForward& p, int sample, int group, int states, int64_t first)
       : B(static_cast<const T*>(p.B.data) + sample * p.B.batch + first * p.B.step + group * p.B.group),
         C(static_cast<const T*>(p.C.data) + sample * p.C.batch + first * p.C.step + group * p.C.group),
         B_step(int(p.reverse ? -p.B.step : p.B.step)),
@@ -117,6 +120,18 @@ struct MapTiles {
         C_state(int(p.C.state)),
         states(states),
         dstate(int(p.size.dstate)) {}
+  __device__ const T* B_at(int row, int n) const { return step_on(step_on(B, row, B_step), n, B_state); }
+  __device__ const T* C_at(int row, int n) const { return step_on(step_on(C, row, C_step), n, C_state); }
+};
+
+// Tiles of kRows processed steps of B and of C, as float in shared memory: (row, state), padded with zeros; B times ln 2,
+// as d is kept times log2 e. A tile is on its way, in registers, while the one before is used.
+template <class T, int kRows, int kMostStatesOfChannel>
+struct MapTiles : Maps<T> {
+  static constexpr int kValues = kRows * kMostStatesOfChannel;
+  static constexpr int kPerThread = (kValues + kThreads - 1) / kThreads;
+  using Maps<T>::Maps, Maps<T>::states, Maps<T>::dstate;
+  T b[kPerThread], c[kPerThread];
 
   // Rows [row, row + kRows) from the first step on; those from `count` on are zero.
   __device__ void load(int row, int count) {
@@ -124,13 +139,9 @@ struct MapTiles {
     for (int i = 0; i < kPerThread; ++i) {
       const int at = int(threadIdx.x) + i * kThreads, n = at % states, r = row + at / states;
       b[i] = c[i] = T{};
-      if (at < kRows * states && n < dstate && r < count) {
-        b[i] = *step_on(step_on(B, r, B_step), n, B_state);
-        c[i] = *step_on(step_on(C, r, C_step), n, C_state);
-      }
+      if (at < kRows * states && n < dstate && r < count) b[i] = *this->B_at(r, n), c[i] = *this->C_at(r, n);
     }
   }
-  // B is stored times ln 2, as d is kept times log2 e.
   __device__ void store(float* B_tile, float* C_tile) const {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
@@ -138,6 +149,60 @@ struct MapTiles {
       if (at < kRows * states) {
         B_tile[at] = to_float(b[i]) * kLn2;
         C_tile[at] = to_float(c[i]);
+      }
+    }
+  }
+};
+
+// The same, but on its way by asynchronous copies of four bytes to shared memory, as the bytes are. A thread makes its
+// values of the tile of what it has copied itself, so waiting for its copies is enough. Two neighbouring states of a half
+// type are one copy where `paired` says that they lie so, see plan.h; where not, they are loaded and stored at once.
+template <class T, int kRows, int kMostStatesOfChannel>
+struct AsyncMapTiles : Maps<T> {
+  static constexpr int kValues = kRows * kMostStatesOfChannel;
+  static constexpr int kTogether = 4 / int(sizeof(T));
+  static constexpr int kPerThread = (kValues / kTogether + kThreads - 1) / kThreads;
+  static constexpr int kRawBytes = 2 * kValues * int(sizeof(T));
+  using Maps<T>::states, Maps<T>::dstate;
+  bool paired;
+  T* raw;  // kRawBytes of shared memory: B, then C
+
+  __device__ AsyncMapTiles(const Maps<T>& maps, bool paired, void* raw)
+      : Maps<T>(maps), paired(kTogether == 1 || paired), raw(static_cast<T*>(raw)) {}
+
+  // Rows [row, row + kRows) from the first step on; those from `count` on are zero.
+  __device__ void load(int row, int count) {
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int at = (int(threadIdx.x) + i * kThreads) * kTogether, r = row + at / states;
+      const int n = at & anew(states - 1);  // a power of two; what is made of n would be kept in registers
+      if (at >= kRows * states) break;
+      const int left = r < count ? dstate - n : 0;
+      load(raw + at, this->B_at(r, n), this->B_state, left);
+      load(raw + kValues + at, this->C_at(r, n), this->C_state, left);
+    }
+    copies_commit();
+  }
+  __device__ void load(T* to, const T* from, int stride, int left) const {
+    if (paired) {
+      copy_async<4>(to, from, left > 0);
+    } else {
+#pragma unroll 1
+      for (int k = 0; k < kTogether; ++k) to[k] = k < left ? from[k * stride] : T{};
+    }
+  }
+  // kLater: groups of copies that the thread has committed after those of the tile, at least.
+  template <int kLater>
+  __device__ void store(float* B_tile, float* C_tile) const {
+    copies_wait<kLater>();
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int at = (int(threadIdx.x) + i * kThreads) * kTogether;
+      if (at >= kRows * states) break;
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        B_tile[at + k] = to_float(raw[at + k]) * kLn2;
+        C_tile[at + k] = to_float(raw[kValues + at + k]);
       }
     }
   }

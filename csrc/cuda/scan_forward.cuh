@@ -1,115 +1,177 @@
-// The forward scan: sequential in time, a thread holds kStates states of one channel.
+// The forward scan: sequential in time, a thread holds kStates states of a channel, or of each of two neighbouring channels
+// where they fill the chip and lie in pairs (see plan.h).
 //
-// Issue slots for each element (one state of one channel at one step), float32, dstate 16, all options, on sm_90:
+// Issue slots for each element (one state of one channel at one step), float32, dstate 16, all options, two channels in a
+// thread, on sm_90:
 //     recurrence      p = d a, e = 2^p, w = dx B, h = e h + w, y += C h                            5
-//     B and C         2 LDS.128 for 4 states                                                       0.5
-//     softplus        2^-|x|, max, polynomial of 8 coefficients: 12 for a step of 16 states        0.8
+//     B and C         2 LDS.128 for 4 states of 2 channels                                         0.25
+//     softplus        2^-|x|, max, polynomial of 8 coefficients: 12 for a step of 16 states        0.75
 //     gate            |z|, 2^z, 1 / (1 + e) shared by four steps, 3 more: 10                       0.6
-//     streams         3 loads, 1 store, 64-bit addresses, bias, D, gate, the loop: 20              1.2
-// so 8.1. The MUFU pipe takes 8 cycles for each of 16 + 2.25 instructions in 16 elements: 9.1 an element. The 16 bytes of a
-// step come from memory in about the same time, so nothing here is worth a second pass over the data.
+//     streams         for a pair 3 copies, 3 loads and a store, 4 times 2 for 64-bit addresses     0.5
+//     the rest        bias, D and gate: 4 for a step; waits, the loop                              0.3
+// so 7.4; half types save three coefficients and pay for conversions. With one channel B and C cost 0.5 and the streams
+// 0.75 and more: 7.9. The MUFU pipe takes 8 cycles for each of 16 + 2.25 instructions in 16 elements: 9.1 an element. The
+// 16 bytes of a step come from memory in about the same time, so nothing here is worth a second pass over the data.
+//
+// Memory is read ahead by asynchronous copies, double-buffered: the tiles of B and C (scan_common.cuh), and the streams,
+// two stages of kStage steps (ahead.cuh). The last steps of a sequence run through the same code with masked loads and
+// stores, 0.3 slots more, whatever its length.
 #pragma once
 
+#include "ahead.cuh"
 #include "scan_common.cuh"
 
 namespace cmimtl::cuda {
 
-constexpr int kGroup = 4;  // steps at a time: what is done once for a step is spread over the lanes of its channel
+constexpr int kStage = 4;  // steps that are loaded together
 
-// kShare: lanes of a channel that share that work, 1, 2 or 4; lanes past the fourth repeat it.
+// kShare: lanes of a channel that share what is done once for a step, 1, 2 or 4; lanes past the fourth repeat it.
+// kChannels: neighbouring channels of a thread, 2 only where kShare is 1.
 // kStreams: 2 for the cross scan, whose steps are the products and the sums of two streams.
 // Options that cost no slot where they are off are tested at run time; the gate is not one of them.
-template <class T, int kStates, int kShare, int kStreams, bool kGate>
+template <class T, int kStates, int kShare, int kChannels, int kStreams, bool kGate>
 struct Forward {
+  static_assert(kChannels == 1 || (kChannels == 2 && kShare == 1), "lanes that share a channel hold one");
+  static constexpr int kGroups = kChannels, kGroup = kStage / kGroups;   // steps at a time
   static constexpr int kOwn = kGroup / kShare;                           // steps of a group that are this lane's
   static constexpr int kPoints = kOwn < kStreams ? 1 : kOwn / kStreams;  // steps of a stream, and gates, of those
-  static constexpr int kRows = kShare == 4 ? kGroup : 16 / kShare;
+  static constexpr int kRows = kShare == 4 ? 4 : 16 / kShare;
+  static constexpr int kUnit = kRows < kChunk ? kRows : kChunk;  // steps between two looks for a checkpoint
   static constexpr int kWidest = kShare == 4 ? int(kMostStates) : kShare * kStates;
-  using Tiles = MapTiles<T, kRows, kWidest>;
-  static constexpr size_t kShared = 2 * 2 * Tiles::kValues * sizeof(float);
+  using Tiles = AsyncMapTiles<T, kRows, kWidest>;
+  using Loads = Ahead<T, kChannels, kGroups*(kOwn + (kGate ? 2 : 1) * kStreams * kPoints)>;
+
+  // The block's shared memory, in bytes: two buffers of the tiles of B and C, what they are made of, and the stages.
+  static constexpr int kRaw = 2 * 2 * Tiles::kValues * int(sizeof(float)), kRing = kRaw + Tiles::kRawBytes;
+  static constexpr size_t kShared = kRing + Loads::kBytes;
+
+  // A pass over segments comes before the scan of a split one; with two channels in a thread none is split.
+  static constexpr bool kSummaries = !kGate && kChannels == 1;
 
   const ScanForward& p;
-  Place<kStates, kShare> place;
-  Walk<const T> u[kStreams], z[kStreams], delta;  // at this lane's first step of the next group
-  Walk<T> out[kStreams];
-  T next_delta[kOwn], next_u[kStreams][kPoints], next_z[kStreams][kPoints];  // what lies there, on its way
+  Place<kStates, kShare, kChannels> place;
+  Walk<const T> u[kStreams], z[kStreams], delta;  // at this lane's first step of the next stage to load
+  Walk<T> out[kStreams];                          // of the next group
+  Loads ahead;
   bool softplus_delta, summary;
-  bool odd;          // this lane's first step is the second one of its pair, in the order of x
-  int own;           // the first of this lane's steps of a group
-  float bias, skip;  // bias times log2 e
-  float a[kStates], h[kStates];
-  float sum = 0.0f;  // of the step sizes that are this lane's, for a summary
+  bool odd;  // this lane's first step is the second one of its pair, in the order of x
+  int own;   // the first of this lane's steps of a group
+  float a[kChannels][kStates], h[kChannels][kStates];
+  float bias[kChannels], skip[kChannels];  // bias times log2 e
+  float sum[kChannels] = {};               // of the step sizes that are this lane's, for a summary
 
   __device__ Forward(const ScanForward& p, const Split& split)
-      : p(p), place(p.size, split.segments), softplus_delta(p.delta_softplus), summary(split.summary) {}
+      : p(p), place(p.size, split.segments), softplus_delta(p.delta_softplus), summary(kSummaries && split.summary) {}
 
-  // Starts the loads of the next group, which ends the sequence after `left` of its steps; kMasked: where that is fewer
-  // than all.
+  // The slots of the i-th own step of delta, and of the i-th of stream m of u and of z, of group g.
+  __device__ static constexpr int delta_slot(int g, int i) { return g * kOwn + i; }
+  __device__ static constexpr int u_slot(int m, int g, int i) {
+    return kGroups * kOwn + (m * kGroups + g) * kPoints + i;
+  }
+  __device__ static constexpr int z_slot(int m, int g, int i) { return u_slot(kStreams + m, g, i); }
+
+  // To the lane's next step of a stream that has kSteps in a group, kCount of them the lane's, from the i-th.
+  template <int kSteps, int kCount, class Along>
+  __device__ static void next(Along& walk, int i) {
+    if (i + 1 < kCount || kSteps == kCount) {
+      walk.next();
+    } else {
+      walk.advance(kSteps - kCount + 1);
+    }
+  }
+
+  // Starts the loads of a stage, which ends the sequence after `left` of its steps; kMasked: where that may be fewer than
+  // all.
   template <bool kMasked>
   __device__ void load(int left) {
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) next_delta[i] = !kMasked || own + i < left ? delta[i] : T{};
-    delta.advance(kGroup);
+    for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
-    for (int m = 0; m < kStreams; ++m) {
+      for (int i = 0; i < kOwn; ++i) {
+        ahead.fetch(delta_slot(g, i), delta.here(), !kMasked || g * kGroup + own + i < left);
+        next<kGroup, kOwn>(delta, i);
+      }
 #pragma unroll
-      for (int i = 0; i < kPoints; ++i) next_u[m][i] = !kMasked || own + i * kStreams < left ? u[m][i] : T{};
-      u[m].advance(kGroup / kStreams);
-    }
-    if constexpr (kGate) {
+      for (int i = 0; i < kPoints; ++i) {
+        const bool valid = !kMasked || g * kGroup + own + i * kStreams < left;
 #pragma unroll
-      for (int m = 0; m < kStreams; ++m) {
-#pragma unroll
-        for (int i = 0; i < kPoints; ++i) next_z[m][i] = !kMasked || own + i * kStreams < left ? z[m][i] : T{};
-        z[m].advance(kGroup / kStreams);
+        for (int m = 0; m < kStreams; ++m) {
+          ahead.fetch(u_slot(m, g, i), u[m].here(), valid);
+          next<kGroup / kStreams, kPoints>(u[m], i);
+          if constexpr (kGate) {
+            ahead.fetch(z_slot(m, g, i), z[m].here(), valid);
+            next<kGroup / kStreams, kPoints>(z[m], i);
+          }
+        }
       }
     }
+    ahead.commit();
   }
 
   // Step sizes d, times log2 e, and inputs x of this lane's steps.
   template <bool kMasked>
-  __device__ void prepare(int left, float (&d)[kOwn], float (&x)[kOwn]) const {
+  __device__ void prepare(int g, int left, float (&d)[kOwn][kChannels], float (&x)[kOwn][kChannels]) const {
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) d[i] = fmaf(to_float(next_delta[i]), kLog2E, bias);
+    for (int i = 0; i < kOwn; ++i) {
+      ahead.get(delta_slot(g, i), d[i]);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) d[i][c] = fmaf(d[i][c], kLog2E, bias[c]);
+    }
     if (softplus_delta) {
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) d[i] = softplus2<T>(d[i], ex2(-fabsf(d[i])));
+      for (int i = 0; i < kOwn; ++i) {
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) d[i][c] = softplus2<T>(d[i][c], ex2(-fabsf(d[i][c])));
+      }
     }
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i)
-      if (kMasked && own + i >= left) d[i] = 0.0f;
+    for (int i = 0; i < kOwn; ++i) {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c)
+        if (kMasked && own + i >= left) d[i][c] = 0.0f;
+    }
     if constexpr (kStreams == 1) {
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) x[i] = to_float(next_u[0][i]);
+      for (int i = 0; i < kOwn; ++i) ahead.get(u_slot(0, g, i), x[i]);
     } else {
 #pragma unroll
       for (int i = 0; i < kPoints; ++i) {
-        const float v = to_float(next_u[0][i]), t = to_float(next_u[1][i]);
-        x[i * kOwn / kPoints] = odd ? v + t : v * t;
-        if constexpr (kOwn > 1) x[2 * i + 1] = odd ? v * t : v + t;
+        float v[kChannels], t[kChannels];
+        ahead.get(u_slot(0, g, i), v), ahead.get(u_slot(1, g, i), t);
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) {
+          x[i * kOwn / kPoints][c] = odd ? v[c] + t[c] : v[c] * t[c];
+          if constexpr (kOwn > 1) x[2 * i + 1][c] = odd ? v[c] * t[c] : v[c] + t[c];
+        }
       }
     }
   }
 
-  __device__ void gates(float (&gate)[kPoints]) const {
-    float w[kPoints], e[kPoints], r[kPoints];
+  __device__ void gates(int g, float (&gate)[kPoints * kChannels]) const {
+    float w[kPoints * kChannels], e[kPoints * kChannels], r[kPoints * kChannels];
 #pragma unroll
     for (int i = 0; i < kPoints; ++i) {
-      w[i] = to_float(next_z[0][i]);
-      if constexpr (kStreams == 2) w[i] *= to_float(next_z[1][i]);
-      e[i] = exp_of_minus_magnitude(w[i]);
+      float z[kStreams][kChannels];
+#pragma unroll
+      for (int m = 0; m < kStreams; ++m) ahead.get(z_slot(m, g, i), z[m]);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        const int k = i * kChannels + c;
+        w[k] = kStreams == 1 ? z[0][c] : z[0][c] * z[kStreams - 1][c];
+        e[k] = exp_of_minus_magnitude(w[k]);
+      }
     }
     reciprocals(e, r);
 #pragma unroll
-    for (int i = 0; i < kPoints; ++i) gate[i] = silu(w[i], e[i], r[i]);
+    for (int i = 0; i < kPoints * kChannels; ++i) gate[i] = silu(w[i], e[i], r[i]);
   }
 
   // The value of step j of a group, from the lane that has it.
-  __device__ float of_step(const float (&x)[kOwn], int j) const {
+  __device__ float of_step(const float (&x)[kOwn][kChannels], int j, int c) const {
     if constexpr (kShare == 1) {
-      return x[j];
+      return x[j][c];
     } else {
-      return __shfl_sync(kAllLanes, x[j % kOwn], j / kOwn * (kWarp / place.lanes) + place.column);
+      return __shfl_sync(kAllLanes, x[j % kOwn][c], j / kOwn * (kWarp / place.lanes) + place.column);
     }
   }
   __device__ float sum_over_lanes(float y) const {
@@ -119,56 +181,102 @@ struct Forward {
     return y;
   }
 
-  // One group of steps, whose rows of B and C are given, (kGroup, states).
+  // Group g of a stage, whose rows of B and C are given, (kGroup, states). The last one starts loads, as all of the stage
+  // has been read.
   template <bool kMasked>
-  __device__ void group(int left, const float* B, const float* C) {
-    float d[kOwn], x[kOwn], dx[kOwn], y[kOwn], gate[kPoints];
-    prepare<kMasked>(left, d, x);
-    if constexpr (kGate) gates(gate);
+  __device__ void group(int g, int left, const float* B, const float* C) {
+    float d[kOwn][kChannels], x[kOwn][kChannels], dx[kOwn][kChannels], y[kOwn][kChannels], gate[kPoints * kChannels];
+    prepare<kMasked>(g, left, d, x);
+    if constexpr (kGate) gates(g, gate);
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      dx[i] = kMasked && own + i >= left ? 0.0f : d[i] * x[i];
-      y[i] = skip * x[i];
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        dx[i][c] = kMasked && own + i >= left ? 0.0f : d[i][c] * x[i][c];
+        y[i][c] = skip[c] * x[i][c];
+      }
     }
-    load<kMasked>(left - kGroup);
+    if (g == kGroups - 1) {
+      load<kMasked>(left + g * kGroup - Loads::kStages * kStage);
+      ahead.turn(kRing);
+    }
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
-      const float d_j = of_step(d, j), dx_j = of_step(dx, j);
-      float y_j = kShare == 1 ? y[j % kOwn] : 0.0f;
+      float d_j[kChannels], dx_j[kChannels], y_j[kChannels];
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        d_j[c] = of_step(d, j, c), dx_j[c] = of_step(dx, j, c);
+        y_j[c] = kShare == 1 ? y[j % kOwn][c] : 0.0f;
+      }
 #pragma unroll
       for (int i = 0; i < kStates; i += 4) {
         const int at = j * place.states + place.state(i);
-        const float4 b = load_vector<float4>(B + at), c = load_vector<float4>(C + at);
-        step(i, d_j, dx_j, b.x, c.x, y_j), step(i + 1, d_j, dx_j, b.y, c.y, y_j);
-        step(i + 2, d_j, dx_j, b.z, c.z, y_j), step(i + 3, d_j, dx_j, b.w, c.w, y_j);
+        const float4 b4 = load_vector<float4>(B + at), c4 = load_vector<float4>(C + at);
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) {
+          step(h[c][i], a[c][i], d_j[c], dx_j[c], b4.x, c4.x, y_j[c]);
+          step(h[c][i + 1], a[c][i + 1], d_j[c], dx_j[c], b4.y, c4.y, y_j[c]);
+          step(h[c][i + 2], a[c][i + 2], d_j[c], dx_j[c], b4.z, c4.z, y_j[c]);
+          step(h[c][i + 3], a[c][i + 3], d_j[c], dx_j[c], b4.w, c4.w, y_j[c]);
+        }
       }
-      if constexpr (kShare == 1) {
-        y[j % kOwn] = y_j;
-      } else {
-        y_j = sum_over_lanes(y_j);
-        if (own / kOwn == j / kOwn) y[j % kOwn] += y_j;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        if constexpr (kShare == 1) {
+          y[j % kOwn][c] = y_j[c];
+        } else {
+          y_j[c] = sum_over_lanes(y_j[c]);
+          if (own / kOwn == j / kOwn) y[j % kOwn][c] += y_j[c];
+        }
       }
     }
-    if constexpr (!kGate) {
+    if constexpr (kSummaries) {
       if (summary) {
 #pragma unroll
-        for (int i = 0; i < kOwn; ++i) sum += d[i];
+        for (int i = 0; i < kOwn; ++i) {
+#pragma unroll
+          for (int c = 0; c < kChannels; ++c) sum[c] += d[i][c];
+        }
         return;
       }
     }
-    const bool mine = place.live && (kShare < 4 || place.lane < kShare);
+    const bool mine = place.live_now() && (kShare < 4 || place.lane < kShare);
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      const int point = i * kPoints / kOwn, m = kOwn == 1 ? 0 : i % kStreams;
-      if (mine && (!kMasked || own + i < left)) out[m][point] = from_float<T>(kGate ? y[i] * gate[point] : y[i]);
-    }
+      const int k = i * kPoints / kOwn, m = kOwn == 1 ? 0 : i % kStreams;
+      if constexpr (kGate) {
 #pragma unroll
-    for (int m = 0; m < kStreams; ++m) out[m].advance(kGroup / kStreams);
+        for (int c = 0; c < kChannels; ++c) y[i][c] *= gate[k * kChannels + c];
+      }
+      if (mine && (!kMasked || own + i < left)) store_vector(out[m].here(), from_floats<T>(y[i]));
+      next<kGroup / kStreams, kPoints>(out[m], k);
+    }
   }
 
-  __device__ void step(int i, float d, float dx, float b, float c, float& y) {
-    h[i] = fmaf(ex2(d * a[i]), h[i], dx * b);
-    y = fmaf(c, h[i], y);
+  template <bool kMasked>
+  __device__ void stage(int left, const float* B, const float* C) {
+    ahead.wait();
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int at = g * kGroup * place.states;
+      group<kMasked>(g, left - g * kGroup, B + at, C + at);
+    }
+  }
+
+  __device__ static void step(float& h, float a, float d, float dx, float b, float c, float& y) {
+    h = fmaf(ex2(d * a), h, dx * b);
+    y = fmaf(c, h, y);
+  }
+
+  // Of each of the thread's channels, side by side in memory.
+  __device__ void load_states(const float* from, int dstate, float (&x)[kChannels][kStates]) const {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) place.load(from + c * dstate, dstate, x[c]);
+  }
+  __device__ static void store_states(const Place<kStates, kShare, kChannels>& place, float* to, int dstate,
+                                      const float (&x)[kChannels][kStates]) {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) place.store(to + c * dstate, dstate, x[c]);
   }
 
   __device__ void run(const Split& split) {
@@ -179,18 +287,21 @@ struct Forward {
     const int64_t channel = place.channel;
     const bool reverse = p.reverse;
 
-    place.load(static_cast<const float*>(p.A) + channel * dstate, dstate, a);
+    load_states(static_cast<const float*>(p.A) + channel * dstate, dstate, a);
 #pragma unroll
-    for (int i = 0; i < kStates; ++i) h[i] = 0.0f;
+    for (int c = 0; c < kChannels; ++c) {
+#pragma unroll
+      for (int i = 0; i < kStates; ++i) h[c][i] = 0.0f;
+      bias[c] = p.delta_bias ? static_cast<const float*>(p.delta_bias)[channel + c] * kLog2E : 0.0f;
+      skip[c] = p.D ? static_cast<const float*>(p.D)[channel + c] : 0.0f;
+    }
     if (!summary) {
-      if (split.states) {
-        place.load(place.row(split.states, p.size, split.segments, place.segment), dstate, h);
+      if (kChannels == 1 && split.states) {
+        load_states(place.row(split.states, p.size, split.segments, place.segment), dstate, h);
       } else if (p.initial_state) {
-        place.load(place.row(static_cast<const float*>(p.initial_state), p.size, 1, 0), dstate, h);
+        load_states(place.row(static_cast<const float*>(p.initial_state), p.size, 1, 0), dstate, h);
       }
     }
-    bias = p.delta_bias ? static_cast<const float*>(p.delta_bias)[channel] * kLog2E : 0.0f;
-    skip = p.D ? static_cast<const float*>(p.D)[channel] : 0.0f;
 
     if (count > 0) {
       const int64_t step = reverse ? steps - 1 - first : first,
@@ -203,83 +314,108 @@ struct Forward {
       for (int m = 0; m < kStreams; ++m) {
         u[m] = Walk<const T>(p.u[m], place.sample, channel, point, reverse);
         if constexpr (kGate) z[m] = Walk<const T>(p.z[m], place.sample, channel, point, reverse);
-        // out[] is in the order of the steps of x, the first of this lane's first.
-        out[m] = Walk<T>(p.out[kStreams == 2 && odd ? 1 - m : m], place.sample, channel, point, reverse);
+        out[m] = Walk<T>(p.out[m], place.sample, channel, point, reverse);
         u[m].advance(own / kStreams), out[m].advance(own / kStreams);
         if constexpr (kGate) z[m].advance(own / kStreams);
       }
-      steps_of_segment(first, step, count);
+      // In the order of the steps of x, the first of this lane's first. A lone lane's is odd with `reverse`, which the
+      // compiler sees to be the same in all lanes; for two channels its code is the better without.
+      if (kStreams == 2 && (kShare == 1 && kChannels == 1 ? reverse : odd)) {
+        const Walk<T> first = out[0];
+        out[0] = out[kStreams - 1], out[kStreams - 1] = first;
+      }
+      steps_of_segment(split, first, step, count);
     }
 
-    if (kShare > 1 && summary) sum = sum_over_lanes(place.lane < kShare ? sum : 0.0f);
-    finish(Place<kStates, kShare>(p.size, split.segments), split);
+    if (kShare > 1 && summary) sum[0] = sum_over_lanes(place.lane < kShare ? sum[0] : 0.0f);
+    finish(Place<kStates, kShare, kChannels>(p.size, split.segments), split);
   }
 
   // Results of the whole segment; all that the place is made of was not kept while it ran.
-  __device__ void finish(const Place<kStates, kShare>& place, const Split& split) const {
+  __device__ void finish(const Place<kStates, kShare, kChannels>& place, const Split& split) const {
     const int dstate = int(p.size.dstate);
-    if (!kGate && split.summary) {
-      place.store(place.row(split.states, p.size, split.segments, place.segment), dstate, h);
-      if (place.live && place.lane == 0)
-        split.sums[(place.sample * split.segments + place.segment) * p.size.dim + place.channel] = sum;
+    if (kSummaries && split.summary) {
+      store_states(place, place.row(split.states, p.size, split.segments, place.segment), dstate, h);
+      if (!place.live || place.lane > 0) return;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c)
+        split.sums[(place.sample * split.segments + place.segment) * p.size.dim + place.channel + c] = sum[c];
       return;
     }
-    if (!split.states) place.store(place.row(static_cast<float*>(p.last_state), p.size, 1, 0), dstate, h);
+    if (kChannels == 2 || !split.states)
+      store_states(place, place.row(static_cast<float*>(p.last_state), p.size, 1, 0), dstate, h);
     if (!place.live || place.lane > 0) return;
     // The rows of `out` that are past the sample's valid steps, a share for each segment.
     const int64_t valid = p.lengths ? p.lengths[place.sample] : p.size.length;
     const int64_t begin = place.segment * split.segment_steps / kStreams, end = begin + split.segment_steps / kStreams;
-    for (int m = 0; m < kStreams; ++m)
-      clear_steps<T>(p.out[m], place.sample, place.channel, max(begin, valid), min(end, p.size.length));
+    for (int m = 0; m < kStreams; ++m) {
+      for (int c = 0; c < kChannels; ++c)
+        clear_steps<T>(p.out[m], place.sample, place.channel + c, max(begin, valid), min(end, p.size.length));
+    }
   }
 
-  __device__ void steps_of_segment(int64_t first, int64_t step, int count) {
-    Tiles tiles(p, place.sample, place.group, place.states, step);
+  __device__ void steps_of_segment(const Split& split, int64_t first, int64_t step, int count) {
+    Tiles tiles(Maps<T>(p, place.sample, place.group, place.states, step), split.paired_maps, shared_memory() + kRaw);
     const int dstate = int(p.size.dstate), every = int(p.size.checkpoint_every);
-    int next = p.checkpoints && !summary ? 0 : count;  // the step before which a checkpoint is due
+    int due = p.checkpoints && !summary ? 0 : count;  // the step before which a checkpoint is due
 
     tiles.load(0, count);
-    load<true>(count);
+    ahead.stage = kRing;
+#pragma unroll
+    for (int i = 0; i < Loads::kStages; ++i) {
+      load<true>(count - i * kStage);
+      ahead.turn(kRing);
+    }
     int buffer = 0, k = 0;
     for (int row = 0; row < count; row += kRows, buffer ^= 1) {
       const float* B = shared_memory<float>() + buffer * 2 * Tiles::kValues;
-      tiles.store(const_cast<float*>(B), const_cast<float*>(B) + Tiles::kValues);
+      tiles.template store<Loads::kCommits>(const_cast<float*>(B), const_cast<float*>(B) + Tiles::kValues);
       __syncthreads();  // one is enough: the buffer that is written next was last read before it
       tiles.load(row + kRows, count);
-      const int end_of_tile = min(row + kRows, count);
-      while (k < end_of_tile) {
-        if (k == next) {
-          place.store(place.row(static_cast<float*>(p.checkpoints), p.size, p.size.nchunks, (first + k) / every),
-                      dstate, h);
-          next += every;
+      do {
+        if (k == due) {
+          const int64_t row = place.sample * p.size.nchunks + (first + k) / every;
+          float* const checkpoints = static_cast<float*>(p.checkpoints);
+          store_states(place, checkpoints + (row * p.size.dim + place.channel_again()) * dstate, dstate, h);
+          due += every;
         }
-        const int end = min(end_of_tile, next), end_of_full = min(end, count - 2 * kGroup + 1);
-        for (; k < end_of_full; k += kGroup, B += kGroup * place.states) group<false>(kGroup, B, B + Tiles::kValues);
-        for (; k < end; k += kGroup, B += kGroup * place.states) group<true>(count - k, B, B + Tiles::kValues);
-      }
+        if (k + kUnit + Loads::kStages * kStage <= count) {
+#pragma unroll 1
+          for (int i = 0; i < kUnit; i += kStage, B += kStage * place.states)
+            stage<false>(kStage, B, B + Tiles::kValues);
+          k += kUnit;
+        } else {
+          do {
+            stage<true>(count - k, B, B + Tiles::kValues);
+            k += kStage, B += kStage * place.states;
+          } while (k % kUnit != 0 && k < count);
+        }
+      } while (k % kRows != 0 && k < count);
     }
+    copies_wait<0>();  // those of the stages past the last one: no thread ends before its copies
   }
 };
 
-template <class T, int kStates, int kShare, int kStreams, bool kGate>
+template <class T, int kStates, int kShare, int kChannels, int kStreams, bool kGate>
 __global__ void __launch_bounds__(kThreads, kShare == 4 ? 3 : 4)
     scan_forward_kernel(const ScanForward p, const Split split) {
-  Forward<T, kStates, kShare, kStreams, kGate>(p, split).run(split);
+  Forward<T, kStates, kShare, kChannels, kStreams, kGate>(p, split).run(split);
 }
 
-template <class T, int kStates, int kShare, int kStreams, bool kGate>
+template <class T, int kStates, int kShare, int kChannels, int kStreams, bool kGate>
 void launch_forward(const ScanForward& p, const ScanPlan& plan, const Split& split, void* stream) {
-  launch(scan_forward_kernel<T, kStates, kShare, kStreams, kGate>, dim3(unsigned(plan.blocks(p.size))), dim3(kThreads),
-         Forward<T, kStates, kShare, kStreams, kGate>::kShared, stream, p, split);
+  launch(scan_forward_kernel<T, kStates, kShare, kChannels, kStreams, kGate>, dim3(unsigned(plan.blocks(p.size))),
+         dim3(kThreads), Forward<T, kStates, kShare, kChannels, kStreams, kGate>::kShared, stream, p, split);
 }
 
 template <class T, int kStreams, bool kGate>
 void launch_forward(const ScanForward& p, const ScanPlan& plan, const Split& split, void* stream) {
-  if (plan.states == 8 && plan.lanes == 1) return launch_forward<T, 8, 1, kStreams, kGate>(p, plan, split, stream);
-  if (plan.states == 8) return launch_forward<T, 8, 2, kStreams, kGate>(p, plan, split, stream);
-  if (plan.lanes == 1) return launch_forward<T, 16, 1, kStreams, kGate>(p, plan, split, stream);
-  if (plan.lanes == 2) return launch_forward<T, 16, 2, kStreams, kGate>(p, plan, split, stream);
-  return launch_forward<T, 16, 4, kStreams, kGate>(p, plan, split, stream);
+  if (plan.states == 8 && plan.lanes == 1) return launch_forward<T, 8, 1, 1, kStreams, kGate>(p, plan, split, stream);
+  if (plan.states == 8) return launch_forward<T, 8, 2, 1, kStreams, kGate>(p, plan, split, stream);
+  if (plan.channels == 2) return launch_forward<T, 16, 1, 2, kStreams, kGate>(p, plan, split, stream);
+  if (plan.lanes == 1) return launch_forward<T, 16, 1, 1, kStreams, kGate>(p, plan, split, stream);
+  if (plan.lanes == 2) return launch_forward<T, 16, 2, 1, kStreams, kGate>(p, plan, split, stream);
+  return launch_forward<T, 16, 4, 1, kStreams, kGate>(p, plan, split, stream);
 }
 
 template <class T>

@@ -11,12 +11,13 @@ namespace cmimtl::cuda {
 struct Split {
   int64_t segments, segment_steps;
   bool summary;
-  float* states;  // (batch, segments, dim, dstate), null where there is one segment
-  float* sums;    // (batch, segments, dim): the step sizes of a segment, times log2 e
+  bool paired_maps;  // states_in_pairs of plan.h, for the forward pass
+  float* states;     // (batch, segments, dim, dstate), null where there is one segment
+  float* sums;       // (batch, segments, dim): the step sizes of a segment, times log2 e
 };
 
 inline Split make_split(const ScanSizes& s, const ScanPlan& plan, float* workspace) {
-  Split split{plan.segments, plan.segment_steps, false, nullptr, nullptr};
+  Split split{plan.segments, plan.segment_steps, false, false, nullptr, nullptr};
   if (plan.segments > 1) split.states = workspace, split.sums = workspace + s.batch * plan.segments * s.dim * s.dstate;
   return split;
 }

@@ -22,12 +22,15 @@ BUILD = build.BUILDS[os.environ.get("CMIMTL_CUDA_ON_CPU", "plain")]
 
 @pytest.fixture(scope="session")
 def library() -> ctypes.CDLL:
-    """The kernels, registered; `simt_set_seed` draws another schedule."""
+    """The kernels, registered; `simt_set_seed` draws another schedule, `simt_set_warps_to_fill` has
+    the launches planned for a machine that so many warps fill."""
     given = os.environ.get("CMIMTL_CUDA_ON_CPU_LIBRARY")
     path = Path(given) if given else build.kernels(BUILD)
     registration.define(NAMESPACE)
     torch.ops.load_library(str(path))
-    return ctypes.CDLL(str(path))
+    kernels = ctypes.CDLL(str(path))
+    kernels.simt_set_warps_to_fill.argtypes = [ctypes.c_int64]
+    return kernels
 
 
 @pytest.fixture
@@ -45,5 +48,6 @@ def cuda_on_cpu(library, monkeypatch) -> ctypes.CDLL:
     torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
     torch.set_num_threads(1)  # the tensors are small; root's conftest.py sets it back
     library.simt_set_seed(1)
+    library.simt_set_warps_to_fill(0)
     yield library
     torch.use_deterministic_algorithms(False)

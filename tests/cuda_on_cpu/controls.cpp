@@ -2,3 +2,6 @@
 #include "simt.h"
 
 extern "C" __attribute__((visibility("default"))) void simt_set_seed(unsigned seed) { simt::set_seed(seed); }
+extern "C" __attribute__((visibility("default"))) void simt_set_warps_to_fill(int64_t warps) {
+  simt::warps_to_fill = warps;
+}

@@ -41,14 +41,46 @@ FAULTS = {
     ),
     "forward: two segments of a split scan share their place": Fault(
         "scan_forward.cuh",
-        "place.store(place.row(split.states, p.size, split.segments, place.segment)",
-        "place.store(place.row(split.states, p.size, split.segments, 0)",
+        "store_states(place, place.row(split.states, p.size, split.segments, place.segment)",
+        "store_states(place, place.row(split.states, p.size, split.segments, 0)",
         "thread",
         RACE,
         "test_scan and 600",
     ),
-    "a row of B and C past the last step is read": Fault(
-        "scan_common.cuh", "r < count", "r <= count", "address", OVERFLOW
+    "backward: a row of B and C past the last step is read": Fault(
+        "scan_common.cuh", "r < count)", "r <= count)", "address", OVERFLOW
+    ),
+    "forward: a row of B and C past the last step is read": Fault(
+        "scan_common.cuh", "r < count ?", "r <= count ?", "address", OVERFLOW
+    ),
+    "forward: a tile is made of copies that were not waited for": Fault(
+        "scan_common.cuh", "copies_wait<kLater>();", ";", "plain", WRONG
+    ),
+    "forward: a stage is read before its copies are waited for": Fault(
+        "ahead.cuh", "copies_wait<kStages - 1>();", ";", "plain", WRONG, "fills"
+    ),
+    "forward: the steps past the last one are copied": Fault(
+        "ahead.cuh",
+        "place(slot), from, valid);",
+        "place(slot), from);",
+        "address",
+        OVERFLOW,
+        "fills",
+    ),
+    "forward: half of the shared memory is asked for": Fault(
+        "scan_forward.cuh",
+        "kShared, stream, p, split",
+        "kShared / 2, stream, p, split",
+        "plain",
+        "the target is not in shared memory",
+    ),
+    "plan: pairs of channels may be misaligned": Fault(
+        "plan.h",
+        "uintptr_t(2 * element_bytes)",
+        "uintptr_t(element_bytes)",
+        "plain",
+        "address is not a multiple of 8",
+        "slices",
     ),
     "a state past the last one is written": Fault(
         "scan_common.cuh",
@@ -59,8 +91,8 @@ FAULTS = {
     ),
     "forward: lanes are missing from a mask": Fault(
         "scan_forward.cuh",
-        "__shfl_sync(kAllLanes, x[j % kOwn]",
-        "__shfl_sync(0xffffu, x[j % kOwn]",
+        "__shfl_sync(kAllLanes, x[j % kOwn][c]",
+        "__shfl_sync(0xffffu, x[j % kOwn][c]",
         "plain",
         "the calling lane is not in its own mask",
     ),

@@ -49,6 +49,39 @@ def sanitized_cases(op: str) -> list[Case]:
     ]
 
 
+def full_cases(op: str) -> list[Case]:
+    """Scans with a whole channel in a thread, or a pair of channels, as where they fill the chip:
+    pairs where every group has an even number of channels that lie side by side and aligned."""
+    off = dict.fromkeys(matrix.TENSOR_OPTIONS, False)
+    half = {"dtype": torch.bfloat16}
+    cases = [
+        Case(op, {"batch": 1, "length": 37, "dim": 6}, SOFT),
+        Case(op, {"batch": 2, "length": 21, "dim": 6, "ngroups": 3} | half, BACK, lengths=(21, 8)),
+        Case(op, {"batch": 1, "length": 19, "dim": 6, "dstate": 15} | half, SOFT),
+        Case(op, {"batch": 1, "length": 9, "dim": 260} | off),
+        Case(op, {"batch": 1, "length": 19, "dim": 6, "dstate": 10} | half, BACK, "sliced"),
+    ]
+    if BUILD.runtime is not None:
+        return cases
+    lengths = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 31, 32, 33, 64, 129)
+    cases += [Case(op, {"length": n, "dim": 6}, o) for n in lengths for o in (SOFT, BACK)]
+    cases += [Case(op, {"length": 21, "dim": dim}, SOFT) for dim in (1, 2, 3, 130, 257, 258)]
+    cases += [
+        Case(op, {"batch": 3, "length": 40, "dim": 12, "ngroups": g} | t, o, layout, (0, 23, 40))
+        for g in (1, 2, 4)  # groups of 12, 6 and 3 channels
+        for layout, t in (("contiguous", {}), ("sliced", half), ("transposed", half))
+        for o in (SOFT, BACK)
+    ]
+    cases += [
+        Case(op, {"length": 21, "dim": 4, "dtype": dtype, "dstate": n}, BACK, layout)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        for n in (9, 16)
+        for layout in ("contiguous", "expanded")
+    ]
+    cases += [Case(op, {"dim": 4} | off | {name: True}) for name in matrix.TENSOR_OPTIONS]
+    return cases
+
+
 def conv_cases() -> list[Case]:
     cases = [case for case in matrix.conv_cases() if case.sizes.get("dtype") != torch.float64]
     return cases if BUILD.runtime is None else cases[::4]
@@ -61,12 +94,16 @@ def cases(op: str) -> list[Case]:
 
 
 def check(case: Case) -> None:
-    """The case against the reference; under a sanitizer, which slows the reference down most of
-    all, only that the kernels leave nothing unwritten: torch.empty gives NaN here."""
+    check_inputs(case.op, case.inputs(), case.options)
+
+
+def check_inputs(op: str, inputs: dict, options: dict) -> None:
+    """The op against the reference; under a sanitizer, which slows the reference down most of all,
+    only that the kernels leave nothing unwritten: torch.empty gives NaN here."""
     if BUILD.runtime is None:
-        return matrix.check(case, backend="cuda")
-    function = getattr(cmimtl_kernels, case.op)
-    results = testing.run_with_gradients(function, case.inputs(), backend="cuda", **case.options)
+        return testing.check_op(op, inputs, backend="cuda", **options)
+    function = getattr(cmimtl_kernels, op)
+    results = testing.run_with_gradients(function, inputs, backend="cuda", **options)
     for name, result in results.items():
         assert result.isfinite().all(), name
 
@@ -74,6 +111,27 @@ def check(case: Case) -> None:
 @pytest.mark.parametrize("case", [c for op in matrix.SCANS for c in cases(op)], ids=str)
 def test_scan(case):
     check(case)
+
+
+@pytest.mark.parametrize("case", [c for op in matrix.SCANS for c in full_cases(op)], ids=str)
+def test_scan_that_fills_the_chip(cuda_on_cpu, case):
+    cuda_on_cpu.simt_set_warps_to_fill(1)
+    check(case)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("op", matrix.SCANS)
+def test_scan_of_slices(cuda_on_cpu, op, first):
+    """Channels that are a slice of a larger tensor, as after a split: pairs are aligned words where
+    they begin at an even one."""
+    cuda_on_cpu.simt_set_warps_to_fill(1)
+    inputs = Case(op, {"batch": 2, "length": 21, "dim": 6}).inputs()
+    for name in ("u", "v", "t", "delta", "z", "z_v", "z_t"):
+        if name in inputs:
+            x = inputs[name]
+            larger = torch.full((*x.shape[:2], x.shape[2] + 4), torch.nan)
+            inputs[name] = larger[:, :, first : first + x.shape[2]].copy_(x)
+    check_inputs(op, inputs, SOFT)
 
 
 @pytest.mark.parametrize("case", conv_cases(), ids=str)

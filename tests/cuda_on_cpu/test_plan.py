@@ -29,6 +29,7 @@ class Plan(ctypes.Structure):
     _fields_ = [
         ("states", ctypes.c_int),
         ("lanes", ctypes.c_int),
+        ("channels", ctypes.c_int),
         ("channels_per_block", ctypes.c_int64),
         ("tiles_per_group", ctypes.c_int64),
         ("segments", ctypes.c_int64),
@@ -39,12 +40,23 @@ class Plan(ctypes.Structure):
         return tuple(getattr(self, name) for name, _ in self._fields_)
 
 
+class Strided(ctypes.Structure):
+    """In of csrc/selective_scan.h, for a tensor over (batch, step, channel)."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "step", "dim")),
+    ]
+
+
 @pytest.fixture(scope="session")
 def functions() -> ctypes.CDLL:
     library = ctypes.CDLL(str(build.library(build.HERE / "plan_binding.cpp")))
-    for name in ("plan_forward", "plan_backward"):
+    for name in ("plan_forward", "plan_forward_in_pairs", "plan_backward"):
         getattr(library, name).argtypes = [Sizes]
         getattr(library, name).restype = Plan
+    library.has_pairs.argtypes = [Strided, ctypes.c_int64]
+    library.has_pairs.restype = ctypes.c_bool
     library.split_elements.argtypes = [Sizes, Plan]
     library.split_elements.restype = ctypes.c_int64
     return library
@@ -71,7 +83,7 @@ any_sizes = st.builds(
     ngroups=st.integers(1, 16),
     every=st.sampled_from([0, 8, 16, 32, 64]),
 )
-both = pytest.mark.parametrize("which", ["plan_forward", "plan_backward"])
+both = pytest.mark.parametrize("which", ["plan_forward", "plan_forward_in_pairs", "plan_backward"])
 many = settings(max_examples=300, deadline=None, derandomize=True)
 
 
@@ -83,7 +95,8 @@ def test_every_state_of_every_channel_has_one_thread(functions, which, s):
     assert plan.lanes in (1, 2, 4, 8, 16, 32)
     assert plan.states * plan.lanes >= s.dstate
     assert plan.lanes == 1 or plan.states * plan.lanes // 2 < s.dstate  # and no lane more
-    assert plan.channels_per_block * plan.lanes == THREADS
+    assert plan.channels == 1 or (plan.channels, plan.states, plan.lanes) == (2, 16, 1)
+    assert plan.channels_per_block * plan.lanes == THREADS * plan.channels
     per_group = s.dim // s.ngroups
     assert 0 <= plan.tiles_per_group * plan.channels_per_block - per_group < plan.channels_per_block
 
@@ -144,6 +157,48 @@ def test_what_fills_the_chip_or_is_short_is_not_split(functions, which, batch, s
 def test_a_few_channels_are_spread_over_more_threads(functions):
     assert functions.plan_forward(sizes(1, 64, 1536)).states == 8
     assert functions.plan_forward(sizes(64, 64, 2048)).states == 16
+
+
+@given(s=any_sizes)
+@many
+def test_a_thread_has_two_channels_only_where_that_leaves_no_warp_idle(functions, s):
+    plan = functions.plan_forward_in_pairs(s)
+    if plan.channels == 2:
+        assert 8 < s.dstate <= 16
+        assert warps(s, plan) >= 8 * MULTIPROCESSORS
+    else:
+        assert plan.fields() == functions.plan_forward(s).fields()
+    # The workspace is allotted before the layouts are looked at.
+    one = functions.plan_forward(s)
+    assert (plan.segments, plan.segment_steps) == (one.segments, one.segment_steps)
+
+
+def test_many_channels_are_two_to_a_thread(functions):
+    assert functions.plan_forward_in_pairs(sizes(64, 64, 2048)).channels == 2
+    assert functions.plan_forward_in_pairs(sizes(16, 64, 1536)).channels == 1
+    assert functions.plan_forward_in_pairs(sizes(64, 64, 2048, dstate=32)).channels == 1
+
+
+@pytest.mark.parametrize(
+    "fields, pairs",
+    [
+        ((256, 64, 8, 1), True),
+        ((None, 3, 3, 3), True),  # absent
+        ((260, 64, 8, 1), False),  # misaligned
+        ((256, 64, 9, 1), False),
+        ((256, 65, 8, 1), False),
+        ((256, 0, 8, 1), True),  # one sample for all
+        ((256, 64, 8, 2), False),
+        ((256, 64, 1, 8), False),  # (batch, dim, length)
+    ],
+)
+def test_pairs_of_channels_are_aligned_words(functions, fields, pairs):
+    assert functions.has_pairs(Strided(*fields), 4) == pairs
+
+
+def test_pairs_of_a_half_type_need_half_the_alignment(functions):
+    assert functions.has_pairs(Strided(260, 64, 8, 1), 2)
+    assert not functions.has_pairs(Strided(258, 64, 8, 1), 2)
 
 
 @both
