@@ -83,6 +83,29 @@ __device__ __forceinline__ void store_vector(void* p, V value) {
   *static_cast<V*>(p) = value;
 }
 
+// Copies kBytes from global to shared memory in the background, or writes zeros where `valid` is false (`global` is not
+// read then). Both addresses are aligned to kBytes. The calling thread sees the bytes after copies_wait, the other
+// threads after a barrier that follows it.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int from_bytes = valid ? kBytes : 0;
+  if constexpr (kBytes == 16) {  // past L1, which a tile that is read once would only evict from
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(from_bytes) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes), "r"(from_bytes)
+                 : "memory");
+  }
+}
+// Makes the thread's copies since the last commit one group.
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most kGroups of the thread's groups, the latest, are under way.
+template <int kGroups>
+__device__ __forceinline__ void copies_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
 // p + steps * stride, in one instruction where `steps` is a constant. The compiler makes up to six of it where it knows the stride to be the same in
 // all lanes, or the product to be a shift.
 template <class T>
@@ -168,6 +191,18 @@ template <class V>
 void store_vector(void* p, V value, simt::Where where = simt::Where::current()) {
   simt::check_alignment("store_vector", p, alignof(V), where);
   *static_cast<V*>(p) = value;
+}
+
+// Done when it is waited for, so that a wait which is missing is seen.
+template <int kBytes>
+void copy_async(void* shared, const void* global, bool valid = true, simt::Where where = simt::Where::current()) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  simt::copy_async(shared, global, kBytes, valid, where);
+}
+inline void copies_commit() { simt::copies_commit(); }
+template <int kGroups>
+void copies_wait() {
+  simt::copies_wait(kGroups);
 }
 
 template <class T>

@@ -20,6 +20,12 @@ constexpr uint64_t kUndefined = 0x7fc0dead7fc0deadULL;  // NaN, as one float or 
 
 enum class State { kReady, kAtBarrier, kAtWarpCollective, kExited };
 
+struct QueuedCopy {
+  Copy copy;
+  int group;
+};
+constexpr int kMaxCopies = 256;  // of one thread, under way at once
+
 struct Thread {
   Fiber fiber;
   unsigned linear;
@@ -29,6 +35,9 @@ struct Thread {
   Where where;  // the collective that it waits in
   Request request;
   uint64_t result;
+  QueuedCopy copies[kMaxCopies];  // a ring
+  int copies_begun, copies_done;
+  int groups;  // committed so far
 
   unsigned lane() const { return linear % warpSize; }
 };
@@ -198,7 +207,11 @@ void run_until_collective(Thread& thread) {
     join_threads();  // before the text is read that it wrote
     throw fault(thread, thread.where, failure);
   }
-  if (thread.state == State::kExited) thread.fiber.release(&current_launch->finished);
+  if (thread.state == State::kExited) {
+    thread.fiber.release(&current_launch->finished);
+    if (thread.copies_done < thread.copies_begun)
+      throw fault(thread, thread.where, "exits with copies that were never waited for");
+  }
   if (thread.state != State::kAtBarrier) arrived_in_warp(thread);
 }
 
@@ -230,6 +243,7 @@ void start_threads() {
     thread.linear = i;
     thread.index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
     thread.failed = false;
+    thread.copies_begun = thread.copies_done = thread.groups = 0;
     thread.fiber.start(thread_main);
     wake(thread);
   }
@@ -322,6 +336,28 @@ uint64_t warp_collective(Request request, Where where) {
   Thread& self = *running;
   wait_in(State::kAtWarpCollective, where);
   return self.result;
+}
+
+void queue_copy(Copy copy, Where where) {
+  const auto offset = static_cast<unsigned char*>(copy.shared) - shared_memory();
+  if (offset < 0 || size_t(offset) + copy.bytes > current_launch->shared_bytes) {
+    fail("copy_async: the target is not in shared memory", where);
+  }
+  Thread& self = *running;
+  if (self.copies_begun - self.copies_done == kMaxCopies) fail("copy_async: too many copies under way", where);
+  self.where = where;
+  self.copies[self.copies_begun++ % kMaxCopies] = {copy, self.groups};
+}
+
+void copies_commit() { ++running->groups; }
+
+bool take_copy(int groups, Copy& copy) {
+  Thread& self = *running;
+  const QueuedCopy& next = self.copies[self.copies_done % kMaxCopies];
+  if (self.copies_done == self.copies_begun || next.group >= self.groups - groups) return false;
+  copy = next.copy;
+  ++self.copies_done;
+  return true;
 }
 
 }  // namespace simt

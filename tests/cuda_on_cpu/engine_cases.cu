@@ -166,6 +166,55 @@ __global__ void misaligned_float4(const float* x, float* out, int n) {
   *reinterpret_cast<float4*>(out + i) = make_float4(v.w, v.z, v.y, v.x);
 }
 
+// Asynchronous copies
+
+enum class CopyFault { kNone, kNoWait, kWaitForOneLess, kNoCommit, kNoBarrier, kMisaligned, kOutside };
+
+// Each thread copies four numbers in two groups and reads those of another.
+template <CopyFault kFault>
+__global__ void copies(const float* x, float* out, int n) {
+  float* shared = shared_memory<float>();
+  const int i = 4 * threadIdx.x, from = n - 4 - i;
+  const bool inside = i < n;
+  if (inside) {
+    const int off = kFault == CopyFault::kMisaligned ? 1 : kFault == CopyFault::kOutside ? n : 0;
+    copy_async<8>(shared + i + off, x + i);
+    copies_commit();
+    copy_async<8>(shared + i + 2 + off, x + i + 2);
+    if (kFault != CopyFault::kNoCommit) copies_commit();
+    if (kFault == CopyFault::kWaitForOneLess) copies_wait<1>();
+    if (kFault != CopyFault::kNoWait && kFault != CopyFault::kWaitForOneLess) copies_wait<0>();
+  }
+  if (kFault != CopyFault::kNoBarrier) __syncthreads();
+  for (int k = 0; inside && k < 4; ++k) out[i + k] = shared[from + 3 - k];
+  if (kFault == CopyFault::kWaitForOneLess) copies_wait<0>();
+}
+
+// A target that others still read when the copy begins, though a barrier comes before the wait.
+template <bool kFaulty>
+__global__ void copy_over_what_is_read(const float* x, float* out, int n) {
+  float* shared = shared_memory<float>();
+  shared[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  const float value = shared[n - 1 - threadIdx.x];
+  if (!kFaulty) __syncthreads();
+  copy_async<4>(shared + threadIdx.x, x);
+  copies_commit();
+  __syncthreads();
+  copies_wait<0>();
+  out[threadIdx.x] = value;
+}
+
+// Where `valid` is false the source is not read, and the target becomes 0.
+template <bool kFaulty>
+__global__ void copy_of_invalid(const float* x, float* out, int n) {
+  float* shared = shared_memory<float>();
+  copy_async<4>(shared + threadIdx.x, kFaulty ? x : nullptr, kFaulty);
+  copies_commit();
+  copies_wait<0>();
+  out[threadIdx.x] = shared[threadIdx.x] + x[n - 1 - threadIdx.x];
+}
+
 // Blocks
 
 template <bool kFaulty>
@@ -183,6 +232,11 @@ struct Case {
   size_t right_shared = 0, faulty_shared = 0;
 };
 constexpr size_t kFloats = kThreads * sizeof(float);
+
+template <CopyFault kFault>
+constexpr Case copy_case() {
+  return {copies<CopyFault::kNone>, copies<kFault>, 1, kThreads, kFloats, kFloats};
+}
 
 #define CASE(name, ...)                             \
   {                                                 \
@@ -204,6 +258,14 @@ const std::map<std::string, Case> kCases = {
     CASE(global_off_by_one, 1, kThreads),
     CASE(misaligned_load_vector, 1, kThreads),
     CASE(misaligned_float4, 1, kThreads),
+    {"copy_without_wait", copy_case<CopyFault::kNoWait>()},
+    {"copy_wait_for_one_less", copy_case<CopyFault::kWaitForOneLess>()},
+    {"copy_without_commit", copy_case<CopyFault::kNoCommit>()},
+    {"copy_without_barrier", copy_case<CopyFault::kNoBarrier>()},
+    {"copy_misaligned", copy_case<CopyFault::kMisaligned>()},
+    {"copy_outside", copy_case<CopyFault::kOutside>()},
+    CASE(copy_over_what_is_read, 1, kThreads, kFloats, kFloats),
+    CASE(copy_of_invalid, 1, kThreads, kFloats, kFloats),
     CASE(cross_block_race, 4, kThreads / 4),
     {"too_much_shared_memory", {removed_barrier<false>, removed_barrier<false>, 1, kThreads, kFloats, (227 << 10) + 1}},
 };

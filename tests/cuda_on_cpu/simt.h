@@ -5,15 +5,16 @@
 //   fiber        a stack of its own that is entered and left at will; each CUDA thread of a block is one
 //   collective   an operation that several threads do together: __syncthreads, __syncwarp, shuffles, votes
 //   schedule     the order in which blocks, and threads between two collectives, run; drawn from a seed
+//   group        a thread's asynchronous copies between two commits
 //
 // How faults are seen
 //   - engine.cpp checks each collective: who takes part, with which mask, in which order. A fault is a simt::Error that
 //     names the source line, the block and the thread.
-//   - Shared memory is a heap block of the exact size, filled with NaN.
+//   - Shared memory is a heap block of the exact size, filled with NaN; so is the target of a copy under way.
 //   - Under the thread sanitizer two threads are ordered by __syncthreads and __syncwarp alone, never by the schedule, and
 //     blocks are not ordered at all: a missing barrier is a data race, whether or not it changed the result.
 //   - Under the address and undefined-behaviour sanitizers, one element too far and a misaligned vector are errors.
-// Not simulated: thread block clusters, asynchronous copies, tensor cores, atomics.
+// Not simulated: thread block clusters, TMA, tensor cores, atomics.
 #pragma once
 
 #include <algorithm>
@@ -106,9 +107,39 @@ struct Request {
 // The lane's share of the result; NaN where a shuffle reads a lane that is outside the mask.
 uint64_t warp_collective(Request request, Where where);
 
+struct Copy {
+  void* shared;
+  const void* global;  // null: zeros are written
+  int bytes;
+};
+void queue_copy(Copy copy, Where where);
+void copies_commit();
+// The thread's next copy that waiting for all but `groups` groups must finish; false where there is none.
+bool take_copy(int groups, Copy& copy);
+
 inline void check_alignment(const char* what, const void* p, size_t alignment, Where where) {
   if (reinterpret_cast<uintptr_t>(p) % alignment == 0) return;
   fail((std::string(what) + ": address is not a multiple of " + std::to_string(alignment)).c_str(), where);
+}
+
+// These touch the kernel's memory, so they are compiled with the kernel's sanitizer, byte by byte: the thread sanitizer
+// sees no race in a call of memset or memcpy.
+inline void set_bytes(void* target, unsigned char value, int bytes) {
+  for (int i = 0; i < bytes; ++i) static_cast<unsigned char*>(target)[i] = value;
+}
+inline void copy_async(void* shared, const void* global, int bytes, bool valid, Where where) {
+  check_alignment("copy_async: shared", shared, bytes, where);
+  if (valid) check_alignment("copy_async: global", global, bytes, where);
+  queue_copy({shared, valid ? global : nullptr, bytes}, where);
+  set_bytes(shared, 0xff, bytes);  // whoever reads before the wait reads NaN
+}
+inline void copies_wait(int groups) {
+  for (Copy copy; take_copy(groups, copy);) {
+    if (!copy.global) set_bytes(copy.shared, 0, copy.bytes);
+    for (int i = 0; copy.global && i < copy.bytes; ++i) {
+      static_cast<unsigned char*>(copy.shared)[i] = static_cast<const unsigned char*>(copy.global)[i];
+    }
+  }
 }
 
 template <class T>
