@@ -135,6 +135,13 @@ __device__ __forceinline__ int anew(int x) {
   return x;
 }
 
+// x, computed here and not later, where the compiler would put a sum that is not used before: what it adds stays in
+// registers until then.
+__device__ __forceinline__ float by_now(float x) {
+  asm volatile("" : "+f"(x));
+  return x;
+}
+
 // x, in a way that the compiler cannot know to be the same in all lanes: addresses from a stride of which it knows that
 // take four uniform instructions and two others. x > 2^10 - 2^31.
 __device__ __forceinline__ int stride_of_lane(int x) { return max(x, static_cast<int>(threadIdx.x) - 0x7fffffff); }
@@ -213,6 +220,7 @@ T* step_on(T* p, int steps, int stride) {
 inline unsigned block_again() { return blockIdx.x; }
 inline unsigned thread_again() { return threadIdx.x; }
 inline int anew(int x) { return x; }
+inline float by_now(float x) { return x; }
 inline int stride_of_lane(int x) { return x; }
 
 template <class... Params, class... Args>
