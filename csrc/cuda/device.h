@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -18,6 +19,11 @@
 
 namespace cmimtl::cuda {
 
+#ifdef __CUDA_ARCH__
+constexpr int kArch = __CUDA_ARCH__;  // 900 is compute capability 9.0
+#else
+constexpr int kArch = 0;  // the host, and the engine
+#endif
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -135,12 +141,8 @@ __device__ __forceinline__ int anew(int x) {
   return x;
 }
 
-// x, computed here and not later, where the compiler would put a sum that is not used before: what it adds stays in
-// registers until then.
-__device__ __forceinline__ float by_now(float x) {
-  asm volatile("" : "+f"(x));
-  return x;
-}
+// Ends the kernel with an error: for what cannot be. The compiler moves no computation across the branch to it.
+__device__ __forceinline__ void give_up() { asm volatile("trap;"); }
 
 // x, in a way that the compiler cannot know to be the same in all lanes: addresses from a stride of which it knows that
 // take four uniform instructions and two others. x > 2^10 - 2^31.
@@ -220,7 +222,7 @@ T* step_on(T* p, int steps, int stride) {
 inline unsigned block_again() { return blockIdx.x; }
 inline unsigned thread_again() { return threadIdx.x; }
 inline int anew(int x) { return x; }
-inline float by_now(float x) { return x; }
+inline void give_up() { std::abort(); }
 inline int stride_of_lane(int x) { return x; }
 
 template <class... Params, class... Args>

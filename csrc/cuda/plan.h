@@ -27,10 +27,10 @@ struct ScanPlan {
   int64_t blocks(const ScanSizes& s) const { return s.batch * segments * s.ngroups * tiles_per_group; }
 };
 
-inline ScanPlan plan_lanes(const ScanSizes& s, int states) {
+inline ScanPlan plan_lanes(const ScanSizes& s, int states, int least_lanes = 1) {
   ScanPlan plan{};
   plan.states = states;
-  plan.lanes = 1;
+  plan.lanes = least_lanes;
   while (plan.lanes * states < s.dstate) plan.lanes *= 2;
   plan.channels_per_block = kThreads / plan.lanes;
   plan.tiles_per_group = ceil_div(s.dim / s.ngroups, plan.channels_per_block);
@@ -62,8 +62,9 @@ inline ScanPlan plan_forward(const ScanSizes& s) {
   return plan;
 }
 
+// The kernels with 16 states in one or two lanes take rows of states four at a time alone; others are rare, and get four.
 inline ScanPlan plan_backward(const ScanSizes& s) {
-  ScanPlan plan = plan_lanes(s, s.dstate <= 8 ? 8 : 16);
+  ScanPlan plan = plan_lanes(s, s.dstate <= 8 ? 8 : 16, s.dstate > 8 && s.dstate % 4 != 0 ? 4 : 1);
   split_time(s, plan);
   return plan;
 }

@@ -13,6 +13,17 @@
 //     dB          sums over the channels of a warp, of q dx; dB and dC of the block to the workspace
 //     sizes       of the chunk before it, once for a channel and step: see scan_backward_inputs.cuh
 // Only the last chunk can have fewer steps. It comes first, so its inputs, with their masks, are loaded before the loop.
+//
+// Issue slots for each element (one state of one channel at one step), float32, dstate 16, all options, on sm_90:
+//     states      p = d a, e = 2^p, w = dx B, h = e h + w; B, h to shared memory                   4.5
+//     gradients   q, y, sum q B, g, g h, sum A g h, dA; B, C, h, q through shared memory           8.1
+//     decays      an eighth of them again                                                          0.3
+//     dB, dC      2 products; h and q from shared memory, dx and dy for four channels at once      2.8
+//     sizes       4 loads, 8 for addresses, softplus 11, slopes 4, gate 7, 4 more: a 16th of 40    2.6
+//     end         9, 3 stores, 6 for addresses, mask, y: a 16th of 23                              1.4
+//     rest        tiles, checkpoint, sums over warps, the loop                                     1.2
+// so 20.9; bfloat16 takes 0.4 more to convert, the cross scan 0.6 for its pairs. The MUFU pipe takes 11 cycles of it.
+// No atomics: sums over blocks, samples and segments go through the workspace and are added in a fixed order.
 #pragma once
 
 #include "scan_backward_inputs.cuh"
@@ -24,11 +35,11 @@ template <class T, int kStates, int kShare, int kStreams, bool kGate>
 struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
   using Inputs = BackwardInputs<T, kStates, kShare, kStreams, kGate>;
   using Shared = typename Inputs::Shared;
-  using Inputs::kOwn, Inputs::q, Inputs::p, Inputs::place, Inputs::shared, Inputs::tiles, Inputs::count;
+  using Inputs::kOwn, Inputs::q, Inputs::p, Inputs::place, Inputs::shared, Inputs::count;
   using Inputs::steps_of, Inputs::owner, Inputs::sum_over_lanes;
   using Sums = BackwardSums<kStates, kShare, kStreams, kGate>;
-  // Decays of the last steps that are computed again, since no more of them fit the registers.
-  static constexpr int kAgain = kStates < 16 ? 0 : 20;
+  // Decays of the last steps that are computed again, since no more of them fit the registers: the fewest without spills.
+  static constexpr int kAgain = kStates < 16 ? 0 : kStreams == 2 && kArch >= 1000 ? 48 : 16;
 
   float a[kStates], g[kStates], dA[kStates];
   float d[kOwn], dx[kOwn];  // of the next chunk
@@ -46,8 +57,10 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
 #pragma unroll
       for (int i = 0; i < kStates; i += 4) {
         const int n = place.state(i);
-        copy_async<16>(shared.keep(kChunk - 1, i / 4), checkpoint + n, n < dstate);
+        copy_async<16>(shared.keep(kChunk - 1, i / 4), checkpoint + n, (kShare == 1 && i == 0) || n < dstate);
       }
+    } else if (!Shared::kAnyStates) {
+      give_up();
     } else {
 #pragma unroll 1
       for (int i = 0; i < kStates; ++i) {
@@ -64,12 +77,11 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
   };
   __device__ Outputs outputs(int k) const {
     Outputs to;
-    const auto there = this->way(k);
-    to.ddelta = this->template walk<T>(there, Shared::kDdelta, q.ddelta, k, 1);
+    to.ddelta = this->template walk<T>(Shared::kDdelta, k, 1);
 #pragma unroll
     for (int m = 0; m < kStreams; ++m) {
-      to.du[m] = this->template walk<T>(there, Shared::kDu + m, q.du[m], k, kStreams);
-      if constexpr (kGate) to.dz[m] = this->template walk<T>(there, Shared::kDz + m, q.dz[m], k, kStreams);
+      to.du[m] = this->template walk<T>(Shared::kDu + m, k, kStreams);
+      if constexpr (kGate) to.dz[m] = this->template walk<T>(Shared::kDz + m, k, kStreams);
     }
     return to;
   }
@@ -82,20 +94,21 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
   // dd = sum A g h; `in` where it is to be stored. Steps come backwards, so of a pair the second one first: it leaves its
   // share behind.
   struct Added {
-    float pair_dx = 0.0f, pair_dgate = 0.0f, dD = 0.0f, dbias = 0.0f;
+    float u[kStreams], x[kStreams];
+    float skip, pair_dx = 0.0f, pair_dgate = 0.0f, dD = 0.0f, dbias = 0.0f;
   };
   __device__ void finish(Outputs& to, bool in, int t, float4 sizes, float dy, float y, float qB, float dd,
                          Added& added) const {
-    float x = sizes.y, u[kStreams];
+    float x = sizes.y;
     if constexpr (kStreams == 2) {
-      float tokens[2];
-      u[t % 2] = x, u[1 - t % 2] = shared.sizes(t ^ 1)[1];
-      this->tokens(u, tokens);
-      x = tokens[t % 2];
+      if (t % 2 == 1) {
+        added.u[0] = shared.sizes(t - 1)[1], added.u[1] = x;
+        this->tokens(added.u, added.x);
+      }
+      x = added.x[t % 2];
     }
-    const float skip = shared.own_value(Shared::kSkip);
-    const float ddelta = fmaf(qB, x * kLog2E, dd) * sizes.z, dx = fmaf(sizes.x, qB, skip * dy);
-    y = fmaf(skip, x, y);
+    const float ddelta = fmaf(qB, x * kLog2E, dd) * sizes.z, dx = fmaf(sizes.x, qB, added.skip * dy);
+    y = fmaf(added.skip, x, y);
     const float dgate = y * sizes.w;
     added.dD = fmaf(dy, x, added.dD);
     added.dbias += ddelta;
@@ -107,8 +120,8 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
       added.pair_dx = dx, added.pair_dgate = dgate;
     } else {
       const float dp = p.reverse ? added.pair_dx : dx, ds = p.reverse ? dx : added.pair_dx;
-      store_if(in, to.du[0], fmaf(u[1], dp, ds));
-      store_if(in, to.du[1], fmaf(u[0], dp, ds));
+      store_if(in, to.du[0], fmaf(added.u[1], dp, ds));
+      store_if(in, to.du[1], fmaf(added.u[0], dp, ds));
       if constexpr (kGate) {
         const float dw = dgate + added.pair_dgate;
         const float2 z = load_vector<float2>(shared.pair(t));
@@ -120,22 +133,20 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
   }
 
   // The forward's output of the chunk at k again, for callers that did not keep it.
-  __device__ void output(const Split& split, int k) const {
-    if (!place.live_again()) return;
-    const int64_t valid = steps_of(place.sample) / kStreams, first = place.segment * split.segment_steps;
+  __device__ void output(int k) const {
+    const int left = place.live_again() ? count - k : 0;
 #pragma unroll 1
-    for (int t = 0; t < kChunk && k + t < count; ++t) {
-      if (!owner(t)) continue;
-      const int64_t at = (first + k + t) / kStreams, point = p.reverse ? valid - 1 - at : at;
+    for (int t = 0; t < kChunk; ++t) {
+      if (t >= left || !owner(t)) continue;
+      const int point = (k + t) / kStreams;
       float y = shared.sizes(t)[3];
       if constexpr (kGate) {
         float w = 1.0f;
         for (int m = 0; m < kStreams; ++m)
-          w *= to_float(*Walk<const T>(p.z[m], place.sample, place.channel, point, false).p);
+          w *= to_float(*this->template at<const T>(load_vector<Start>(shared.start(Shared::kZ + m)), point));
         y *= w * sigmoid(w);
       }
-      const Out& out = p.out[kStreams == 1 ? 0 : (t & 1) ^ int(p.reverse)];
-      *Walk<T>(out, place.sample, place.channel, point, false).p = from_float<T>(y);
+      *this->template at<T>(load_vector<Start>(shared.start(Shared::kOut + t % kStreams)), point) = from_float<T>(y);
     }
   }
 
@@ -164,17 +175,19 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
       }
     }
     __syncwarp();
-    Sums::template over_channels<false>(place.lanes, 1.0f);
+    Sums::template over_channels<false>(place.lanes);
     __syncwarp();
 
     Outputs to = outputs(k);
     const int left = place.live_again() ? count - k : 0;
     Added added;
+    added.skip = shared.own_value(Shared::kSkip);
 #pragma unroll
     for (int t = kChunk - 1; t >= 0; --t) {
       if (t == kChunk / 2) fetch(checkpoint);
       if (t == 0) copies_wait<0>();
-      const float4 sizes = load_vector<float4>(shared.sizes(t));
+      // Other lanes than the owner need d alone, and the owner replaces what is behind it.
+      const float4 sizes = owner(t) ? load_vector<float4>(shared.sizes(t)) : make_float4(*shared.sizes(t), 0, 0, 0);
       const float dy = shared.row(Shared::kDy, t);
       float y = 0.0f, qB = 0.0f, dd = 0.0f;
 #pragma unroll
@@ -195,7 +208,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
         store_vector(before, dh);
       }
       y = sum_over_lanes(y), qB = sum_over_lanes(qB), dd = sum_over_lanes(dd);
-      if (owner(t)) finish(to, t < left, t, sizes, dy, y, qB, dd, added);
+      if (owner(t)) finish(to, t / kStreams * kStreams < left, t, sizes, dy, y, qB, dd, added);
     }
     shared.own_value(Shared::kSumD) += added.dD;
     shared.own_value(Shared::kSumBias) += added.dbias;
@@ -210,7 +223,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     g[i] = e * dh;
     const float gh = g[i] * h_before;
     dd = fmaf(a[i], gh, dd);
-    dA[i] = by_now(fmaf(d, gh, dA[i]));
+    dA[i] = fmaf(d, gh, dA[i]);
     h = h_before;
     return dh;
   }
@@ -222,7 +235,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     int k = this->last_chunk();
     const float* checkpoint =
         place.row(static_cast<const float*>(p.checkpoints), p.size, p.size.nchunks, (first + k) / kChunk);
-    tiles.load(k, count);
+    const auto tiles = this->load_tiles(k);
     typename Inputs::Loaded loaded;
     this->template load<true>(k, count - k, loaded);
     fetch(checkpoint);
@@ -234,22 +247,23 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     for (;; k -= kChunk) {
       chunk(k, checkpoint);
       __syncwarp();
-      if (p.out[0].data) output(split, k);
+      if (p.out[0].data) output(k);
       typename Inputs::Loaded next;
-      tiles.load(max(k - kChunk, 0), count);
+      const auto next_tiles = this->load_tiles(max(k - kChunk, 0));
       this->template load<false>(k - kChunk, kChunk, next);
-      Sums::template over_channels<true>(place.lanes, kLn2);
+      Sums::template over_channels<true>(place.lanes);
       __syncthreads();
       Sums::over_warps(place.lanes, [&](int t, int n, float dB, float dC) {
         if (n >= dstate || k + t >= count) return;
-        const int at = (p.reverse ? -k - t : k + t);
-        *step_on(static_cast<float*>(shared.tensor(Shared::kPartB)) + n, at, dstate) = dB;
-        *step_on(static_cast<float*>(shared.tensor(Shared::kPartC)) + n, at, dstate) = dC;
+        const Start B = load_vector<Start>(shared.start(Shared::kPartB)),
+                    C = load_vector<Start>(shared.start(Shared::kPartC));
+        *step_on(static_cast<float*>(B.p) + n, k + t, B.step) = dB;
+        *step_on(static_cast<float*>(C.p) + n, k + t, C.step) = dC;
       });
       if (k == 0) break;
-      checkpoint -= p.size.dim * dstate;
+      checkpoint = step_on(checkpoint, -dstate, int(p.size.dim));
       fetch(checkpoint);
-      tiles.store(shared.B_tile(), shared.C_tile());
+      next_tiles.store(shared.B_tile(), shared.C_tile());
       this->template prepare<false>(next, kChunk, d, dx);
       copies_wait<0>();
       __syncthreads();

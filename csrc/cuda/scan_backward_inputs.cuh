@@ -29,27 +29,24 @@ struct BackwardInputs {
   Place<kStates, kShare> place;
   Shared shared;
   static constexpr int kWidest = kShare == 4 ? int(kMostStates) : kShare * kStates;
-  MapTiles<T, kChunk, kWidest> tiles;
+  using Tiles = MapTiles<T, kChunk, kWidest>;
   int count;       // steps of the segment
   struct Loaded {  // of a chunk
     T delta[kOwn], u[kStreams][kPoints], z[kStreams][kPoints], dout[kStreams][kPoints];
   };
 
   __device__ BackwardInputs(const ScanBackward& q, const Split& split, const Partial& partial)
-      : q(q),
-        p(q.forward),
-        place(p.size, split.segments),
-        shared(place.lanes, place.column),
-        tiles(p, place.sample, place.group, place.states,
-              step_at(steps_of(place.sample), place.segment * split.segment_steps)) {
+      : q(q), p(q.forward), place(p.size, split.segments), shared(place.lanes, place.column) {
     const int64_t steps = steps_of(place.sample), first = place.segment * split.segment_steps, channel = place.channel;
     count = int(min(first + split.segment_steps, steps) - first);
     shared.own_value(Shared::kBias) = p.delta_bias ? static_cast<const float*>(p.delta_bias)[channel] * kLog2E : 0.0f;
     shared.own_value(Shared::kSkip) = p.D ? static_cast<const float*>(p.D)[channel] : 0.0f;
     shared.own_value(Shared::kSumD) = shared.own_value(Shared::kSumBias) = 0.0f;
     // Threads past the last channel must add nothing to sums over channels: they leave these zeros as they are.
+    if (place.lane == 0) {
 #pragma unroll
-    for (int t = 0; t < kChunk; ++t) shared.row(Shared::kSizeX, t) = shared.row(Shared::kDy, t) = 0.0f;
+      for (int t = 0; t < kChunk; ++t) shared.row(Shared::kSizeX, t) = shared.row(Shared::kDy, t) = 0.0f;
+    }
     find_tensors(partial, steps, first);
   }
 
@@ -66,69 +63,77 @@ struct BackwardInputs {
   }
   __device__ int first_own() const { return kShare == 1 ? 0 : place.lane % kShare * kOwn; }
 
-  // Where the block's first channel has the segment's first step, of each tensor; `steps` are the sample's.
+  // Fills the table of where each tensor starts; `steps` are the sample's.
   __device__ void find_tensors(const Partial& partial, int64_t steps, int64_t first) const {
-    const int64_t points = steps / kStreams;
-    const int64_t step = p.reverse ? steps - 1 - first : first;
-    const int64_t point = p.reverse ? points - 1 - first / kStreams : first / kStreams;
-    const auto find = [&](int which, const auto& x, int64_t at) {
+    const int64_t step = step_at(steps, first), point = step_at(steps / kStreams, first / kStreams);
+    const int sign = p.reverse ? -1 : 1;
+    const auto find = [&](int tensor, const auto& x, int64_t at) {
       const T* data =
           static_cast<const T*>(x.data) + place.sample * x.batch + place.first_channel * x.dim + at * x.step;
-      shared.tensor(which) = const_cast<T*>(data);
+      store_vector(shared.start(tensor), Start{const_cast<T*>(data), sign * int(x.step), int(x.dim)});
     };
     if (threadIdx.x == 0) {
-      const int64_t part = (place.tile * p.size.batch + place.sample) * p.size.ngroups + place.group;
-      const int64_t at = (part * p.size.steps + step) * p.size.dstate;
-      shared.tensor(Shared::kPartB) = partial.dB + at, shared.tensor(Shared::kPartC) = partial.dC + at;
+      const int64_t row = (place.tile * p.size.batch + place.sample) * p.size.ngroups + place.group;
+      const int64_t at = (row * p.size.steps + step) * p.size.dstate;
+      store_vector(shared.start(Shared::kPartB), Start{partial.dB + at, sign * int(p.size.dstate), 1});
+      store_vector(shared.start(Shared::kPartC), Start{partial.dC + at, sign * int(p.size.dstate), 1});
+      const Tiles tiles(p, place.sample, place.group, place.states, step);
+      store_vector(shared.start(Shared::kB), Start{const_cast<T*>(tiles.B), tiles.B_step, tiles.B_state});
+      store_vector(shared.start(Shared::kC), Start{const_cast<T*>(tiles.C), tiles.C_step, tiles.C_state});
       find(Shared::kDelta, p.delta, step), find(Shared::kDdelta, q.ddelta, step);
       for (int m = 0; m < kStreams; ++m) {
         find(Shared::kU + m, p.u[m], point), find(Shared::kDu + m, q.du[m], point);
-        find(Shared::kDout + m, dout_of(m), point);
+        // Of a pair of steps, the products, which are stream 0's, come second with `reverse`.
+        const int stream = kStreams == 2 && p.reverse ? 1 - m : m;
+        find(Shared::kDout + m, q.dout[stream], point), find(Shared::kOut + m, p.out[stream], point);
         if constexpr (kGate) find(Shared::kZ + m, p.z[m], point), find(Shared::kDz + m, q.dz[m], point);
       }
     }
     __syncthreads();
   }
-  // Of the m-th step of a pair: the products, which are stream 0's, come second with `reverse`.
-  __device__ const In& dout_of(int m) const { return q.dout[kStreams == 2 && p.reverse ? 1 - m : m]; }
 
-  // How a thread goes from the block's first channel to its own, and back in time. Made anew for each chunk: the compiler
-  // would keep its products with all strides, 28 registers.
-  struct Way {
-    int offset, back;
-  };
-  __device__ Way way(int k) const {
-    const int thread = int(thread_again()), per_warp = kWarp / place.lanes, back = k < 0 ? 0 : p.reverse ? 1 : -1;
-    return {min(thread / kWarp * per_warp + thread % per_warp, place.channels - 1), max(back, thread - 0x7fffffff)};
-  }
-  // From the last of this lane's steps of the chunk at k on, or always at the segment's first step where there is no such
-  // chunk: k < 0. x: the tensor, for its strides.
-  template <class U, class Tensor>
-  __device__ WalkBack<U> walk(const Way& way, int which, const Tensor& x, int k, int streams) const {
-    const int last = (k + first_own() + kOwn) / streams - 1;
-    U* const base = static_cast<U*>(shared.tensor(which));
-    return {step_on(step_on(base, -way.back * last, int(x.step)), way.offset, int(x.dim)), int(x.step), way.back};
+  // The tiles of B and C of the chunk at k, on their way.
+  __device__ Tiles load_tiles(int k) const {
+    const Start B = load_vector<Start>(shared.start(Shared::kB)), C = load_vector<Start>(shared.start(Shared::kC));
+    Tiles tiles(static_cast<const T*>(B.p), static_cast<const T*>(C.p), B.step, C.step, B.channel, C.channel,
+                place.states, int(p.size.dstate));
+    tiles.load(k, count);
+    return tiles;
   }
 
-  // Starts the loads of the chunk at k, see walk() where k < 0; kMasked: where it ends the sequence after `left` steps.
+  // This thread's place in a tensor, `steps` after the segment's first step.
+  template <class U>
+  __device__ U* at(const Start& start, int steps) const {
+    return step_on(step_on(static_cast<U*>(start.p), steps, start.step), place.offset, start.channel);
+  }
+  // From the last of this lane's steps of the chunk at k on. A thread reads the strides where it needs them: the compiler
+  // would keep products with them in registers.
+  template <class U>
+  __device__ WalkBack<U> walk(int tensor, int k, int streams, int back = -1) const {
+    const Start start = load_vector<Start>(shared.start(tensor));
+    return {at<U>(start, -back * ((k + first_own() + kOwn) / streams - 1)), start.step, back};
+  }
+
+  // Starts the loads of the chunk at k; kMasked: where it ends the sequence after `left` steps. Where there is none, k < 0,
+  // all are of the segment's first step.
   template <bool kMasked>
   __device__ void load(int k, int left, Loaded& x) const {
+    const int back = k < 0 ? 0 : -1;
     left -= first_own();
-    const Way there = way(k);
-    auto delta_k = walk<const T>(there, Shared::kDelta, p.delta, k, 1);
+    auto delta_k = walk<const T>(Shared::kDelta, k, 1, back);
 #pragma unroll
     for (int i = kOwn - 1; i >= 0; --i) x.delta[i] = get<kMasked>(delta_k, i < left);
 #pragma unroll
     for (int m = 0; m < kStreams; ++m) {
-      auto u_k = walk<const T>(there, Shared::kU + m, p.u[m], k, kStreams);
-      auto dout_k = walk<const T>(there, Shared::kDout + m, dout_of(m), k, kStreams);
+      auto u_k = walk<const T>(Shared::kU + m, k, kStreams, back);
+      auto dout_k = walk<const T>(Shared::kDout + m, k, kStreams, back);
 #pragma unroll
       for (int i = kPoints - 1; i >= 0; --i) {
         x.u[m][i] = get<kMasked>(u_k, i * kStreams < left);
         x.dout[m][i] = get<kMasked>(dout_k, i * kStreams < left);
       }
       if constexpr (kGate) {
-        auto z_k = walk<const T>(there, Shared::kZ + m, p.z[m], k, kStreams);
+        auto z_k = walk<const T>(Shared::kZ + m, k, kStreams, back);
 #pragma unroll
         for (int i = kPoints - 1; i >= 0; --i) x.z[m][i] = get<kMasked>(z_k, i * kStreams < left);
       }
@@ -148,18 +153,16 @@ struct BackwardInputs {
     const float bias = shared.own_value(Shared::kBias);
     const int own = first_own();
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) d[i] = fmaf(to_float(from.delta[i]), kLog2E, bias), slope[i] = 1.0f;
+    for (int i = 0; i < kOwn; ++i) d[i] = slope[i] = fmaf(to_float(from.delta[i]), kLog2E, bias);
     if (p.delta_softplus) {
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        const float x = d[i];
-        d[i] = softplus2<T>(x, ex2(-fabsf(x)));
-        slope[i] = softplus2_slope(x, d[i]);
-      }
+      for (int i = 0; i < kOwn; ++i) d[i] = softplus2<T>(d[i], ex2(-fabsf(d[i])));
     }
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i)
+    for (int i = 0; i < kOwn; ++i) {
+      slope[i] = softplus2_slope(slope[i], d[i]);  // 1 where there is no softplus
       if (kMasked && own + i >= left) d[i] = slope[i] = 0.0f;
+    }
     const bool live = place.live_again(), mine = kShare < 4 || place.lane < kShare;
 #pragma unroll
     for (int point = 0; point < kPoints; ++point) {

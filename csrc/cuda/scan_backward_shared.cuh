@@ -14,9 +14,17 @@ namespace cmimtl::cuda {
 //     dC_sums   (kChunk, states); with one lane to a channel they are in the 33rd columns of `kept`
 // Per block: the tiles of B and C, (kChunk, states), and where each tensor has the segment's first step.
 // With up to 128 states that is 99 KiB at most, all that a block gets on compute capability 8.6, 8.9 and 12.0.
+// Where a tensor has the first step of a segment and the first channel of a block, and its strides in the order of
+// processing.
+struct alignas(16) Start {
+  void* p;
+  int step, channel;
+};
+
 template <int kStates, int kShare, int kStreams, bool kGate>
 struct BackwardShared {
   static constexpr int kQuads = kStates / 4;
+  static constexpr bool kAnyStates = kStates == 8 || kShare == 4;  // with 16 states in 1 or 2 lanes, 4 divides dstate
   static constexpr int kPitch = (kWarp + 1) * 4;  // floats of a row of `kept`: conflict-free along both axes
   static constexpr int kKept = kChunk * kQuads * kPitch;
   static constexpr int kWarps = kThreads / kWarp;
@@ -24,6 +32,8 @@ struct BackwardShared {
   // Of a thread, which has no register left for them: kBias is times log2 e, the last two are sums over chunks.
   enum OwnValue { kBias, kSkip, kSumD, kSumBias, kOwnValues };
   enum Tensor {
+    kB,
+    kC,
     kDelta,
     kDdelta,
     kPartB,  // this block's part of dB
@@ -33,7 +43,8 @@ struct BackwardShared {
     kDout = kZ + kStreams,
     kDu = kDout + kStreams,
     kDz = kDu + kStreams,
-    kTensors = kDz + kStreams
+    kOut = kDz + kStreams,
+    kTensors = kOut + kStreams
   };
 
   int lanes;  // of a channel
@@ -57,14 +68,14 @@ struct BackwardShared {
     return dC_sums_at(lanes) + (kShare == 1 ? 0 : kChunk * lanes * kStates);
   }
   static constexpr size_t bytes(int lanes) {
-    return (kWarps * floats_of_warp(lanes) + 2 * kChunk * lanes * kStates) * sizeof(float) + kTensors * sizeof(void*);
+    return (kWarps * floats_of_warp(lanes) + 2 * kChunk * lanes * kStates) * sizeof(float) + kTensors * sizeof(Start);
   }
 
   __device__ float* of_warp(int i) const { return shared_memory<float>() + i * floats_of_warp(lanes); }
   __device__ float* B_tile() const { return of_warp(kWarps); }
   __device__ float* C_tile() const { return B_tile() + kChunk * lanes * kStates; }
-  __device__ void*& tensor(int which) const {
-    return reinterpret_cast<void**>(C_tile() + kChunk * lanes * kStates)[which];
+  __device__ Start* start(int tensor) const {
+    return reinterpret_cast<Start*>(C_tile() + kChunk * lanes * kStates) + tensor;
   }
 
   // Four of this thread's states, in the place of the slot-th step.

@@ -10,7 +10,7 @@ template <class T, int kStates, int kShare, int kStreams, bool kGate>
 struct BackwardSummary : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
   using Inputs = BackwardInputs<T, kStates, kShare, kStreams, kGate>;
   using Shared = typename Inputs::Shared;
-  using Inputs::kOwn, Inputs::p, Inputs::place, Inputs::shared, Inputs::tiles, Inputs::count;
+  using Inputs::kOwn, Inputs::p, Inputs::place, Inputs::shared, Inputs::count;
   float a[kStates], g[kStates];
   float sum = 0.0f;
 
@@ -25,7 +25,7 @@ struct BackwardSummary : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
   __device__ void chunk(int k) {
     typename Inputs::Loaded inputs;
     float d[kOwn], dx[kOwn];
-    tiles.load(k, count);
+    const auto tiles = this->load_tiles(k);
     this->template load<kMasked>(k, count - k, inputs);
     __syncthreads();
     tiles.store(shared.B_tile(), shared.C_tile());

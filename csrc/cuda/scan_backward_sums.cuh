@@ -5,7 +5,7 @@
 
 namespace cmimtl::cuda {
 
-// sums[t][n] = sum over the warp's channels of kept[t][n] * row[t], times scale. The lane of four sums reads what other
+// sums[t][n] = sum over the warp's channels of kept[t][n] * row[t]. The lane of four sums reads what other
 // lanes wrote, with no shuffle: a transposition in shared memory costs 1.5 instructions for each value and map, a
 // butterfly 4.
 template <int kStates, int kShare, int kStreams, bool kGate>
@@ -16,7 +16,7 @@ struct BackwardSums {
   // The sums of dB lie where `kept` was: a pass writes 128 floats behind those of the passes before it, and reads rows of
   // 132 floats of which each pass needs at least one. In a slot lie the states of step (slot + shift) % kChunk.
   template <bool kOfB>
-  static __device__ void over_channels(int lanes, float scale) {
+  static __device__ void over_channels(int lanes) {
     const Shared shared(lanes, 0);
     float* const kept = shared.warp;
     const float* const rows = kept + Shared::rows_at(lanes);
@@ -49,9 +49,7 @@ struct BackwardSums {
         sum.z += __shfl_xor_sync(kAllLanes, sum.z, kHalf), sum.w += __shfl_xor_sync(kAllLanes, sum.w, kHalf);
       }
       if constexpr (kOfB) __syncwarp();
-      if (part == 0)
-        store_vector(kept + (kOfB ? at * 4 : shared.dC_sums(at)),
-                     make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale));
+      if (part == 0) store_vector(kept + (kOfB ? at * 4 : shared.dC_sums(at)), sum);
     }
   }
   static __device__ float4 add(float4 sum, float f, const float* p) {
@@ -98,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
   if (!lengths || step < lengths[sample] * q.forward.streams) {
     for (int64_t i = 0; i < tiles; ++i) dB += partial.dB[i * size + from], dC += partial.dC[i * size + from];
   }
-  static_cast<T*>(q.dB)[at] = from_float<T>(dB);
+  static_cast<T*>(q.dB)[at] = from_float<T>(dB * kLn2);  // as d was times log2 e
   static_cast<T*>(q.dC)[at] = from_float<T>(dC);
 }
 

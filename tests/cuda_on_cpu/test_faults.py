@@ -45,7 +45,7 @@ FAULTS = {
         "if (t == 0) copies_wait<0>()",
         "if (t == 0) copies_wait<1>()",
         "plain",
-        WRONG,
+        "exits with copies that were never waited for",
     ),
     "backward: a warp sums before all lanes have stored": Fault(
         "scan_backward.cuh",
