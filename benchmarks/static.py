@@ -118,6 +118,27 @@ def _whole(row: dict) -> bool:
     return row["arch"] == "sm_90" and row["pass"] in SCAN_BYTES
 
 
+def by_launch(rows: list[dict]) -> dict[str, list[dict]]:
+    """`rows`: one of each backend, pass, op, arch, dtype and dstate, the kernel that a full GPU
+    runs; `fewer_channels`: the CUDA kernels that take its place where that would leave the GPU
+    idle."""
+    full, fewer = [], []
+    for row in rows:
+        most = max(
+            (
+                other.get("states", 0) * other.get("channels", 1)
+                for other in rows
+                if _same(row, other)
+            )
+        )
+        (full if row.get("states", 0) * row.get("channels", 1) == most else fewer).append(row)
+    return {"rows": full, "fewer_channels": fewer}
+
+
+def _same(row: dict, other: dict) -> bool:
+    return all(row[k] == other[k] for k in ("backend", "pass", "op", "arch", "dtype", "dstate"))
+
+
 _COLUMNS = {
     "slots_per_element": "slots",
     "all_slots_per_element": "all slots",
@@ -168,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console()
     rows = collect(options.backend, options.target, options.dtype, options.passes, console.print)
     temporary = options.json.with_name(options.json.name + ".tmp")
-    temporary.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    temporary.write_text(json.dumps(by_launch(rows), indent=1) + "\n")
     temporary.replace(options.json)
     console.print(table(rows))
 

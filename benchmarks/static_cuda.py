@@ -61,8 +61,8 @@ def rows(targets: list[str], dtypes: list[str], library: Path = LIBRARY) -> list
 def figures(kernel: sass.Kernel, elements: int) -> dict:
     """Of the loop with the recurrence, which has one EX2 for each of `elements` at least.
 
-    What it loops over in turn with an EX2 of its own is left out: states restored from a checkpoint
-    that lies further back, and an output that is asked for again.
+    What it loops over in turn with an EX2 of its own is left out: the backward pass's output for
+    callers that ask for it again.
     """
     loops = {}
     for loop in kernel.loops_without(r"MUFU\.EX2"):

@@ -104,9 +104,8 @@ BACKENDS: dict[str, Backend] = {
             devices=("cuda",),
             dtypes=_HALF_AND_SINGLE,
             max_dstate=_cuda_max_dstate,
-            # One chunk of the backward kernel: with twice as many steps every second chunk runs its
-            # states first, 15 % more instructions; with 8 the states kept are 8 bytes for each
-            # step and channel at dstate 16.
+            # One chunk of the backward kernel, which starts each from a checkpoint: 8 bytes for a
+            # step of a channel at dstate 16.
             checkpoint_every=8,
             unavailable=_cuda_unavailable,
         ),

@@ -39,8 +39,8 @@ struct CudaKernels {
     check_dtype(op, "u", p.dtype);
     STD_TORCH_CHECK(s.dstate > 0 && s.dstate <= kMostStates, op, ": A must have 1 to ", kMostStates, " states, got ",
                     s.dstate);
-    STD_TORCH_CHECK(s.checkpoint_every >= 0 && s.checkpoint_every % kChunk == 0, op,
-                    ": checkpoint_every must be a multiple of ", kChunk, ", got ", s.checkpoint_every);
+    STD_TORCH_CHECK(s.checkpoint_every == 0 || s.checkpoint_every == kChunk, op, ": checkpoint_every must be 0 or ",
+                    kChunk, ", got ", s.checkpoint_every);
     check_size(op, "steps", s.steps);
     check_size(op, "dim", s.dim);
     check_size(op, "the number of blocks", plan_forward(s).blocks(s));

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -19,6 +20,11 @@
 
 namespace cmimtl::cuda {
 
+#ifdef __CUDA_ARCH__
+constexpr int kArch = __CUDA_ARCH__;  // 900 is compute capability 9.0
+#else
+constexpr int kArch = 0;  // the host, and the engine
+#endif
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -149,6 +155,9 @@ __device__ __forceinline__ int anew(int x) {
   return x;
 }
 
+// Ends the kernel with an error: for what cannot be. The compiler moves no computation across the branch to it.
+__device__ __forceinline__ void give_up() { asm volatile("trap;"); }
+
 // x, in a way that the compiler cannot know to be the same in all lanes: addresses from a stride of which it knows that
 // take four uniform instructions and two others. x > 2^10 - 2^31.
 __device__ __forceinline__ int stride_of_lane(int x) { return max(x, static_cast<int>(threadIdx.x) - 0x7fffffff); }
@@ -238,6 +247,7 @@ T* step_on(T* p, int steps, int stride) {
 inline unsigned block_again() { return blockIdx.x; }
 inline unsigned thread_again() { return threadIdx.x; }
 inline int anew(int x) { return x; }
+inline void give_up() { std::abort(); }
 inline int stride_of_lane(int x) { return x; }
 
 inline int64_t warps_to_fill(int64_t most) { return simt::warps_to_fill > 0 ? simt::warps_to_fill : most; }

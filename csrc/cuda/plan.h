@@ -28,11 +28,11 @@ struct ScanPlan {
   int64_t blocks(const ScanSizes& s) const { return s.batch * segments * s.ngroups * tiles_per_group; }
 };
 
-inline ScanPlan plan_lanes(const ScanSizes& s, int states, int channels = 1) {
+inline ScanPlan plan_lanes(const ScanSizes& s, int states, int channels = 1, int least_lanes = 1) {
   ScanPlan plan{};
   plan.states = states;
   plan.channels = channels;
-  plan.lanes = 1;
+  plan.lanes = least_lanes;
   while (plan.lanes * states < s.dstate) plan.lanes *= 2;
   plan.channels_per_block = kThreads / plan.lanes * channels;
   plan.tiles_per_group = ceil_div(s.dim / s.ngroups, plan.channels_per_block);
@@ -94,8 +94,9 @@ inline ScanPlan plan_forward(const ScanSizes& s, bool pairs = false, int64_t mos
   return plan;
 }
 
+// The kernels with 16 states in one or two lanes take rows of states four at a time alone; others are rare, and get four.
 inline ScanPlan plan_backward(const ScanSizes& s) {
-  ScanPlan plan = plan_lanes(s, s.dstate <= 8 ? 8 : 16);
+  ScanPlan plan = plan_lanes(s, s.dstate <= 8 ? 8 : 16, 1, s.dstate > 8 && s.dstate % 4 != 0 ? 4 : 1);
   split_time(s, plan);
   return plan;
 }

@@ -1,4 +1,4 @@
-#include "scan_backward.cuh"
+#include "scan_backward_launch.cuh"
 
 namespace cmimtl::cuda {
 

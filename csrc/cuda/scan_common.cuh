@@ -78,17 +78,7 @@ struct Place {
 #pragma unroll
     for (int i = 0; i < kStates; ++i) x[i] = state(i) < dstate ? p[state(i)] : 0.0f;
   }
-  // From a tensor of our own, so aligned: four states at once where a row is.
-  __device__ void load_aligned(const float* p, int dstate, float (&x)[kStates]) const {
-    dstate = anew(dstate);  // else all comparisons with it are kept in registers
-    if (dstate % 4 != 0) return load(p, dstate, x);
-#pragma unroll
-    for (int i = 0; i < kStates; i += 4) {
-      const float4 v = state(i) < dstate ? load_vector<float4>(p + state(i)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
-    }
-  }
-  // Into one, likewise.
+  // Into a tensor of our own, so aligned: four states at once where a row is.
   __device__ void store(float* p, int dstate, const float (&x)[kStates]) const {
     dstate = anew(dstate);
     if (!live_now()) return;
@@ -120,6 +110,16 @@ struct Maps {
         C_state(int(p.C.state)),
         states(states),
         dstate(int(p.size.dstate)) {}
+  // The same from members that were kept elsewhere.
+  __device__ Maps(const T* B, const T* C, int B_step, int C_step, int B_state, int C_state, int states, int dstate)
+      : B(B),
+        C(C),
+        B_step(B_step),
+        C_step(C_step),
+        B_state(B_state),
+        C_state(C_state),
+        states(states),
+        dstate(dstate) {}
   __device__ const T* B_at(int row, int n) const { return step_on(step_on(B, row, B_step), n, B_state); }
   __device__ const T* C_at(int row, int n) const { return step_on(step_on(C, row, C_step), n, C_state); }
 };

@@ -67,7 +67,14 @@ __device__ __forceinline__ float exp_of_minus_magnitude(float x) { return ex2(fa
 // x / (1 + e^-x), with e = e^-|x| and r = 1 / (1 + e).
 __device__ __forceinline__ float silu(float x, float e, float r) { return fmaf(fabsf(x) * -e, r, fmaxf(x, 0.0f)); }
 
-// 1 / (1 + e^-x), likewise; of softplus2 it is the slope.
+// 1 / (1 + e^-x), likewise.
 __device__ __forceinline__ float sigmoid(float x, float e, float r) { return (x < 0.0f ? e : 1.0f) * r; }
+
+// The same with a reciprocal of its own, where issue slots count for more than the MUFU pipe: 4 of them.
+__device__ __forceinline__ float sigmoid(float x) { return rcp(1.0f + ex2(x * -kLog2E)); }
+
+// The slope of softplus2 at x, where it has the value y: 1 / (1 + 2^-x) = 2^(x - y). No digit of y counts in it where
+// they cancel: the error of the slope is that of y, 2^-24 y at most, and from x = 24 on y is x.
+__device__ __forceinline__ float softplus2_slope(float x, float y) { return ex2(x - y); }
 
 }  // namespace cmimtl::cuda

@@ -28,30 +28,6 @@ struct Walk {
   __device__ void advance(int steps) { p = step_on(p, steps, stride); }
 };
 
-// The same tensor at a sample, step and channel that the whole block shares, from where each thread goes to its own.
-// Strides of a channel fit 32 bits too.
-template <class T>
-struct Base {
-  T* p;
-  int step, dim;
-
-  Base() = default;
-  template <class Tensor>
-  __device__ Base(const Tensor& x, int64_t sample, int64_t channel, int64_t first, bool reverse)
-      : p(static_cast<T*>(const_cast<void*>(static_cast<const void*>(x.data))) + sample * x.batch + first * x.step +
-          channel * x.dim),
-        step(int(reverse ? -x.step : x.step)),
-        dim(int(x.dim)) {}
-  // `steps` after the first step, `channels` after the first channel.
-  __device__ Walk<T> at(int steps, int channels) const {
-    Walk<T> walk;
-    walk.p = step_on(step_on(p, steps, step), channels, dim);
-    walk.stride = stride_of_lane(step);
-    walk.bytes = int64_t(step) * int64_t(sizeof(T));
-    return walk;
-  }
-};
-
 // Zeros at steps [begin, end) of one sample and channel, if there is such a tensor.
 template <class T>
 __device__ void clear_steps(const Out& x, int64_t sample, int64_t channel, int64_t begin, int64_t end) {

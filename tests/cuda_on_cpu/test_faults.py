@@ -34,10 +34,25 @@ FAULTS = {
         "scan_forward.cuh", "__syncthreads();  // one is enough", "//", "thread", RACE
     ),
     "backward: no barrier before a tile is overwritten": Fault(
-        "scan_backward.cuh", "__syncthreads();\n    tiles.store", "tiles.store", "thread", RACE
+        "scan_backward.cuh",
+        "__syncthreads();\n      Sums::over_warps",
+        "Sums::over_warps",
+        "thread",
+        RACE,
+    ),
+    "backward: a checkpoint is read before its copy has ended": Fault(
+        "scan_backward.cuh",
+        "if (t == 0) copies_wait<0>()",
+        "if (t == 0) copies_wait<1>()",
+        "plain",
+        "exits with copies that were never waited for",
     ),
     "backward: a warp sums before all lanes have stored": Fault(
-        "scan_backward.cuh", "__syncwarp();\n    sum_channels", "sum_channels", "thread", RACE
+        "scan_backward.cuh",
+        "__syncwarp();\n    Sums::template over_channels",
+        "Sums::template over_channels",
+        "thread",
+        RACE,
     ),
     "forward: two segments of a split scan share their place": Fault(
         "scan_forward.cuh",

@@ -94,7 +94,9 @@ def test_every_state_of_every_channel_has_one_thread(functions, which, s):
     plan = getattr(functions, which)(s)
     assert plan.lanes in (1, 2, 4, 8, 16, 32)
     assert plan.states * plan.lanes >= s.dstate
-    assert plan.lanes == 1 or plan.states * plan.lanes // 2 < s.dstate  # and no lane more
+    # and no lane more, but where the backward kernels of one and two lanes take fours of states
+    fours = which == "plan_backward" and s.dstate > 8 and s.dstate % 4 != 0
+    assert plan.lanes == (4 if fours else 1) or plan.states * plan.lanes // 2 < s.dstate
     assert plan.channels == 1 or (plan.channels, plan.states, plan.lanes) == (2, 16, 1)
     assert plan.channels_per_block * plan.lanes == THREADS * plan.channels
     per_group = s.dim // s.ngroups

@@ -1,0 +1,206 @@
+// What the backward scan does once for each channel and step, before a chunk: step sizes, inputs, gates and their slopes,
+// from global memory into the rows of BackwardShared.
+#pragma once
+
+#include "scan_backward_shared.cuh"
+
+namespace cmimtl::cuda {
+
+// One channel of a tensor, step by step from the last to the first one processed.
+template <class T>
+struct WalkBack {
+  T* p;
+  int stride, back;
+  __device__ T* next() {
+    T* const at = p;
+    p = step_on(p, back, stride);
+    return at;
+  }
+};
+
+template <class T, int kStates, int kShare, int kStreams, bool kGate>
+struct BackwardInputs {
+  using Shared = BackwardShared<kStates, kShare, kStreams, kGate>;
+  static constexpr int kOwn = kChunk / kShare;     // steps of a chunk that are this lane's
+  static constexpr int kPoints = kOwn / kStreams;  // of a stream
+
+  const ScanBackward& q;
+  const ScanForward& p;
+  Place<kStates, kShare> place;
+  Shared shared;
+  static constexpr int kWidest = kShare == 4 ? int(kMostStates) : kShare * kStates;
+  using Tiles = MapTiles<T, kChunk, kWidest>;
+  int count;       // steps of the segment
+  struct Loaded {  // of a chunk
+    T delta[kOwn], u[kStreams][kPoints], z[kStreams][kPoints], dout[kStreams][kPoints];
+  };
+
+  __device__ BackwardInputs(const ScanBackward& q, const Split& split, const Partial& partial)
+      : q(q), p(q.forward), place(p.size, split.segments), shared(place.lanes, place.column) {
+    const int64_t steps = steps_of(place.sample), first = place.segment * split.segment_steps, channel = place.channel;
+    count = int(min(first + split.segment_steps, steps) - first);
+    shared.own_value(Shared::kBias) = p.delta_bias ? static_cast<const float*>(p.delta_bias)[channel] * kLog2E : 0.0f;
+    shared.own_value(Shared::kSkip) = p.D ? static_cast<const float*>(p.D)[channel] : 0.0f;
+    shared.own_value(Shared::kSumD) = shared.own_value(Shared::kSumBias) = 0.0f;
+    // Threads past the last channel must add nothing to sums over channels: they leave these zeros as they are.
+    if (place.lane == 0) {
+#pragma unroll
+      for (int t = 0; t < kChunk; ++t) shared.row(Shared::kSizeX, t) = shared.row(Shared::kDy, t) = 0.0f;
+    }
+    find_tensors(partial, steps, first);
+  }
+
+  __device__ int64_t steps_of(int sample) const { return (p.lengths ? p.lengths[sample] : p.size.length) * kStreams; }
+  __device__ int64_t step_at(int64_t steps, int64_t k) const { return p.reverse ? steps - 1 - k : k; }
+  __device__ int last_chunk() const { return (count - 1) / kChunk * kChunk; }
+
+  __device__ bool owner(int t) const { return kShare == 1 || (place.lane < kShare && place.lane == t / kOwn); }
+  __device__ float sum_over_lanes(float y) const {
+    if constexpr (kShare > 1) {
+      for (int o = kWarp / place.lanes; o < kWarp; o *= 2) y += __shfl_xor_sync(kAllLanes, y, o);
+    }
+    return y;
+  }
+  __device__ int first_own() const { return kShare == 1 ? 0 : place.lane % kShare * kOwn; }
+
+  // Fills the table of where each tensor starts; `steps` are the sample's.
+  __device__ void find_tensors(const Partial& partial, int64_t steps, int64_t first) const {
+    const int64_t step = step_at(steps, first), point = step_at(steps / kStreams, first / kStreams);
+    const int sign = p.reverse ? -1 : 1;
+    const auto find = [&](int tensor, const auto& x, int64_t at) {
+      const T* data =
+          static_cast<const T*>(x.data) + place.sample * x.batch + place.first_channel * x.dim + at * x.step;
+      store_vector(shared.start(tensor), Start{const_cast<T*>(data), sign * int(x.step), int(x.dim)});
+    };
+    if (threadIdx.x == 0) {
+      const int64_t row = (place.tile * p.size.batch + place.sample) * p.size.ngroups + place.group;
+      const int64_t at = (row * p.size.steps + step) * p.size.dstate;
+      store_vector(shared.start(Shared::kPartB), Start{partial.dB + at, sign * int(p.size.dstate), 1});
+      store_vector(shared.start(Shared::kPartC), Start{partial.dC + at, sign * int(p.size.dstate), 1});
+      const Tiles tiles(p, place.sample, place.group, place.states, step);
+      store_vector(shared.start(Shared::kB), Start{const_cast<T*>(tiles.B), tiles.B_step, tiles.B_state});
+      store_vector(shared.start(Shared::kC), Start{const_cast<T*>(tiles.C), tiles.C_step, tiles.C_state});
+      find(Shared::kDelta, p.delta, step), find(Shared::kDdelta, q.ddelta, step);
+      for (int m = 0; m < kStreams; ++m) {
+        find(Shared::kU + m, p.u[m], point), find(Shared::kDu + m, q.du[m], point);
+        // Of a pair of steps, the products, which are stream 0's, come second with `reverse`.
+        const int stream = kStreams == 2 && p.reverse ? 1 - m : m;
+        find(Shared::kDout + m, q.dout[stream], point), find(Shared::kOut + m, p.out[stream], point);
+        if constexpr (kGate) find(Shared::kZ + m, p.z[m], point), find(Shared::kDz + m, q.dz[m], point);
+      }
+    }
+    __syncthreads();
+  }
+
+  // The tiles of B and C of the chunk at k, on their way.
+  __device__ Tiles load_tiles(int k) const {
+    const Start B = load_vector<Start>(shared.start(Shared::kB)), C = load_vector<Start>(shared.start(Shared::kC));
+    Tiles tiles(static_cast<const T*>(B.p), static_cast<const T*>(C.p), B.step, C.step, B.channel, C.channel,
+                place.states, int(p.size.dstate));
+    tiles.load(k, count);
+    return tiles;
+  }
+
+  // This thread's place in a tensor, `steps` after the segment's first step.
+  template <class U>
+  __device__ U* at(const Start& start, int steps) const {
+    return step_on(step_on(static_cast<U*>(start.p), steps, start.step), place.offset, start.channel);
+  }
+  // From the last of this lane's steps of the chunk at k on. A thread reads the strides where it needs them: the compiler
+  // would keep products with them in registers.
+  template <class U>
+  __device__ WalkBack<U> walk(int tensor, int k, int streams, int back = -1) const {
+    const Start start = load_vector<Start>(shared.start(tensor));
+    return {at<U>(start, -back * ((k + first_own() + kOwn) / streams - 1)), start.step, back};
+  }
+
+  // Starts the loads of the chunk at k; kMasked: where it ends the sequence after `left` steps. Where there is none, k < 0,
+  // all are of the segment's first step.
+  template <bool kMasked>
+  __device__ void load(int k, int left, Loaded& x) const {
+    const int back = k < 0 ? 0 : -1;
+    left -= first_own();
+    auto delta_k = walk<const T>(Shared::kDelta, k, 1, back);
+#pragma unroll
+    for (int i = kOwn - 1; i >= 0; --i) x.delta[i] = get<kMasked>(delta_k, i < left);
+#pragma unroll
+    for (int m = 0; m < kStreams; ++m) {
+      auto u_k = walk<const T>(Shared::kU + m, k, kStreams, back);
+      auto dout_k = walk<const T>(Shared::kDout + m, k, kStreams, back);
+#pragma unroll
+      for (int i = kPoints - 1; i >= 0; --i) {
+        x.u[m][i] = get<kMasked>(u_k, i * kStreams < left);
+        x.dout[m][i] = get<kMasked>(dout_k, i * kStreams < left);
+      }
+      if constexpr (kGate) {
+        auto z_k = walk<const T>(Shared::kZ + m, k, kStreams, back);
+#pragma unroll
+        for (int i = kPoints - 1; i >= 0; --i) x.z[m][i] = get<kMasked>(z_k, i * kStreams < left);
+      }
+    }
+  }
+  template <bool kMasked>
+  static __device__ T get(WalkBack<const T>& from, bool in) {
+    const T* const at = from.next();
+    return !kMasked || in ? *at : T{};
+  }
+
+  // The rows of the chunk that was loaded; d and d x, times log2 e, stay in registers too. Steps past the last one get
+  // d = dy = 0, and a slope of 0, so that their ddelta is 0.
+  template <bool kMasked>
+  __device__ void prepare(const Loaded& from, int left, float (&d)[kOwn], float (&dx)[kOwn]) const {
+    float slope[kOwn];
+    const float bias = shared.own_value(Shared::kBias);
+    const int own = first_own();
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) d[i] = slope[i] = fmaf(to_float(from.delta[i]), kLog2E, bias);
+    if (p.delta_softplus) {
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) d[i] = softplus2<T>(d[i], ex2(-fabsf(d[i])));
+    }
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      slope[i] = softplus2_slope(slope[i], d[i]);  // 1 where there is no softplus
+      if (kMasked && own + i >= left) d[i] = slope[i] = 0.0f;
+    }
+    const bool live = place.live_again(), mine = kShare < 4 || place.lane < kShare;
+#pragma unroll
+    for (int point = 0; point < kPoints; ++point) {
+      float u_t[kStreams], x[kStreams], dy[kStreams], dgate[kStreams];
+#pragma unroll
+      for (int m = 0; m < kStreams; ++m)
+        u_t[m] = to_float(from.u[m][point]), dy[m] = to_float(from.dout[m][point]), dgate[m] = 0.0f;
+      tokens(u_t, x);
+      if constexpr (kGate) {
+        float w = to_float(from.z[0][point]);
+        if constexpr (kStreams == 2) {
+          const float z0 = w, z1 = to_float(from.z[1][point]);
+          w = z0 * z1;
+          if (mine) store_vector(shared.pair(own + point * 2), make_float2(z0, z1));
+        }
+        const float s = sigmoid(w), gate = w * s, slope_of_gate = fmaf(gate, 1.0f - s, s);
+#pragma unroll
+        for (int m = 0; m < kStreams; ++m) dgate[m] = dy[m] * slope_of_gate, dy[m] *= gate;
+      }
+#pragma unroll
+      for (int m = 0; m < kStreams; ++m) {
+        const int i = point * kStreams + m, t = own + i;
+        dx[i] = d[i] * x[m];
+        if (mine) store_vector(shared.sizes(t), make_float4(d[i], u_t[m], slope[i], dgate[m]));
+        if (mine && live) shared.row(Shared::kSizeX, t) = dx[i], shared.row(Shared::kDy, t) = dy[m];
+      }
+    }
+  }
+
+  // The steps of x that a step of the streams makes, in the order of processing.
+  __device__ void tokens(const float (&u)[kStreams], float (&x)[kStreams]) const {
+    if constexpr (kStreams == 1) {
+      x[0] = u[0];
+    } else {
+      const float product = u[0] * u[1], sum = u[0] + u[1];
+      x[0] = p.reverse ? sum : product, x[1] = p.reverse ? product : sum;
+    }
+  }
+};
+
+}  // namespace cmimtl::cuda

@@ -1,0 +1,112 @@
+// dB and dC: sums over the channels of a warp, of a block, and over the blocks of a group.
+#pragma once
+
+#include "scan_backward_shared.cuh"
+
+namespace cmimtl::cuda {
+
+// sums[t][n] = sum over the warp's channels of kept[t][n] * row[t]. The lane of four sums reads what other
+// lanes wrote, with no shuffle: a transposition in shared memory costs 1.5 instructions for each value and map, a
+// butterfly 4.
+template <int kStates, int kShare, int kStreams, bool kGate>
+struct BackwardSums {
+  using Shared = BackwardShared<kStates, kShare, kStreams, kGate>;
+  static constexpr int kQuads = Shared::kQuads;
+
+  // The sums of dB lie where `kept` was: a pass writes 128 floats behind those of the passes before it, and reads rows of
+  // 132 floats of which each pass needs at least one. In a slot lie the states of step (slot + shift) % kChunk.
+  template <bool kOfB>
+  static __device__ void over_channels(int lanes) {
+    const Shared shared(lanes, 0);
+    float* const kept = shared.warp;
+    const float* const rows = kept + Shared::rows_at(lanes);
+    const int quads = lanes * kQuads, columns = kWarp / lanes, pitch = Shared::pitch_of_rows(lanes);
+    // With eight states there are fewer sums than lanes: two lanes share one.
+    constexpr int kParts = kShare == 1 && kStates == 8 ? 2 : 1;
+    const int lane = int(thread_again()) % kWarp, part = kParts == 1 ? 0 : lane / (kWarp / kParts);
+    const int passes = kShare == 1 ? 1 : lanes;
+#pragma unroll 1
+    for (int pass = 0; pass < passes; ++pass) {
+      const int at = pass * kWarp + lane % (kWarp / kParts);
+      const int slot = at / quads, quad = at % quads, t = kOfB ? (slot + 1) % kChunk : slot;
+      const float* from = kept + (slot * kQuads + quad / lanes) * Shared::kPitch + quad % lanes * columns * 4;
+      const float* factor = rows + ((kOfB ? Shared::kSizeX : Shared::kDy) * kChunk + t) * pitch;
+      float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if constexpr (kShare < 4) {
+        constexpr int kColumns = kWarp / kShare / kParts;
+#pragma unroll
+        for (int c = 0; c < kColumns; c += 4) {
+          const float4 f = load_vector<float4>(factor + part * kColumns + c);
+          const float* x = from + (part * kColumns + c) * 4;
+          sum = add(sum, f.x, x), sum = add(sum, f.y, x + 4), sum = add(sum, f.z, x + 8), sum = add(sum, f.w, x + 12);
+        }
+      } else {
+        for (int c = 0; c < columns; ++c) sum = add(sum, factor[c], from + c * 4);
+      }
+      if constexpr (kParts == 2) {
+        constexpr int kHalf = kWarp / 2;
+        sum.x += __shfl_xor_sync(kAllLanes, sum.x, kHalf), sum.y += __shfl_xor_sync(kAllLanes, sum.y, kHalf);
+        sum.z += __shfl_xor_sync(kAllLanes, sum.z, kHalf), sum.w += __shfl_xor_sync(kAllLanes, sum.w, kHalf);
+      }
+      if constexpr (kOfB) __syncwarp();
+      if (part == 0) store_vector(kept + (kOfB ? at * 4 : shared.dC_sums(at)), sum);
+    }
+  }
+  static __device__ float4 add(float4 sum, float f, const float* p) {
+    const float4 x = load_vector<float4>(p);
+    return make_float4(fmaf(f, x.x, sum.x), fmaf(f, x.y, sum.y), fmaf(f, x.z, sum.z), fmaf(f, x.w, sum.w));
+  }
+
+  // The sums of the block's warps, in their order: to(t, n, dB, dC) for each step and state of the chunk.
+  template <class To>
+  static __device__ void over_warps(int lanes, const To& to) {
+    const Shared shared(lanes, 0);
+    const float* const first = shared.of_warp(0);
+    const int states = lanes * kStates, floats = Shared::floats_of_warp(lanes);
+    constexpr int kPasses = kShare == 4 ? 1 : (kChunk * kShare * kStates + kThreads - 1) / kThreads;
+    const int passes = kShare == 4 ? (kChunk * states + kThreads - 1) / kThreads : kPasses;
+#pragma unroll kPasses
+    for (int pass = 0; pass < passes; ++pass) {
+      const int at = pass * kThreads + int(threadIdx.x);
+      if (at >= kChunk * states) break;
+      const int t = at / states, n = at % states;
+      const float* const of_B = first + (t + kChunk - 1) % kChunk * states + n;
+      const float* const of_C = first + shared.dC_sums(at / 4) + at % 4;
+      float dB = of_B[0], dC = of_C[0];
+#pragma unroll
+      for (int warp = 1; warp < Shared::kWarps; ++warp) dB += of_B[warp * floats], dC += of_C[warp * floats];
+      to(t, n, dB, dC);
+    }
+  }
+};
+
+// dB and dC, one thread for each element: the sums of the tiles, zero at steps past the sample's own.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    sum_tiles_kernel(const ScanBackward q, const Partial partial, int64_t tiles) {
+  const ScanSizes& s = q.forward.size;
+  const int64_t per_sample = s.steps * s.ngroups * s.dstate, size = s.batch * per_sample;
+  const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= size) return;
+  const int64_t sample = at / per_sample, n = at % s.dstate, group = at / s.dstate % s.ngroups;
+  const int64_t step = at % per_sample / (s.ngroups * s.dstate);
+  const int64_t from = ((sample * s.ngroups + group) * s.steps + step) * s.dstate + n;
+  const int64_t* lengths = q.forward.lengths;
+  float dB = 0.0f, dC = 0.0f;
+  if (!lengths || step < lengths[sample] * q.forward.streams) {
+    for (int64_t i = 0; i < tiles; ++i) dB += partial.dB[i * size + from], dC += partial.dC[i * size + from];
+  }
+  static_cast<T*>(q.dB)[at] = from_float<T>(dB * kLn2);  // as d was times log2 e
+  static_cast<T*>(q.dC)[at] = from_float<T>(dC);
+}
+
+template <class T>
+void launch_sum_tiles(const ScanBackward& q, const ScanPlan& plan, const Partial& partial, void* stream) {
+  const ScanSizes& s = q.forward.size;
+  const int64_t size = s.batch * s.steps * s.ngroups * s.dstate;
+  if (size == 0) return;
+  launch(sum_tiles_kernel<T>, dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0, stream, q, partial,
+         plan.tiles_per_group);
+}
+
+}  // namespace cmimtl::cuda
