@@ -124,15 +124,14 @@ def by_launch(rows: list[dict]) -> dict[str, list[dict]]:
     idle."""
     full, fewer = [], []
     for row in rows:
-        most = max(
-            (
-                other.get("states", 0) * other.get("channels", 1)
-                for other in rows
-                if _same(row, other)
-            )
-        )
-        (full if row.get("states", 0) * row.get("channels", 1) == most else fewer).append(row)
+        most = max(_states(other) for other in rows if _same(row, other))
+        (full if _states(row) == most else fewer).append(row)
     return {"rows": full, "fewer_channels": fewer}
+
+
+def _states(row: dict) -> int:
+    """Of a thread."""
+    return row.get("states", 0) * row.get("channels", 1)
 
 
 def _same(row: dict, other: dict) -> bool:
