@@ -70,7 +70,8 @@ def _measure(benchmark, record, suite, batch, length, which, rounds):
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("which", ["forward", "forward+backward"])
 def test_length(benchmark, record, length, which):
-    _measure(benchmark, record, "length", 1, length, which, rounds=5 if length > 2048 else 9)
+    rounds = 15 if length <= 2048 else 5 if length <= 8192 else 3
+    _measure(benchmark, record, "length", 1, length, which, rounds)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
