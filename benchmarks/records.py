@@ -10,6 +10,7 @@ COMMITTED = Path(__file__).parent / "records"
 # As test_ops.py has them; batch, length, dim.
 TEXT, PATCHES, LONG = (16, 64, 1536), (4, 1154, 1536), (1, 16384, 1536)
 LARGE = (TEXT, PATCHES, LONG)
+SMALL = ((1, 64, 1536), (2, 33, 96))
 
 # As test_fusion.py has them; batch, visual tokens, text tokens.
 QUERIES_SIZE, PATCHES_SIZE = (16, 32, 32), (4, 577, 32)

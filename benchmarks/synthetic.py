@@ -2,7 +2,7 @@
 
 from benchmarks import fusions
 from benchmarks.baselines import BASELINES
-from benchmarks.records import LARGE, PATCHES_SIZE, QUERIES_SIZE, size, workload
+from benchmarks.records import LARGE, PATCHES_SIZE, QUERIES_SIZE, SMALL, size, workload
 
 PASSES = ("forward", "forward+backward")
 TIMED = {"spread": 0.02, "rounds": 9}
@@ -29,7 +29,7 @@ def record() -> dict:
 
 def _ops():
     for which, suite in (*((which, "ops") for which in PASSES), *KERNEL):
-        for of in LARGE:
+        for of in LARGE if suite == "kernel" else (*LARGE, *SMALL):
             batch, length, dim = of
             elements = batch * length * dim * 16
             place = {
