@@ -59,8 +59,9 @@ def readme_section(records: list[dict]) -> str:
             f"The scan with softplus, bias, D and gate, dstate 16, `{backend}` against the others"
             " (batch x length x dim, pass):",
             _markdown(tables.speedup_table(record)),
-            "\\* Not run, from a smaller size: the gradient of indexing a step is as large as the"
-            " sequence, so that these backward passes are quadratic in length.",
+            "\\* Not run: from its time at a smaller size. The gradient of indexing a step is as"
+            " large as the sequence, so the backward passes of mamba's reference and of"
+            " transformers' slow path are quadratic in length.",
             "Each pass by itself, in a process whose allocator keeps its memory:",
             _markdown(tables.kernel_table(record)),
             _markdown(tables.memory_table(record)),

@@ -59,6 +59,10 @@ class Loop:
         return len(self.instructions) - self.count("NOP")
 
 
+# Opcodes that reach global memory, asynchronous copies to shared memory among them.
+GLOBAL = r"(LDG|LDGSTS|STG)(\.|$)"
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One kernel of a cubin."""

@@ -4,8 +4,9 @@
 
 An element is one state of one channel at one step. `slots_per_element` and its kin count the
 hottest loop, the one over steps that the recurrence of the pass is in; `all_slots_per_element`
-counts every loop that a long scan spends its time in, what a backward pass recomputes and prepares
-included.
+counts every such loop of a Triton kernel, what a backward pass recomputes and prepares included. A
+CUDA kernel has one. Warps are those that registers allow: shared memory, which is given at the
+launch, is no limit on sm_90, and allows fewer on sm_80 and sm_120.
 
 Rows for sm_90 also have the time of a workload on an H100, as a model: the slowest of its issue
 slots, its MUFU pipe and its memory, each at its peak; beside it the least that one EX2 an element
@@ -119,9 +120,9 @@ def _whole(row: dict) -> bool:
 
 
 def by_launch(rows: list[dict]) -> dict[str, list[dict]]:
-    """`rows`: one of each backend, pass, op, arch, dtype and dstate, the kernel that a full GPU
-    runs; `fewer_channels`: the CUDA kernels that take its place where that would leave the GPU
-    idle."""
+    """`rows`: of each of our backends one of each pass, op, arch, dtype and dstate, the kernel that
+    a full GPU runs, and the peer's; `fewer_channels`: the CUDA kernels that take its place where it
+    would leave the GPU idle, or where channels do not lie in aligned pairs."""
     full, fewer = [], []
     for row in rows:
         most = max(_states(other) for other in rows if _same(row, other))

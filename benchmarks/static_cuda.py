@@ -61,8 +61,9 @@ def rows(targets: list[str], dtypes: list[str], library: Path = LIBRARY) -> list
 def figures(kernel: sass.Kernel, elements: int) -> dict:
     """Of the loop with the recurrence, which has one EX2 for each of `elements` at least.
 
-    What it loops over in turn with an EX2 of its own is left out: the backward pass's output for
-    callers that ask for it again.
+    The tiles of B and C and the checkpoints of the forward pass, every 8 or 16 steps, lie outside
+    of it and are not counted. What it loops over in turn with an EX2 of its own is left out: the
+    backward pass's output for callers that ask for it again.
     """
     loops = {}
     for loop in kernel.loops_without(r"MUFU\.EX2"):
@@ -79,9 +80,10 @@ def figures(kernel: sass.Kernel, elements: int) -> dict:
         "all_slots_per_element": slots,
         "mufu_cycles_per_element": mufu,
         "all_mufu_cycles_per_element": mufu,
+        "ex2_per_element": per_element(r"MUFU\.EX2"),
         "shared_per_element": per_element("LDS|STS"),
         "shuffles_per_element": per_element("SHFL"),
-        "global_bytes_per_element": loop.bytes("LDG|STG") / loops[loop],
+        "global_bytes_per_element": loop.bytes(sass.GLOBAL) / loops[loop],
         "registers": kernel.registers,
         "spill_bytes": kernel.spill_bytes,
         "warps_per_sm": kernel.warps_per_sm,

@@ -176,9 +176,10 @@ def _per_element(kernel: sass.Kernel, made: Launch) -> dict[str, float]:
         "mufu_cycles_per_element": sass.CYCLES_PER_MUFU * per_element("MUFU"),
         "all_mufu_cycles_per_element": sass.CYCLES_PER_MUFU
         * sum(loop.count("MUFU") / n for loop, n in elements.items()),
+        "ex2_per_element": per_element(r"MUFU\.EX2"),
         "shared_per_element": per_element("LDS|STS"),
         "shuffles_per_element": per_element("SHFL"),
-        "global_bytes_per_element": hottest.bytes("LDG|STG") / elements[hottest],
+        "global_bytes_per_element": hottest.bytes(sass.GLOBAL) / elements[hottest],
     }
 
 

@@ -110,11 +110,13 @@ def test_loops_are_counted_with_those_in_them_but_for_the_ones_left_out():
         instruction(64, "LDS.128"),  # .L_3
         instruction(80, "BRA", "`(.L_3)"),
         instruction(96, "LDG.E.64.CONSTANT"),
-        instruction(112, "BRA", "`(.L_1)"),
+        instruction(112, "LDGDEPBAR"),
+        instruction(128, "LDGSTS.E.128"),
+        instruction(144, "BRA", "`(.L_1)"),
     )
     kernel = sass.Kernel(90, 32, 128, 0, code, {".L_1": 16, ".L_2": 32, ".L_3": 64})
     outer, with_ex2, without = kernel.loops_without(r"MUFU\.EX2")
-    assert [i.address for i in outer.instructions] == [16, 64, 80, 96, 112]
+    assert [i.address for i in outer.instructions] == [16, 64, 80, 96, 112, 128, 144]
     assert (with_ex2.slots, without.slots) == (2, 2)
     assert [loop.slots for loop in kernel.innermost_loops] == [2, 2]
-    assert (outer.bytes("LDG"), outer.bytes("LDS"), outer.bytes("STG")) == (8, 16, 0)
+    assert (outer.bytes(sass.GLOBAL), outer.bytes("LDS"), outer.bytes("STG")) == (8 + 16, 16, 0)

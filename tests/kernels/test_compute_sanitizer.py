@@ -22,6 +22,14 @@ for op in ("selective_scan", "cross_selective_scan"):
         inputs["lengths"] = torch.tensor([7, 33], device="cuda")
         function = getattr(cmimtl_kernels, op)
         testing.run_with_gradients(function, inputs, backend="cuda", delta_softplus=True)
+    for options in (
+        {"batch": 140, "length": 9, "dim": 512, "dtype": torch.bfloat16},  # two channels a thread
+        {"batch": 280, "length": 9, "dim": 511},  # one
+        {"batch": 1, "length": 1100, "dim": 8},  # split over time
+    ):
+        inputs = testing.scan_inputs(cross=op.startswith("cross"), device="cuda", **options)
+        function = getattr(cmimtl_kernels, op)
+        testing.run_with_gradients(function, inputs, backend="cuda", delta_softplus=True)
 inputs = testing.conv_inputs(device="cuda")
 testing.run_with_gradients(cmimtl_kernels.causal_conv1d, inputs, backend="cuda")
 torch.cuda.synchronize()

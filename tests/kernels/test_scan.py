@@ -43,6 +43,29 @@ def test_convolution_matches_reference(case, backend, device):
     matrix.check(case, backend=backend, device=device)
 
 
+@pytest.mark.gpu
+@NO_CUDA
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dim", [512, 511])
+@pytest.mark.parametrize("op", matrix.SCANS)
+def test_scan_that_fills_a_gpu(op, dim, dtype, backend):
+    """So many channels that a thread has two of them, where they lie in pairs, or all states of
+    one; the matrix is too small for these kernels."""
+    sizes = {"batch": 140, "length": 33, "dim": dim, "dstate": 16, "dtype": dtype}
+    matrix.check(matrix.Case(op, sizes, {"delta_softplus": True}), backend=backend, device="cuda")
+
+
+@pytest.mark.gpu
+@NO_CUDA
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("op", matrix.SCANS)
+def test_scan_that_is_split_over_time(op, backend):
+    """Few channels and many steps."""
+    sizes = {"batch": 1, "length": 3001, "dim": 40, "dstate": 16}
+    matrix.check(matrix.Case(op, sizes, {"delta_softplus": True}), backend=backend, device="cuda")
+
+
 def test_largest_state_on_cpu():
     matrix.check(
         matrix.Case(
