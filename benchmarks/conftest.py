@@ -33,7 +33,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # One round must not be split into a calibrated number of loops: rounds are interleaved by hand.
+    # Garbage is collected between the rounds, by `measure.interleave`.
     config.option.benchmark_disable_gc = True
     threads = config.getoption("--bench-threads") or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)

@@ -6,20 +6,14 @@ import torch
 from benchmarks import limits, measure
 from benchmarks.baselines import BASELINES, Baseline, agreement
 from benchmarks.measure import DEVICE
+from benchmarks.records import LARGE, PATCHES, SMALL
 from cmimtl_kernels import backends, selective_scan, testing
 
 DSTATE = 16
 
 # batch, length, dim. A block of batch 16 on text; ViT-B/16 tokens at 384, interleaved; a long scan;
 # two small calls, where the fixed cost of a call counts, and which are timed many in a row.
-WORKLOADS = [
-    (16, 64, 1536),
-    (4, 1154, 1536),
-    (1, 16384, 1536),
-    (1, 64, 1536),
-    (2, 33, 96),
-]
-LARGE, MIDDLE = WORKLOADS[:3], WORKLOADS[1]
+WORKLOADS = [*LARGE, *SMALL]
 PASSES = ("forward", "forward+backward")
 QUICK = ((2, 33, 96), "forward+backward")
 
@@ -215,7 +209,7 @@ def test_half_precision(benchmark, record, backend, which):
     """bfloat16 and float16 beside float32, on the second workload."""
     calls = {
         str(dtype).removeprefix("torch."): _ours(backend).prepare(
-            _inputs(MIDDLE, dtype), which != "forward"
+            _inputs(PATCHES, dtype), which != "forward"
         )
         for dtype in (torch.float32, torch.bfloat16, torch.float16)
     }
@@ -226,10 +220,10 @@ def test_half_precision(benchmark, record, backend, which):
             "dtypes",
             backend,
             timing,
-            **_shape(MIDDLE, which, dtype),
+            **_shape(PATCHES, which, dtype),
             ratio=timing.median / timings["float32"].median,
             # Stated for float32: the FMA pipes, which limit it, do the same in every dtype.
-            **machine.limit(_work(MIDDLE, which), timing),
+            **machine.limit(_work(PATCHES, which), timing),
         )
 
 

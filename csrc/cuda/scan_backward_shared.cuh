@@ -5,6 +5,13 @@
 
 namespace cmimtl::cuda {
 
+// Where a tensor has the first step of a segment and the first channel of a block, and its strides in the order of
+// processing.
+struct alignas(16) Start {
+  void* p;
+  int step, channel;
+};
+
 // Per warp, where a column is one of its channels:
 //     kept      (kChunk, kQuads, kWarp + 1) float4: the states h of a chunk, then their q; four of a lane side by side
 //     sizes     (kChunk, columns) float4: d, x, the slope of softplus, dz / y; of x the cross scan keeps v and t
@@ -14,13 +21,6 @@ namespace cmimtl::cuda {
 //     dC_sums   (kChunk, states); with one lane to a channel they are in the 33rd columns of `kept`
 // Per block: the tiles of B and C, (kChunk, states), and where each tensor has the segment's first step.
 // With up to 128 states that is 99 KiB at most, all that a block gets on compute capability 8.6, 8.9 and 12.0.
-// Where a tensor has the first step of a segment and the first channel of a block, and its strides in the order of
-// processing.
-struct alignas(16) Start {
-  void* p;
-  int step, channel;
-};
-
 template <int kStates, int kShare, int kStreams, bool kGate>
 struct BackwardShared {
   static constexpr int kQuads = kStates / 4;

@@ -11,7 +11,8 @@
 //     the rest        bias, D and gate: 4 for a step; waits, the loop                              0.3
 // so 7.4; half types save three coefficients and pay for conversions. With one channel B and C cost 0.5 and the streams
 // 0.75 and more: 7.9. The MUFU pipe takes 8 cycles for each of 16 + 2.25 instructions in 16 elements: 9.1 an element. The
-// 16 bytes of a step come from memory in about the same time, so nothing here is worth a second pass over the data.
+// 16 bytes of a step come from memory in about the same time, the 24 of a step with its share of a checkpoint take longer, so
+// nothing here is worth a second pass over the data.
 //
 // Memory is read ahead by asynchronous copies, double-buffered: the tiles of B and C (scan_common.cuh), and the streams,
 // two stages of kStage steps (ahead.cuh). The last steps of a sequence run through the same code with masked loads and
