@@ -59,50 +59,60 @@ inline V exp2_polynomial(V f, double) {
 }
 
 #if CMIMTL_VECTOR_BYTES == 64
-// exp2_product of 16 floats, which AVX-512 can look up in a register: rounded to sixteenths, a * b leaves [-1/32, 1/32] to a
-// polynomial of degree 3, six FMA-pipe operations instead of eight. kPowers[k] is 2^(k/16), without the k << 19 that comes with
-// the exponent: the sum of a * b and kRound has k in its four lowest bits and round(a * b - k / 16) above them. kRest[k] is
-// what 2^(k/16) has lost to rounding, as a share. Every FMA is written as one: left to the compiler, not all copies would
-// contract a * b alike, and the bits would differ.
+// 2^x of 16 floats, which AVX-512 can look up in a register: x, rounded to sixteenths, leaves a rest f near 0 to a polynomial
+// of degree 3, a multiplication and three FMAs instead of six FMAs. kPowers[k] is 2^(k/16 - kShift), without the k << 19 that
+// comes with the exponent: the sum of x and kRound has k in its four lowest bits and floor(x) above them. A table rounds to
+// 2^-25, and with A and delta constant the recurrence adds the same error at every step. kShift makes the roundings small:
+// of all floats below 1/32, those for which 2^-kShift (1 + p(kShift)) is 1 to 5e-10 were tried, and of this one no entry
+// has an error of more than 2e-8; that at x = 0, which is the decay 1, has 1e-10.
+constexpr float kShift = -0x1.acadeap-8f, kRoundToSixteenths = FloatTraits<float>::kRound / 16;
+
 template <class V>
-inline V exp2_by_sixteenths(V a, V b) {
-  constexpr float kRound = FloatTraits<float>::kRound / 16;
+inline V exp2_from_table(V shifted, V f) {
   constexpr int kBits = FloatTraits<float>::kMantissaBits - 4;
   typedef int32_t Ints __attribute__((vector_size(64)));
   constexpr Ints kPowers = {
-      0x3F800000 - (0 << kBits),  0x3F85AAC3 - (1 << kBits),  0x3F8B95C2 - (2 << kBits),  0x3F91C3D3 - (3 << kBits),
-      0x3F9837F0 - (4 << kBits),  0x3F9EF532 - (5 << kBits),  0x3FA5FED7 - (6 << kBits),  0x3FAD583F - (7 << kBits),
-      0x3FB504F3 - (8 << kBits),  0x3FBD08A4 - (9 << kBits),  0x3FC5672A - (10 << kBits), 0x3FCE248C - (11 << kBits),
-      0x3FD744FD - (12 << kBits), 0x3FE0CCDF - (13 << kBits), 0x3FEAC0C7 - (14 << kBits), 0x3FF5257D - (15 << kBits)};
-  constexpr V kRest = {0.00000000e+00f,  4.62854708e-08f,  -1.19921571e-08f, 4.72978236e-08f,
-                       3.19341809e-08f,  3.62105731e-08f,  -3.09907208e-08f, -7.47521317e-09f,
-                       1.71142713e-08f,  -3.04768342e-08f, 5.23333425e-09f,  6.10759162e-09f,
-                       -1.47196054e-08f, -5.25879512e-09f, -6.12825982e-09f, 5.14060921e-09f};
-  const auto find = [](auto table, V at) {
-    return _mm512_maskz_permutexvar_epi32(0xFFFF, __m512i(at), __m512i(table));
-  };
-  const V shifted = _mm512_fmadd_ps(a, b, kRound - V{});
-  const V f = _mm512_fmsub_ps(a, b, shifted - kRound);
-  const V power = V(Ints(find(kPowers, shifted)) + (Ints(shifted) << kBits));
+      0x3F8094E8 - (0 << kBits),  0x3F864643 - (1 << kBits),  0x3F8C3824 - (2 << kBits),  0x3F926D66 - (3 << kBits),
+      0x3F98E905 - (4 << kBits),  0x3F9FAE1E - (5 << kBits),  0x3FA6BFF2 - (6 << kBits),  0x3FAE21E7 - (7 << kBits),
+      0x3FB5D789 - (8 << kBits),  0x3FBDE48C - (9 << kBits),  0x3FC64CCF - (10 << kBits), 0x3FCF145C - (11 << kBits),
+      0x3FD83F6B - (12 << kBits), 0x3FE1D263 - (13 << kBits), 0x3FEBD1DF - (14 << kBits), 0x3FF642AD - (15 << kBits)};
+  const V entry = V(_mm512_maskz_permutexvar_epi32(0xFFFF, __m512i(shifted), __m512i(kPowers)));
+  const V power = V(Ints(entry) + (Ints(shifted) << kBits));
   V p = _mm512_fmadd_ps(f, 5.55054098e-2f - V{}, 2.40233555e-1f - V{});
-  p = _mm512_fmadd_ps(p, f, 6.93147182e-1f - V{});
-  p = _mm512_fmadd_ps(p, f, V(find(kRest, shifted)));
+  p = _mm512_fmadd_ps(p, f, 6.93147182e-1f - V{}) * f;
   return _mm512_fmadd_ps(p, power, power);
 }
 #endif
 
 // 2^(a * b) for |a * b| <= kMaxExponent. The product is folded into the rounding (two FMAs and no multiplication), and
-// round(a * b), in the low bits of the sum, is added to the exponent.
+// round(a * b), in the low bits of the sum, is added to the exponent. Every FMA of AVX-512 is written as one: left to the
+// compiler, not all copies would contract a * b alike, and the bits would differ.
 template <class T, class V, class I>
 inline V exp2_product(V a, V b) {
 #if CMIMTL_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) return exp2_by_sixteenths(a, b);
+  if constexpr (sizeof(T) == 4) {
+    const V shifted = _mm512_fmadd_ps(a, b, kRoundToSixteenths - V{});
+    return exp2_from_table(shifted, V(_mm512_fmsub_ps(a, b, shifted - kRoundToSixteenths) + kShift));
+  }
 #endif
   using F = FloatTraits<T>;
   const V shifted = a * b + F::kRound;
   const V whole = shifted - F::kRound;
   const V p = exp2_polynomial(V(a * b - whole), T());
   return V(I(p) + (I(shifted) << F::kMantissaBits));
+}
+
+// The same for the recurrence, where AVX-512 rounds a * b once more, which costs a decay 2e-8 at most: an addition takes the
+// place of an FMA, whose pipes are those that everything waits for.
+template <class T, class V, class I>
+inline V exp2_decay(V a, V b) {
+#if CMIMTL_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    const V x = _mm512_fmadd_ps(a, b, kShift - V{}), shifted = x + kRoundToSixteenths;
+    return exp2_from_table(shifted, V(x - (shifted - kRoundToSixteenths)));
+  }
+#endif
+  return exp2_product<T, V, I>(a, b);
 }
 
 // 2^x for any x: 0 below the smallest number, infinity above the largest, NaN for NaN.

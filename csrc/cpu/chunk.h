@@ -190,7 +190,7 @@ void prepare_weights(const ScanForward& p, const Weights<T>& w, const Line& line
   load_channels(p.delta_bias, line, w.bias + at_line);
 }
 
-// The largest magnitude of the step sizes of each lane, and whether d_t * A then stays where exp2_product holds. As integers
+// The largest magnitude of the step sizes of each lane, and whether d_t * A then stays where exp2_decay holds. As integers
 // magnitudes compare as they do as numbers, and a NaN is larger than all.
 template <class T>
 class Magnitude {

@@ -27,12 +27,12 @@ inline void each_group(int64_t dstate, F f) {
 constexpr bool kManyRegisters = CMIMTL_VECTOR_BYTES == 64;
 constexpr int kForwardGroup = 8;
 
-// exp(d A), as 2^(d A2). `moderate`: whether |d A2| is known to be inside of exp2_product's range.
+// exp(d A), as 2^(d A2). `moderate`: whether |d A2| is known to be inside of exp2_decay's range.
 template <bool kModerate, class T>
 inline typename Simd<T>::V decay_of(typename Simd<T>::V delta, typename Simd<T>::V A2) {
   using V = typename Simd<T>::V;
   using I = typename Simd<T>::I;
-  if constexpr (kModerate) return exp2_product<T, V, I>(delta, A2);
+  if constexpr (kModerate) return exp2_decay<T, V, I>(delta, A2);
   return exp2_any<T, V, I>(V(delta * A2));
 }
 
