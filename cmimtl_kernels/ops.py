@@ -310,9 +310,7 @@ def _check_shared(
     """
     batch, _, dim = u.shape
     acc = accumulation_dtype(u.dtype)
-    for name, x in (("A", A), ("B", B), ("C", C)):
-        if not isinstance(x, Tensor):
-            raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    _check_tensor(op, "A", A)
     if A.dtype.is_complex:
         raise ValueError(
             f"{op}: A must be real, got {_name(A.dtype)}; complex states are not supported"
@@ -325,11 +323,12 @@ def _check_shared(
     delta_bias = _check_optional(op, "delta_bias", delta_bias, u, (dim,), acc)
     B = _check_map(op, "B", B, u, steps, dstate)
     C = _check_map(op, "C", C, u, steps, dstate)
-    groups_of_B, groups_of_C = (x.shape[2] if x.dim() == 4 else 1 for x in (B, C))
-    if groups_of_B != groups_of_C:
-        raise ValueError(
-            f"{op}: C must have the groups of B ({groups_of_B}), got {groups_of_C} groups"
-        )
+    if B.shape != C.shape:
+        groups_of_B, groups_of_C = (x.shape[2] if x.dim() == 4 else 1 for x in (B, C))
+        if groups_of_B != groups_of_C:
+            raise ValueError(
+                f"{op}: C must have the groups of B ({groups_of_B}), got {groups_of_C} groups"
+            )
     initial_state = _check_optional(
         op, "initial_state", initial_state, u, (batch, dim, dstate), acc
     )
@@ -338,6 +337,7 @@ def _check_shared(
 
 def _check_map(op: str, name: str, x: Tensor, u: Tensor, steps: int, dstate: int) -> Tensor:
     """B or C, which is (batch, steps, dstate) or (batch, steps, ngroups, dstate)."""
+    _check_tensor(op, name, x)
     batch, _, dim = u.shape
     if x.dim() == 3:
         return _check(op, name, x, u, (batch, steps, dstate))
@@ -376,9 +376,13 @@ def check_lengths(
     return lengths.to(torch.int64)
 
 
-def _check_float(op: str, name: str, x: Tensor) -> None:
+def _check_tensor(op: str, name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+
+
+def _check_float(op: str, name: str, x: Tensor) -> None:
+    _check_tensor(op, name, x)
     if x.dtype not in _FLOATS:
         raise ValueError(
             f"{op}: {name} must be float32, bfloat16, float16 or float64, got {_name(x.dtype)}"
@@ -399,8 +403,7 @@ def _check(
     to: torch.dtype | None = None,
 ) -> Tensor:
     """Check shape, device and dtype of x; with `to` any float dtype is taken and converted."""
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    _check_tensor(op, name, x)
     if x.shape != shape:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(x.shape)}")
     if x.device != like.device:

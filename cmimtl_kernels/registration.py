@@ -8,7 +8,8 @@ so that there is one text of it, whichever libraries were built.
 
 Conventions of every kernel:
 
-- B and C are (batch, steps, ngroups, dstate). steps is length, or 2 * length in the cross scan.
+- B and C are (batch, steps, ngroups, dstate), or of one group (batch, steps, dstate); so are their
+  gradients. steps is length, or 2 * length in the cross scan.
 - lengths is int64 on the tensors' device, (batch,), in steps of u, or pairs of steps in the cross
   scan.
 - A, D, delta_bias and the states are in the accumulation dtype: float32, or float64 where u is.
@@ -99,18 +100,18 @@ def call(namespace: str, name: str, args: tuple, differentiated: bool):
 
     Args:
         namespace, name: which op, `torch.ops.<namespace>.<name>`.
-        args: its arguments, all of them; B and C may be (batch, steps, dstate), without groups.
+        args: its arguments, all of them.
         differentiated: whether autograd is to record it.
     """
     op = _OPS[namespace, name]
     if torch.compiler.is_compiling():
-        return op(*_with_groups(name, args))
+        return op(*args)
     if inside_torch_func():
-        return _TRANSFORMED[op].apply(*_with_groups(name, args))
+        return _TRANSFORMED[op].apply(*args)
     if differentiated:
         return _FUNCTIONS[namespace, name].apply(*args)
     with _below_autograd():
-        return op(*_with_groups(name, args))
+        return op(*args)
 
 
 def inside_torch_func() -> bool:
@@ -126,7 +127,7 @@ def _function(op, name: str, setup, backward) -> type[torch.autograd.Function]:
 
     def forward(ctx, *args):
         with _below_autograd():
-            output = op(*_with_groups(name, args))
+            output = op(*args)
         setup(ctx, args, output)
         return output
 
@@ -152,21 +153,6 @@ def _call_backward(op, *args):
         return op(*args)
     with _below_autograd():
         return op(*args)
-
-
-_MAPS = {"selective_scan_fwd": (3, 4), "cross_selective_scan_fwd": (4, 5)}  # where B and C stand
-
-
-def _with_groups(name: str, args) -> list:
-    """args with B and C as (batch, steps, ngroups, dstate).
-
-    In eager calls that is done below autograd, as a view that autograd records costs 15 us.
-    """
-    args = list(args)
-    for i in _MAPS.get(name, ()):
-        if args[i].dim() == 3:
-            args[i] = args[i].unsqueeze(2)
-    return args
 
 
 # Fake kernels: shapes and dtypes without data
@@ -293,7 +279,7 @@ def _scan_backward(op):
         _check_checkpoints("selective_scan", ctx.options)
         dout = torch.zeros_like(inputs[0]) if dout is None else dout
         *grads, _ = _call_backward(
-            op, dout, dlast_state, *_with_groups("selective_scan_fwd", inputs), checkpoints,
+            op, dout, dlast_state, *inputs, checkpoints,
             *ctx.options, False,
         )  # fmt: skip
         return *_present(grads, inputs[:9]), None, None, None, None
@@ -310,7 +296,7 @@ def _cross_backward(op):
             for g, x in zip((dout_v, dout_t), inputs[:2], strict=True)
         )
         *grads, _, _ = _call_backward(
-            op, dout_v, dout_t, dlast_state, *_with_groups("cross_selective_scan_fwd", inputs),
+            op, dout_v, dout_t, dlast_state, *inputs,
             checkpoints, *ctx.options, False,
         )  # fmt: skip
         return *_present(grads, inputs[:11]), None, None, None, None
@@ -345,11 +331,8 @@ def _check_checkpoints(op: str, options) -> None:
 
 
 def _present(grads, inputs):
-    """The gradients of what was given, without the groups that B and C had not."""
-    return (
-        None if x is None else g if g.dim() == x.dim() else g.squeeze(2)
-        for g, x in zip(grads, inputs, strict=True)
-    )
+    """The gradients of what was given."""
+    return (None if x is None else g for g, x in zip(grads, inputs, strict=True))
 
 
 _SETUPS = {

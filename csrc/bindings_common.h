@@ -41,8 +41,11 @@ inline In in(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.strid
 inline In in(const Optional& x) { return x ? in(*x) : In{}; }
 inline Out out(const Tensor& x) { return {x.mutable_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
 inline Out out(const Optional& x) { return x ? out(*x) : Out{}; }
+// B or C: (batch, steps, ngroups, dstate), or of one group (batch, steps, dstate).
+inline int64_t groups_of(const Tensor& x) { return x.dim() == 3 ? 1 : x.size(2); }
 inline InMap in_map(const Tensor& x) {
-  return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+  const bool one = x.dim() == 3;
+  return {x.const_data_ptr(), x.stride(0), x.stride(1), one ? 0 : x.stride(2), x.stride(one ? 2 : 3)};
 }
 
 // Small operands are read without strides; a copy is made only where they are not contiguous.
@@ -81,19 +84,23 @@ struct ScanInputs {
     const auto optional = [&](const char* name, const Optional& x, std::vector<int64_t> expected) {
       if (x) shape(name, *x, expected);
     };
-    STD_TORCH_CHECK(A.dim() == 2 && B.dim() == 4, op, ": A must have 2 dimensions and B 4, got ", A.dim(), " and ",
-                    B.dim());
-    const int64_t dstate = A.size(1), ngroups = B.size(2);
+    STD_TORCH_CHECK(A.dim() == 2 && (B.dim() == 3 || B.dim() == 4), op, ": A must have 2 dimensions and B 3 or 4, got ",
+                    A.dim(), " and ", B.dim());
+    const int64_t dstate = A.size(1), ngroups = groups_of(B);
     STD_TORCH_CHECK(ngroups > 0 && dim % ngroups == 0, op, ": B must have groups that divide dim=", dim, ", got ",
                     ngroups);
+    const auto map = [&](const char* name, const Tensor& x) {
+      if (x.dim() == 3 && ngroups == 1) return shape(name, x, {batch, steps, dstate});
+      shape(name, x, {batch, steps, ngroups, dstate});
+    };
     for (int m = 0; m < streams; ++m) {
       shape("every stream", u[m], {batch, length, dim});
       optional("every gate", z[m], {batch, length, dim});
     }
     shape("delta", delta, {batch, steps, dim});
     shape("A", A, {dim, dstate});
-    shape("B", B, {batch, steps, ngroups, dstate});
-    shape("C", C, {batch, steps, ngroups, dstate});
+    map("B", B);
+    map("C", C);
     optional("D", D, {dim});
     optional("delta_bias", delta_bias, {dim});
     optional("initial_state", initial_state, {batch, dim, dstate});
@@ -110,7 +117,7 @@ struct ScanInputs {
     p.size.steps = delta.size(1);
     p.size.dim = u[0].size(2);
     p.size.dstate = A.size(1);
-    p.size.ngroups = B.size(2);
+    p.size.ngroups = groups_of(B);
     p.size.checkpoint_every = checkpoint_every;
     p.size.nchunks = checkpoint_every ? (p.size.steps + checkpoint_every - 1) / checkpoint_every : 0;
     p.dtype = dtype_of(u[0]);
@@ -220,8 +227,11 @@ struct Ops {
     }
     q.ddelta = out(r.ddelta = result_like(x.delta));
     r.dA = empty(x.u[0], {s.dim, s.dstate}, acc);
-    r.dB = empty(x.u[0], {s.batch, s.steps, s.ngroups, s.dstate}, dtype);
-    r.dC = empty(x.u[0], {s.batch, s.steps, s.ngroups, s.dstate}, dtype);
+    const auto map_like = [&](const Tensor& of) {
+      if (of.dim() == 3) return empty(x.u[0], {s.batch, s.steps, s.dstate}, dtype);
+      return empty(x.u[0], {s.batch, s.steps, s.ngroups, s.dstate}, dtype);
+    };
+    r.dB = map_like(x.B), r.dC = map_like(x.C);
     r.dD = optional_like(x.D, x.u[0], acc);
     r.ddelta_bias = optional_like(x.delta_bias, x.u[0], acc);
     r.dinitial_state = optional_like(x.initial_state, x.u[0], acc);

@@ -56,6 +56,7 @@ def _forward(
     xs, delta, A, B, C, D, zs, bias, initial, lengths, softplus, reverse, every
 ):  # fmt: skip
     """Either scan. -> (outputs, last_state, checkpoints)."""
+    B, C = _grouped(B), _grouped(C)
     batch, length, dim = xs[0].shape
     steps, dstate, ngroups = delta.shape[1], A.shape[1], B.shape[2]
     _check_every("checkpoint_every", every, len(xs))
@@ -161,6 +162,8 @@ def _backward(
     reverse, every, recompute,
 ):  # fmt: skip
     """Either scan. -> (dxs, (ddelta, dA, dB, dC, dD), dzs, (dbias, dinitial), outputs)."""
+    maps = B, C
+    B, C = _grouped(B), _grouped(C)
     batch, length, dim = xs[0].shape
     steps, dstate, ngroups = delta.shape[1], A.shape[1], B.shape[2]
     _check_every("checkpoint_every", every, len(xs))
@@ -213,8 +216,7 @@ def _backward(
     shared = (
         _as(delta, ddelta),
         dA.sum((0, 1)),
-        dBC[0].sum(0).to(B.dtype),
-        dBC[1].sum(0).to(C.dtype),
+        *(g.sum(0).to(x.dtype).view(x.shape) for g, x in zip(dBC, maps, strict=True)),
         nothing_wide if dD is None else dD.sum((0, 1)),
     )
     return (
@@ -315,6 +317,11 @@ def _device_of(x: Tensor):
 def _rows(x: Tensor | None) -> Tensor | None:
     """x, its last dimension with stride 1."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def _grouped(x: Tensor) -> Tensor:
+    """B or C as (batch, steps, ngroups, dstate)."""
+    return x if x.dim() == 4 else x.unsqueeze(2)
 
 
 def _dense(x: Tensor | None) -> Tensor | None:
