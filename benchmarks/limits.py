@@ -125,6 +125,7 @@ class _Counter(TorchDispatchMode):
             for backend in backends.BACKENDS.values()
             if backend.namespace
             for op, streams in (("selective_scan", 1), ("cross_selective_scan", 2))
+            if op in backend.ops
             for suffix, which, place in (
                 ("fwd", "forward", streams),
                 ("bwd", "backward", 2 * streams + 1),

@@ -50,7 +50,7 @@ class Launch:
     arguments: dict[str, object]
     options: dict[str, object]  # of the compiler
 
-    def compile(self, target: GPUTarget):
+    def source(self) -> ASTSource:
         """As Triton's launcher would: None, and constants, are compiled in; so is that an integer
         or an address is a multiple of 16."""
         signature, constants, divisible = {}, {}, {}
@@ -63,11 +63,13 @@ class Launch:
             signature[name] = "i32" if isinstance(value, int) else _TYPES[value.dtype]
             if not isinstance(value, int) or value % 16 == 0:
                 divisible[index,] = [["tt.divisibility", 16]]
-        source = ASTSource(self.kernel, signature, constants, divisible)
-        return triton.compile(source, target=target, options=self.options)
+        return ASTSource(self.kernel, signature, constants, divisible)
+
+    def compile(self, target: GPUTarget):
+        return triton.compile(self.source(), target=target, options=self.options)
 
 
-class _Recorder:
+class Recorder:
     """Stands where launch.py has a kernel, and notes what it is called with."""
 
     def __init__(self, kernel: triton.JITFunction, into: list[Launch]):
@@ -99,7 +101,7 @@ def launches(
     with contextlib.ExitStack() as stack:
         for name in ("scan_forward", "scan_backward", "segment_totals", "carry_over"):
             kernel = getattr(launch, name)
-            stack.enter_context(mock.patch.object(launch, name, _Recorder(kernel, recorded)))
+            stack.enter_context(mock.patch.object(launch, name, Recorder(kernel, recorded)))
         stack.enter_context(mock.patch.object(launch, "lanes_of", lambda x: lanes))
         stack.enter_context(mock.patch.object(launch, "processors_of", lambda x: processors))
         options = (True, False, EVERY)

@@ -109,6 +109,13 @@ def test_committed_records_hold_the_claims():
             assert not missed, f"{record['device']}: {missed}"
 
 
+def test_benchmarks_readme_explains_every_key():
+    text = (measure.ROOT / "benchmarks" / "README.md").read_text()
+    for record in records.committed():
+        keys = {*record, *record["limits"], *(key for row in record["rows"] for key in row)}
+        assert not [key for key in keys if f"`{key}`" not in text]
+
+
 def test_committed_records_are_whole():
     """Their commit has no changes beside it, and every row has a time, a size or a reason."""
     for record in records.committed():

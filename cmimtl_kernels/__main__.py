@@ -27,12 +27,13 @@ def report() -> str:
     for name, backend in backends.BACKENDS.items():
         reason = backend.unavailable()
         state = _built(name) if reason is None else f"unavailable: {reason}"
-        lines.append(f"  {name:<10} {state}")
-    lines += ["", 'backend="auto" picks (float32, dstate 16)']
+        lines.append(f"  {name:<13} {state}")
+    lines += ["", 'backend="auto" picks (a scan, float32, dstate 16)']
     for device in dict.fromkeys(("cpu", "cuda", *_other_device())):
         present = device != "cuda" or torch.cuda.is_available()
-        picked = backends.auto(device) if present else "nothing: there is no such device here"
-        lines.append(f"  {device:<10} {picked}")
+        call = backends.Call("selective_scan", device, torch.float32, dstate=16)
+        picked = backends.auto(call) if present else "nothing: there is no such device here"
+        lines.append(f"  {device:<13} {picked}")
     for name in _library.NAMES:
         lines += _trouble(name)
     return "\n".join(lines) + "\n"

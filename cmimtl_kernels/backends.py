@@ -6,17 +6,40 @@ all.
 """
 
 import functools
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from cmimtl_kernels import _library, registration
+from cmimtl_kernels import _library, causal_conv1d_package, registration
 from cmimtl_kernels import triton as triton_kernels
 
 _HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Call(NamedTuple):
+    """What the choice depends on.
+
+    Attributes:
+        op: the public function.
+        device_type, dtype: of its first argument, u, v or x.
+        dstate: the state size of a scan.
+        width: the width of a convolution.
+        lengths: whether the samples have lengths of their own.
+        reverse: whether it goes back in time.
+    """
+
+    op: str
+    device_type: str
+    dtype: torch.dtype
+    dstate: int = 0
+    width: int = 0
+    lengths: bool = False
+    reverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,10 +50,12 @@ class Backend:
         name: what users pass as `backend=`.
         namespace: where the ops live, `torch.ops.<namespace>`; None for plain PyTorch.
         devices: device types that it runs on; None for every one.
-        dtypes: dtypes of u that it takes.
+        dtypes: dtypes of u, v or x that it takes.
         max_dstate: -> the largest state size in this process, or None.
         checkpoint_every: steps between two states kept for the backward pass.
         unavailable: why it cannot be used in this process at all, or None.
+        ops: the public functions that it has kernels for.
+        cannot: -> further reasons against a call of one of them.
     """
 
     name: str
@@ -40,20 +65,26 @@ class Backend:
     max_dstate: Callable[[], int | None]
     checkpoint_every: int
     unavailable: Callable[[], str | None]
+    ops: tuple[str, ...] = registration.OPS
+    cannot: Callable[[Call], list[str]] = lambda call: []
 
-    def why_not(self, device_type: str, dtype: torch.dtype, dstate: int) -> list[str]:
-        """Every reason why it cannot run inputs like these; empty where it can."""
+    def why_not(self, call: Call) -> list[str]:
+        """Every reason why it cannot run a call like this; empty where it can."""
+        if call.op not in self.ops:
+            return [f"has {' and '.join(self.ops)} alone"]
         reasons = []
         if reason := self.unavailable():
             reasons.append(reason)
-        if self.devices is not None and device_type not in self.devices:
-            reasons.append(f"runs on {' and '.join(self.devices)}, the inputs are on {device_type}")
-        if dtype not in self.dtypes:
+        if self.devices is not None and call.device_type not in self.devices:
+            devices = " and ".join(self.devices)
+            reasons.append(f"runs on {devices}, the inputs are on {call.device_type}")
+        if call.dtype not in self.dtypes:
             names = ", ".join(str(d).removeprefix("torch.") for d in self.dtypes)
-            reasons.append(f"takes {names}, u is {str(dtype).removeprefix('torch.')}")
-        if (most := self.max_dstate()) is not None and dstate > most:
-            reasons.append(f"takes dstate up to {most}, got {dstate}")
-        return reasons
+            dtype = str(call.dtype).removeprefix("torch.")
+            reasons.append(f"takes {names}, the inputs are {dtype}")
+        if (most := self.max_dstate()) is not None and call.dstate > most:
+            reasons.append(f"takes dstate up to {most}, got {call.dstate}")
+        return reasons + self.cannot(call)
 
 
 registration.define("cmimtl")
@@ -95,6 +126,19 @@ def _triton_unavailable() -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
+@functools.cache
+def _package_unavailable() -> str | None:
+    if importlib.util.find_spec("causal_conv1d") is None:
+        return "causal_conv1d is not installed"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    try:
+        importlib.import_module("causal_conv1d.cpp_functions")
+    except ImportError as error:  # older than 1.5.3, or built against another torch
+        return f"causal_conv1d is installed, but cannot be imported: {error}"
+    return None
+
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
@@ -119,6 +163,19 @@ BACKENDS: dict[str, Backend] = {
             unavailable=_triton_unavailable,
         ),
         Backend(
+            name="causal_conv1d",
+            namespace=causal_conv1d_package.NAMESPACE,
+            devices=("cuda",),
+            dtypes=_HALF_AND_SINGLE,
+            max_dstate=lambda: None,
+            checkpoint_every=0,
+            unavailable=_package_unavailable,
+            ops=causal_conv1d_package.OPS,
+            cannot=lambda call: causal_conv1d_package.cannot(
+                call.width, call.lengths, call.reverse
+            ),
+        ),
+        Backend(
             name="cpu",
             namespace="cmimtl",
             devices=("cpu",),
@@ -139,65 +196,64 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 
-# What `auto` tries, best first. The reference is never among them: it is two orders of magnitude
+# What `auto` tries, best first. The package causal_conv1d comes after our own kernels, which give
+# the same bits on every run. The reference is never among them: it is two orders of magnitude
 # slower, so ending there is worth a warning.
-_ORDER = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
+_ORDER = {"cuda": ("cuda", "triton", "causal_conv1d"), "cpu": ("cpu",)}
 
 
-def auto(device_type: str, dtype: torch.dtype = torch.float32, dstate: int = 16) -> str:
-    """The name of the backend that `backend="auto"` picks for inputs like these."""
-    for name in _ORDER.get(device_type, ()):
-        if not BACKENDS[name].why_not(device_type, dtype, dstate):
+def auto(call: Call) -> str:
+    """The name of the backend that `backend="auto"` picks for a call like this."""
+    for name in _ORDER.get(call.device_type, ()):
+        if not BACKENDS[name].why_not(call):
             return name
     return "reference"
 
 
-def choose(op: str, backend: str, device_type: str, dtype: torch.dtype, dstate: int) -> Backend:
+def choose(backend: str, call: Call) -> Backend:
     """The backend that runs this call.
 
     Raises:
         ValueError: no backend has this name.
-        NotImplementedError: the named backend cannot run these inputs; the message lists every
+        NotImplementedError: the named backend cannot run this call; the message lists every
         reason.
     """
     if backend == "auto":
-        name = auto(device_type, dtype, dstate)
+        name = auto(call)
         if name == "reference":
-            _warn_slow(op, device_type, dtype, dstate)
+            _warn_slow(call)
         return BACKENDS[name]
     if backend not in BACKENDS:
         names = ", ".join(("auto", *BACKENDS))
-        raise ValueError(f"{op}: backend must be one of {names}, got {backend!r}")
-    if reasons := BACKENDS[backend].why_not(device_type, dtype, dstate):
+        raise ValueError(f"{call.op}: backend must be one of {names}, got {backend!r}")
+    if reasons := BACKENDS[backend].why_not(call):
         raise NotImplementedError(
-            f"{op}: backend {backend!r} cannot run this: {'; '.join(reasons)}"
+            f"{call.op}: backend {backend!r} cannot run this: {'; '.join(reasons)}"
         )
     return BACKENDS[backend]
 
 
-def explain(u: torch.Tensor, dstate: int) -> dict[str, list[str]]:
-    """Every backend with every reason why it cannot run u with this dstate; no reason: it can.
+def explain(call: Call) -> dict[str, list[str]]:
+    """Every backend with every reason why it cannot run a call like this; no reason: it can.
 
     Example:
-        >>> explain(torch.zeros(1, 8, 4), dstate=16)["reference"]
-        []
+        >>> explain(Call("selective_scan", "cpu", torch.float32, dstate=16))["causal_conv1d"]
+        ['has causal_conv1d alone']
     """
-    return {
-        name: backend.why_not(u.device.type, u.dtype, dstate) for name, backend in BACKENDS.items()
-    }
+    return {name: backend.why_not(call) for name, backend in BACKENDS.items()}
 
 
 _WARNED: set[str] = set()
 
 
-def _warn_slow(op: str, device_type: str, dtype: torch.dtype, dstate: int) -> None:
+def _warn_slow(call: Call) -> None:
     reasons = "; ".join(
-        f"{name}: {', '.join(BACKENDS[name].why_not(device_type, dtype, dstate))}"
-        for name in _ORDER.get(device_type, ())
+        f"{name}: {', '.join(BACKENDS[name].why_not(call))}"
+        for name in _ORDER.get(call.device_type, ())
     )
     message = (
-        f"{op}: no kernel runs this on {device_type} ({reasons or 'none exists for it'}); using the"
-        " slow PyTorch reference. `python -m cmimtl_kernels` shows what was built."
+        f"{call.op}: no kernel runs this on {call.device_type} ({reasons or 'none exists for it'});"
+        " using the slow PyTorch reference. `python -m cmimtl_kernels` shows what was built."
     )
     if message not in _WARNED:
         _WARNED.add(message)

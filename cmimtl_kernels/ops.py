@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from cmimtl_kernels import backends, reference, registration
+from cmimtl_kernels.backends import Call
 from cmimtl_kernels.reference import accumulation_dtype
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -86,7 +87,7 @@ def selective_scan(
     )
     lengths = check_lengths(op, lengths, u, length)
 
-    kernels = backends.choose(op, backend, u.device.type, u.dtype, A.shape[1])
+    kernels = backends.choose(backend, Call(op, u.device.type, u.dtype, A.shape[1]))
     if kernels.namespace is None:
         return reference.selective_scan(
             u,
@@ -187,7 +188,7 @@ def cross_selective_scan(
     )
     lengths = check_lengths(op, lengths, v, length)
 
-    kernels = backends.choose(op, backend, v.device.type, v.dtype, A.shape[1])
+    kernels = backends.choose(backend, Call(op, v.device.type, v.dtype, A.shape[1]))
     if kernels.namespace is None:
         return reference.cross_selective_scan(
             v,
@@ -241,11 +242,14 @@ def causal_conv1d(
         lengths: (batch,) integers in [0, length]: valid steps; the rest is never read and has
             output 0.
         reverse: look ahead instead of back: the mirror image in time.
-        backend: as in `selective_scan`.
+        backend: as in `selective_scan`; or "causal_conv1d", the package of that name, which
+            "auto" takes where none of our own kernels can run. It has widths from 2 to 4, and
+            neither lengths nor reverse; its gradients of weight and bias are the same bits on every
+            run only with `torch.use_deterministic_algorithms(True)`.
     Returns:
         (batch, length, dim), dtype of x.
     Raises: as `selective_scan`.
-    Memory: its inputs.
+    Memory: its inputs; by the package also copies in its layouts, where they have others.
     """
     op = "causal_conv1d"
     _check_float(op, "x", x)
@@ -263,7 +267,8 @@ def causal_conv1d(
         raise ValueError(f"{op}: activation must be None or 'silu', got {activation!r}")
     lengths = check_lengths(op, lengths, x, x.shape[1])
 
-    kernels = backends.choose(op, backend, x.device.type, x.dtype, 1)
+    options = {"width": weight.shape[1], "lengths": lengths is not None, "reverse": reverse}
+    kernels = backends.choose(backend, Call(op, x.device.type, x.dtype, **options))
     if kernels.namespace is None:
         return reference.causal_conv1d(
             x, weight, bias, activation=activation, lengths=lengths, reverse=reverse

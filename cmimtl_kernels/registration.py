@@ -1,8 +1,9 @@
 """The op contract: one schema per op, its fake kernel and its autograd formula, for every backend.
 
 A backend is a set of kernels in a `torch.library` namespace: `cmimtl` holds the compiled ones (the
-dispatcher picks CPU or CUDA by the tensors' device), `cmimtl_triton` the Triton ones, and tests add
-namespaces of their own. `define(namespace)` gives a namespace the ops below; the kernels come from
+dispatcher picks CPU or CUDA by the tensors' device), `cmimtl_triton` the Triton ones,
+`cmimtl_causal_conv1d` those of that package, and tests add namespaces of their own.
+`define(namespace)` gives a namespace the ops below; the kernels come from
 `STABLE_TORCH_LIBRARY_IMPL` in csrc/ or from `torch.library`. The schema lives here and not in C++
 so that there is one text of it, whichever libraries were built.
 
@@ -59,6 +60,8 @@ SCHEMAS = {
     " bool silu, bool reverse) -> (Tensor dx, Tensor dweight, Tensor dbias)",
 }
 
+OPS = tuple(name.removesuffix("_fwd") for name in SCHEMAS if name.endswith("_fwd"))
+
 # A library object must outlive the ops that it defines.
 _LIBRARIES: dict[str, torch.library.Library] = {}
 _OPS: dict[tuple[str, str], torch._ops.OpOverload] = {}
@@ -66,15 +69,17 @@ _FUNCTIONS: dict[tuple[str, str], type[torch.autograd.Function]] = {}
 _TRANSFORMED: dict[torch._ops.OpOverload, type[torch.autograd.Function]] = {}
 
 
-def define(namespace: str) -> None:
-    """Define every op of SCHEMAS in `namespace`, with fake kernels and autograd. Idempotent."""
+def define(namespace: str, ops: tuple[str, ...] = OPS) -> None:
+    """Define the two passes of each of `ops` in `namespace`, with fake kernels and autograd.
+    Idempotent."""
     if namespace in _LIBRARIES:
         return
     library = _LIBRARIES[namespace] = torch.library.Library(namespace, "DEF")
-    for name, schema in SCHEMAS.items():
-        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    names = [f"{op}_{which}" for op in ops for which in ("fwd", "bwd")]
+    for name in names:
+        library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
         _OPS[namespace, name] = getattr(getattr(torch.ops, namespace), name).default
-    for name in SCHEMAS:
+    for name in names:
         backward = _BACKWARDS[name](_OPS.get((namespace, name.replace("_fwd", "_bwd"))))
         setup = _SETUPS.get(name)
         torch.library.register_fake(f"{namespace}::{name}", _FAKES[name], lib=library)

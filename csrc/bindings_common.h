@@ -167,8 +167,8 @@ struct ConvInputs {
 
 // The ops of one device, argument by argument as the schemas have them. Kernels provides, as static functions, where `like`
 // is a tensor of the call and the structs are complete:
-//     check_scan(op, const ScanForward&)          raises where its kernels cannot run these sizes, strides or dtype
-//     check_conv(op, const ConvForward&)
+//     check_scan(op, const ScanForward&, bool backward)   raises where its kernels of this pass cannot run these sizes,
+//     check_conv(op, const ConvForward&, bool backward)   strides or dtype; before any result is allocated
 //     scan_forward(const ScanForward&, like)      scan_backward(const ScanBackward&, like)
 //     result(Tensor)                              a new tensor of the size of a stream, as it should lie in memory
 //     conv_forward(const ConvForward&, like)      conv_backward(const ConvBackward&, like)
@@ -179,7 +179,7 @@ struct Ops {
   static ScanOutputs forward(const char* op, ScanInputs x) {
     x.check(op);
     ScanForward p = x.params();
-    Kernels::check_scan(op, p);
+    Kernels::check_scan(op, p, false);
     const ScalarType acc = accumulation_of(x.u[0]);
     const auto& s = p.size;
     ScanOutputs r;
@@ -202,7 +202,7 @@ struct Ops {
     ScanBackward q{};
     q.forward = x.params();
     ScanForward& p = q.forward;
-    Kernels::check_scan(op, p);
+    Kernels::check_scan(op, p, true);
     STD_TORCH_CHECK(x.checkpoint_every > 0, op, ": checkpoint_every must be positive in the backward pass, got 0");
     const auto& s = p.size;
     const ScalarType acc = accumulation_of(x.u[0]), dtype = x.u[0].scalar_type();
@@ -340,7 +340,7 @@ struct Ops {
   static Tensor causal_conv1d_fwd(Tensor x, Tensor weight, Optional bias, Optional lengths, bool silu, bool reverse) {
     ConvInputs inputs{x, weight, bias, lengths};
     ConvForward p = inputs.params("causal_conv1d_fwd", silu, reverse);
-    Kernels::check_conv("causal_conv1d_fwd", p);
+    Kernels::check_conv("causal_conv1d_fwd", p, false);
     Tensor y = result_like(x);
     p.out = out(y);
     Kernels::conv_forward(p, x);
@@ -353,7 +353,7 @@ struct Ops {
     ConvBackward q{};
     q.forward = inputs.params("causal_conv1d_bwd", silu, reverse);
     const ConvForward& p = q.forward;
-    Kernels::check_conv("causal_conv1d_bwd", p);
+    Kernels::check_conv("causal_conv1d_bwd", p, true);
     STD_TORCH_CHECK(dout.dim() == 3 && dout.size(0) == p.batch && dout.size(1) == p.length && dout.size(2) == p.dim,
                     "causal_conv1d_bwd: dout must have the shape of x");
     const ScalarType acc = accumulation_of(x);

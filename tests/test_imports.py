@@ -85,10 +85,11 @@ def test_guard_stops_a_program_and_a_connection():
             python(f"{GUARD}\n{line}")
 
 
-# What a file, or the files of a folder, of the kernel library may know beside torch. The first
-# imports it in functions alone, the second is imported by the first call of a Triton kernel, which
+# What a file, or the files of a folder, of the kernel library may know beside torch. The files
+# import it in functions alone, the folder is imported by the first call of a Triton kernel, which
 # test_importing_the_kernels_needs_nothing_but_torch holds.
 MAY_ALSO_KNOW = {
+    "cmimtl_kernels/causal_conv1d_package.py": {"causal_conv1d"},
     "cmimtl_kernels/compat/transformers.py": {"transformers"},
     "cmimtl_kernels/triton": {"triton"},
 }

@@ -122,8 +122,6 @@ def scan_forward(
             skip = skip + (tl.load(D + d + c * LANES, mask=mask, other=0.0),)
         if bias is not None:
             shift = shift + (tl.load(bias + d + c * LANES, mask=mask, other=0.0),)
-        else:
-            shift = shift + (None,)
 
     states = d.to(tl.int64) * N
     chunks = (length * PER + every - 1) // every
@@ -157,8 +155,8 @@ def scan_forward(
         if initial is None:
             h = no_states(STATES * CHANNELS, LANES)
         else:
-            at = (sample * tl.num_programs(2) + segment) * dim * N + states + first
-            h = _load_states(initial + at, n, masks, N, STATES, LANES)
+            of_segment = (sample * tl.num_programs(2) + segment) * dim * N + states + first
+            h = _load_states(initial + of_segment, n, masks, N, STATES, LANES)
 
         at_x0, at_x1, at_z0, at_z1 = x0, x1, z0, z1
         at_delta, at_B, at_C = delta, B + first, C + first
@@ -166,8 +164,8 @@ def scan_forward(
         for k in range(0, (total + of_chunk - 1) // of_chunk):
             chunk = segment * span + k
             if checkpoints is not None:
-                at = checkpoints + (sample * chunks + chunk) * dim * N + states + first
-                _store_states(at, h, n, masks, N, STATES, LANES)
+                saved = checkpoints + (sample * chunks + chunk) * dim * N + states + first
+                _store_states(saved, h, n, masks, N, STATES, LANES)
             for _ in range(0, tl.minimum(of_chunk, total - k * of_chunk)):
                 first0 = _load(at_x0, masks, LANES)
                 if CROSS:
@@ -190,7 +188,10 @@ def scan_forward(
                     size = ()
                     x = ()
                     for c in tl.static_range(CHANNELS):
-                        size = size + (step_size(raw[c], shift[c], SOFTPLUS),)
+                        if bias is not None:
+                            size = size + (step_size(raw[c], shift[c], SOFTPLUS),)
+                        else:
+                            size = size + (step_size(raw[c], None, SOFTPLUS),)
                         if CROSS and turn != REVERSE:
                             x = x + (first0[c] + first1[c],)
                         elif CROSS:
@@ -219,12 +220,12 @@ def scan_forward(
                         final = masks[c]
                         if partial is not None:
                             # The same thread wrote it, so no barrier is needed.
-                            at = at_partial + c * LANES
+                            at_sum = at_partial + c * LANES
                             if CROSS and turn != REVERSE:
-                                at += dim
-                            y_c += tl.load(at, mask=masks[c] & (first > 0), other=0.0)
+                                at_sum += dim
+                            y_c += tl.load(at_sum, mask=masks[c] & (first > 0), other=0.0)
                             final = masks[c] & (first + STATES >= N)
-                            tl.store(at, y_c, mask=masks[c] & (first + STATES < N))
+                            tl.store(at_sum, y_c, mask=masks[c] & (first + STATES < N))
                         if D is not None:
                             y_c += skip[c] * x[c]
                         if z0 is not None:

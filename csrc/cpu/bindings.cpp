@@ -146,12 +146,12 @@ struct CpuKernels {
     return x;
   }
 
-  static void check_scan(const char* op, const ScanForward& p) {
+  static void check_scan(const char* op, const ScanForward& p, bool /*backward*/) {
     const int64_t every = p.size.checkpoint_every, most = kernels(p.dtype).most_steps;
     STD_TORCH_CHECK(every >= 0 && every <= most && every % p.streams == 0, op,
                     ": checkpoint_every must be a multiple of ", p.streams, " up to ", most, ", got ", every);
   }
-  static void check_conv(const char*, const ConvForward&) {}
+  static void check_conv(const char*, const ConvForward&, bool /*backward*/) {}
 
   static void scan_forward(const ScanForward& p, const Tensor&) {
     const Kernels& k = kernels(p.dtype);

@@ -1,5 +1,6 @@
 // The ops on CUDA tensors: what the kernels can run, workspaces, the stream.
 #include "bindings_common.h"
+#include "conv.h"
 #include "kernels.h"
 #include "stream.h"
 
@@ -22,6 +23,11 @@ void check_size(const char* op, const char* name, int64_t size) {
   STD_TORCH_CHECK(size < kBelow, op, ": ", name, " must be below 2^31, got ", size);
 }
 
+void check_blocks(const char* op, int64_t blocks) {
+  STD_TORCH_CHECK(blocks < kBelow, op, ": the launch must have fewer than 2^31 blocks of ", kThreads, " threads, got ",
+                  blocks, "; split the batch");
+}
+
 template <class Strided>
 void check_strides(const char* op, const char* name, const Strided& x, int64_t step, int64_t last) {
   STD_TORCH_CHECK(!x.data || (step < kBelow && last < kBelow), op, ": ", name,
@@ -34,7 +40,7 @@ void check_strides(const char* op, const char* name, const InMap& x) { check_str
 struct CudaKernels {
   static Tensor result(Tensor x) { return x; }
 
-  static void check_scan(const char* op, const ScanForward& p) {
+  static void check_scan(const char* op, const ScanForward& p, bool backward) {
     const auto& s = p.size;
     check_dtype(op, "u", p.dtype);
     STD_TORCH_CHECK(s.dstate > 0 && s.dstate <= kMostStates, op, ": A must have 1 to ", kMostStates, " states, got ",
@@ -43,7 +49,8 @@ struct CudaKernels {
                     kChunk, ", got ", s.checkpoint_every);
     check_size(op, "steps", s.steps);
     check_size(op, "dim", s.dim);
-    check_size(op, "the number of blocks", plan_forward(s).blocks(s));
+    // Pairs of channels, of which the forward pass decides when its results are there, make no more blocks.
+    check_blocks(op, (backward ? plan_backward(s) : plan_forward(s)).blocks(s));
     for (int m = 0; m < p.streams; ++m) {
       check_strides(op, "u", p.u[m]);
       check_strides(op, "z", p.z[m]);
@@ -53,12 +60,13 @@ struct CudaKernels {
     check_strides(op, "C", p.C);
   }
 
-  static void check_conv(const char* op, const ConvForward& p) {
+  static void check_conv(const char* op, const ConvForward& p, bool backward) {
     check_dtype(op, "x", p.dtype);
     STD_TORCH_CHECK(p.width > 0 && p.width <= kMostTaps, op, ": weight must have 1 to ", kMostTaps, " taps, got ",
                     p.width);
     check_size(op, "length", p.length);
     check_size(op, "dim", p.dim);
+    check_blocks(op, conv_blocks(p, backward ? kConvBackwardSteps : kConvForwardSteps));
     check_strides(op, "x", p.x);
   }
 

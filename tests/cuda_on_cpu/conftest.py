@@ -3,6 +3,9 @@
 The kernels run under the build that CMIMTL_CUDA_ON_CPU names, "plain" unless set. A sanitizer must
 be the first library of its process, so test_sanitizers.py starts one and hands it the library's
 path in CMIMTL_CUDA_ON_CPU_LIBRARY.
+
+Each build runs what CI can afford: the plain one all but the longest cases of the matrix, the
+sanitizers a few that together reach every branch. With CMIMTL_WHOLE_MATRIX=1 each runs all.
 """
 
 import ctypes
@@ -18,6 +21,7 @@ from tests.cuda_on_cpu import build
 
 NAMESPACE = "cmimtl_cuda_on_cpu"
 BUILD = build.BUILDS[os.environ.get("CMIMTL_CUDA_ON_CPU", "plain")]
+WHOLE_MATRIX = os.environ.get("CMIMTL_WHOLE_MATRIX") == "1"
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ def ops():
 
 
 def scan_arguments(**sizes) -> dict:
-    inputs = testing.scan_inputs(batch=1, length=4, dim=2, **({"dstate": 4} | sizes))
+    inputs = testing.scan_inputs(**({"batch": 1, "length": 4, "dim": 2, "dstate": 4} | sizes))
     inputs["B"], inputs["C"] = inputs["B"][:, :, None], inputs["C"][:, :, None]  # one group
     return inputs | OPTIONS
 
@@ -71,3 +71,47 @@ def test_convolution_refuses_more_taps_than_its_kernels_hold():
     x, weight = torch.zeros(1, 4, 2), torch.zeros(2, 33)
     with pytest.raises(RuntimeError, match="weight must have 1 to 32 taps, got 33"):
         ops().causal_conv1d_fwd(x, weight, None, None, False, False)
+
+
+def samples(tensors: dict, batch: int) -> dict:
+    """One sample's tensors for many samples, without their memory: the launch is refused before
+    any result is allocated."""
+    return {
+        name: x.expand(batch, *x.shape[1:]) if name in ("u", "delta", "B", "C", "z", "x") else x
+        for name, x in tensors.items()
+    }
+
+
+TOO_MANY = (
+    f"the launch must have fewer than 2\\^31 blocks of 128 threads, got {2**31}; split the batch"
+)
+
+
+def test_forward_scan_refuses_more_blocks_than_a_launch_takes():
+    arguments = samples(scan_arguments(initial_state=False), 2**31)
+    with pytest.raises(RuntimeError, match=f"selective_scan_fwd: {TOO_MANY}"):
+        ops().selective_scan_fwd(**arguments)
+
+
+def test_backward_scan_refuses_more_blocks_than_a_launch_takes():
+    """10 states are one lane forward, where 2^29 blocks would do, and four lanes backward."""
+    arguments = samples(scan_arguments(initial_state=False, dim=128, dstate=10), 2**29)
+    with pytest.raises(RuntimeError, match=f"selective_scan_bwd: {TOO_MANY}"):
+        ops().selective_scan_bwd(
+            dout=arguments["u"],
+            dlast_state=None,
+            checkpoints=torch.zeros(0),
+            recompute_out=False,
+            **arguments,
+        )
+
+
+@pytest.mark.parametrize(
+    "op, batch, length", [("causal_conv1d_fwd", 2**30, 33), ("causal_conv1d_bwd", 2**30, 65)]
+)
+def test_convolution_refuses_more_blocks_than_a_launch_takes(op, batch, length):
+    """A thread has 32 steps forward and 64 backward."""
+    x, weight = torch.zeros(1, length, 2).expand(batch, -1, -1), torch.zeros(2, 4)
+    gradient = (x,) if op.endswith("bwd") else ()
+    with pytest.raises(RuntimeError, match=f"{op}: {TOO_MANY}"):
+        getattr(ops(), op)(*gradient, x, weight, None, None, False, False)

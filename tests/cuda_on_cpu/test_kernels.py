@@ -1,24 +1,28 @@
-"""The CUDA kernels against the reference, thread by thread: see conftest.py for how they run."""
+"""The CUDA kernels against the reference, thread by thread: see conftest.py for how they run, and
+which cases."""
 
 import pytest
 import torch
 
 import cmimtl_kernels
 from cmimtl_kernels import testing
-from tests.cuda_on_cpu.conftest import BUILD
+from tests.cuda_on_cpu.conftest import BUILD, WHOLE_MATRIX
 from tests.kernels import matrix
 from tests.kernels import test_scan as properties
 from tests.kernels.matrix import Case
 
 pytestmark = pytest.mark.usefixtures("cuda_on_cpu")
 
+FEW = BUILD.runtime is not None and not WHOLE_MATRIX
 LONGEST = 129  # steps of the matrix's cases here; longer ones below, where they reach other code
 SOFT = {"delta_softplus": True}
 BACK = {"delta_softplus": True, "reverse": True}
 
 
-def small(case: Case) -> bool:
-    return case.sizes.get("length", 0) <= LONGEST and case.sizes.get("dtype") != torch.float64
+def chosen(cases: list[Case]) -> list[Case]:
+    """The matrix's cases that are run: none in float64, which the CUDA kernels do not take."""
+    cases = [case for case in cases if case.sizes.get("dtype") != torch.float64]
+    return [case for case in cases if WHOLE_MATRIX or case.sizes.get("length", 0) <= LONGEST]
 
 
 def split_cases(op: str) -> list[Case]:
@@ -35,8 +39,8 @@ def split_cases(op: str) -> list[Case]:
     ]
 
 
-def sanitized_cases(op: str) -> list[Case]:
-    """A few cases that together reach every branch: slow builds run these alone."""
+def few_cases(op: str) -> list[Case]:
+    """A few cases that together reach every branch."""
     off = dict.fromkeys(matrix.TENSOR_OPTIONS, False)
     return [
         Case(op, {"batch": 1, "length": 37, "dim": 9}, SOFT),
@@ -45,7 +49,6 @@ def sanitized_cases(op: str) -> list[Case]:
         *(Case(op, {"batch": 1, "length": 9, "dim": 5, "dstate": n}, SOFT) for n in (1, 17, 100)),
         Case(op, {"batch": 1, "length": 12, "dim": 5, "dstate": 256}, BACK),
         Case(op, {"batch": 1, "length": 20, "dim": 6, "dtype": torch.bfloat16}, SOFT, "transposed"),
-        split_cases(op)[2],
     ]
 
 
@@ -61,7 +64,7 @@ def full_cases(op: str) -> list[Case]:
         Case(op, {"batch": 1, "length": 9, "dim": 260} | off),
         Case(op, {"batch": 1, "length": 19, "dim": 6, "dstate": 10} | half, BACK, "sliced"),
     ]
-    if BUILD.runtime is not None:
+    if FEW:
         return cases
     lengths = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 31, 32, 33, 64, 129)
     cases += [Case(op, {"length": n, "dim": 6}, o) for n in lengths for o in (SOFT, BACK)]
@@ -83,32 +86,20 @@ def full_cases(op: str) -> list[Case]:
 
 
 def conv_cases() -> list[Case]:
-    cases = [case for case in matrix.conv_cases() if case.sizes.get("dtype") != torch.float64]
-    return cases if BUILD.runtime is None else cases[::4]
+    return chosen(matrix.conv_cases())[:: 4 if FEW else 1]
 
 
-def cases(op: str) -> list[Case]:
-    if BUILD.runtime is not None:
-        return sanitized_cases(op)
-    return [*filter(small, matrix.scan_cases(op)), *split_cases(op)]
+def scan_cases(op: str) -> list[Case]:
+    if FEW:
+        return [*few_cases(op), split_cases(op)[2]]
+    return [*few_cases(op), *chosen(matrix.scan_cases(op)), *split_cases(op)]
 
 
 def check(case: Case) -> None:
-    check_inputs(case.op, case.inputs(), case.options)
+    matrix.check(case, backend="cuda")
 
 
-def check_inputs(op: str, inputs: dict, options: dict) -> None:
-    """The op against the reference; under a sanitizer, which slows the reference down most of all,
-    only that the kernels leave nothing unwritten: torch.empty gives NaN here."""
-    if BUILD.runtime is None:
-        return testing.check_op(op, inputs, backend="cuda", **options)
-    function = getattr(cmimtl_kernels, op)
-    results = testing.run_with_gradients(function, inputs, backend="cuda", **options)
-    for name, result in results.items():
-        assert result.isfinite().all(), name
-
-
-@pytest.mark.parametrize("case", [c for op in matrix.SCANS for c in cases(op)], ids=str)
+@pytest.mark.parametrize("case", [c for op in matrix.SCANS for c in scan_cases(op)], ids=str)
 def test_scan(case):
     check(case)
 
@@ -131,7 +122,7 @@ def test_scan_of_slices(cuda_on_cpu, op, first):
             x = inputs[name]
             larger = torch.full((*x.shape[:2], x.shape[2] + 4), torch.nan)
             inputs[name] = larger[:, :, first : first + x.shape[2]].copy_(x)
-    check_inputs(op, inputs, SOFT)
+    testing.check_op(op, inputs, backend="cuda", **SOFT)
 
 
 @pytest.mark.parametrize("case", conv_cases(), ids=str)

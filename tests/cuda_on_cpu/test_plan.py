@@ -1,4 +1,4 @@
-"""Who works on what: csrc/cuda/plan.h, a pure function of the sizes."""
+"""Who works on what: csrc/cuda/plan.h and conv.h, pure functions of the sizes and layouts."""
 
 import ctypes
 
@@ -41,7 +41,7 @@ class Plan(ctypes.Structure):
 
 
 class Strided(ctypes.Structure):
-    """In of csrc/selective_scan.h, for a tensor over (batch, step, channel)."""
+    """In and Out of csrc/selective_scan.h, for a tensor over (batch, step, channel)."""
 
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -49,16 +49,71 @@ class Strided(ctypes.Structure):
     ]
 
 
+class Map(ctypes.Structure):
+    """InMap of csrc/selective_scan.h, for B and C."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "step", "group", "state")),
+    ]
+
+
+FLOAT32, BFLOAT16 = 0, 2  # DType of csrc/selective_scan.h
+
+
+class Forward(ctypes.Structure):
+    """ScanForward of csrc/selective_scan.h."""
+
+    _fields_ = [
+        ("size", Sizes),
+        ("dtype", ctypes.c_int),
+        ("streams", ctypes.c_int),
+        ("delta_softplus", ctypes.c_bool),
+        ("reverse", ctypes.c_bool),
+        ("u", Strided * 2),
+        ("delta", Strided),
+        ("A", ctypes.c_void_p),
+        ("B", Map),
+        ("C", Map),
+        ("D", ctypes.c_void_p),
+        ("z", Strided * 2),
+        *((name, ctypes.c_void_p) for name in ("delta_bias", "initial_state", "lengths")),
+        ("out", Strided * 2),
+        *((name, ctypes.c_void_p) for name in ("last_state", "checkpoints")),
+    ]
+
+
 @pytest.fixture(scope="session")
 def functions() -> ctypes.CDLL:
+    """Those of the headers alone."""
     library = ctypes.CDLL(str(build.library(build.HERE / "plan_binding.cpp")))
     for name in ("plan_forward", "plan_forward_in_pairs", "plan_backward"):
         getattr(library, name).argtypes = [Sizes]
         getattr(library, name).restype = Plan
     library.has_pairs.argtypes = [Strided, ctypes.c_int64]
     library.has_pairs.restype = ctypes.c_bool
+    library.blocks.argtypes = [Plan, Sizes]
+    library.blocks.restype = ctypes.c_int64
     library.split_elements.argtypes = [Sizes, Plan]
     library.split_elements.restype = ctypes.c_int64
+    for name in ("channels_in_pairs", "states_in_pairs"):
+        getattr(library, name).argtypes = [ctypes.POINTER(Forward)]
+        getattr(library, name).restype = ctypes.c_bool
+    library.bytes_of_scan_forward.restype = ctypes.c_int64
+    library.conv_blocks.argtypes = [*[ctypes.c_int64] * 3, ctypes.c_bool]
+    library.conv_blocks.restype = ctypes.c_int64
+    return library
+
+
+@pytest.fixture(scope="session")
+def workspaces(library) -> ctypes.CDLL:
+    """Those of the compiled kernels, for a machine of the usual size."""
+    for name in ("forward_elements", "backward_elements"):
+        getattr(library, name).argtypes = [Sizes]
+        getattr(library, name).restype = ctypes.c_int64
+    library.conv_backward_elements.argtypes = [ctypes.c_int64] * 4
+    library.conv_backward_elements.restype = ctypes.c_int64
+    library.simt_set_warps_to_fill(0)
     return library
 
 
@@ -68,8 +123,11 @@ def sizes(batch, steps, dim, dstate=16, ngroups=1, every=32) -> Sizes:
 
 
 def warps(s: Sizes, plan: Plan) -> int:
-    blocks = s.batch * s.ngroups * plan.tiles_per_group * plan.segments
-    return blocks * THREADS // WARP
+    return blocks(s, plan) * THREADS // WARP
+
+
+def blocks(s: Sizes, plan: Plan) -> int:
+    return s.batch * s.ngroups * plan.tiles_per_group * plan.segments
 
 
 any_sizes = st.builds(
@@ -173,6 +231,8 @@ def test_a_thread_has_two_channels_only_where_that_leaves_no_warp_idle(functions
     # The workspace is allotted before the layouts are looked at.
     one = functions.plan_forward(s)
     assert (plan.segments, plan.segment_steps) == (one.segments, one.segment_steps)
+    # And so is the number of blocks refused, where it is too large.
+    assert functions.blocks(plan, s) <= functions.blocks(one, s)
 
 
 def test_many_channels_are_two_to_a_thread(functions):
@@ -207,4 +267,114 @@ def test_pairs_of_a_half_type_need_half_the_alignment(functions):
 def test_blocks_of_the_largest_sizes_fit_a_grid(functions, which):
     s = sizes(2048, 4096, 65536)
     plan = getattr(functions, which)(s)
-    assert s.batch * s.ngroups * plan.tiles_per_group * plan.segments <= MOST_BLOCKS
+    assert functions.blocks(plan, s) == blocks(s, plan) <= MOST_BLOCKS
+
+
+# What is read and written in pairs
+
+
+def forward(streams: int, element_bytes: int = 4) -> Forward:
+    """A scan of which all is in pairs: dense tensors of one sample's 8 steps, 6 channels in 3
+    groups, 4 states."""
+    dtype = FLOAT32 if element_bytes == 4 else BFLOAT16
+    p = Forward(size=sizes(2, 8, 6, dstate=4, ngroups=3), dtype=dtype, streams=streams)
+    dense = (64 * element_bytes, 48, 6, 1)
+    for tensors in (p.u, p.z, p.out):
+        for i in range(streams):
+            tensors[i] = Strided(*dense)
+    p.delta = Strided(*dense)
+    p.B = p.C = Map(128, 96, 12, 4, 1)
+    return p
+
+
+def test_the_scan_has_the_fields_of_the_header(functions):
+    assert ctypes.sizeof(Forward) == functions.bytes_of_scan_forward()
+
+
+@pytest.mark.parametrize("element_bytes", [2, 4])
+@pytest.mark.parametrize("streams", [1, 2])
+def test_channels_are_in_pairs_where_every_tensor_is(functions, streams, element_bytes):
+    p = forward(streams, element_bytes)
+    assert functions.channels_in_pairs(p)
+    tensors = [p.delta, *(x[i] for x in (p.u, p.z, p.out) for i in range(streams))]
+    for x in tensors:
+        x.data += element_bytes
+        assert not functions.channels_in_pairs(p)
+        x.data += element_bytes
+        assert functions.channels_in_pairs(p)
+        x.step += 1
+        assert not functions.channels_in_pairs(p)
+        x.step -= 1
+    for i in range(streams):
+        p.z[i] = Strided()  # absent
+    assert functions.channels_in_pairs(p)
+
+
+def test_pairs_of_channels_do_not_straddle_groups(functions):
+    p = forward(streams=1)
+    p.size.ngroups = 2  # of 3 channels
+    assert not functions.channels_in_pairs(p)
+    p.size.dim = 8
+    assert functions.channels_in_pairs(p)
+
+
+def test_states_are_in_pairs_where_those_of_B_and_C_are(functions):
+    p = forward(streams=1, element_bytes=2)
+    assert functions.states_in_pairs(p)
+    for x in (p.B, p.C):
+        for field, spoilt in (
+            ("data", 130),
+            ("batch", 97),
+            ("step", 13),
+            ("group", 5),
+            ("state", 2),
+        ):
+            value = getattr(x, field)
+            setattr(x, field, spoilt)
+            assert not functions.states_in_pairs(p), field
+            setattr(x, field, value)
+    assert functions.states_in_pairs(p)
+    p.size.dstate = 3
+    assert not functions.states_in_pairs(p)
+
+
+# Blocks of the convolution, and workspaces
+
+any_convolution = st.tuples(
+    st.integers(0, 512), st.integers(0, 100_000), st.integers(0, 4096), st.integers(1, 32)
+)
+
+
+@given(s=any_convolution)
+@many
+def test_every_step_of_every_channel_is_in_one_block_of_the_convolution(functions, s):
+    batch, length, dim, _ = s
+    for backward, steps in ((False, 32), (True, 64)):
+        tiles, columns = -(-length // steps), -(-dim // THREADS)
+        assert functions.conv_blocks(batch, length, dim, backward) == batch * tiles * columns
+
+
+@given(s=any_convolution)
+@many
+def test_workspace_of_the_convolution_holds_the_sums_of_every_tile(workspaces, s):
+    batch, length, dim, width = s
+    sums = dim * width + dim  # of dweight and dbias
+    assert workspaces.conv_backward_elements(*s) == batch * -(-length // 64) * sums
+
+
+@given(s=any_sizes)
+@many
+def test_forward_workspace_is_that_of_the_plan_that_runs(workspaces, functions, s):
+    """It is allotted before the layouts are looked at."""
+    for which in (functions.plan_forward, functions.plan_forward_in_pairs):
+        assert workspaces.forward_elements(s) == functions.split_elements(s, which(s))
+
+
+@given(s=any_sizes)
+@many
+def test_backward_workspace_holds_the_sums_of_every_block(workspaces, functions, s):
+    plan = functions.plan_backward(s)
+    tiles = plan.tiles_per_group * s.batch * s.steps * s.ngroups * s.dstate  # of dB, and of dC
+    segments = s.batch * plan.segments * (s.dim * s.dstate + s.dim + s.dim)  # of dA, dD, dbias
+    carries = functions.split_elements(s, plan)
+    assert workspaces.backward_elements(s) == 2 * tiles + segments + carries

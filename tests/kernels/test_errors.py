@@ -62,7 +62,7 @@ CASES = [
     (SCAN, {"lengths": torch.tensor([5, 6])}, "lengths must be in [0, 5], got 6"),
     (SCAN, {"lengths": torch.tensor([-1, 5])}, "lengths must be in [0, 5], got -1"),
     (SCAN, {"backend": "tpu"},
-     "backend must be one of auto, cuda, triton, cpu, reference, got 'tpu'"),
+     "backend must be one of auto, cuda, triton, causal_conv1d, cpu, reference, got 'tpu'"),
     (CROSS, {"t": X(2, 4, 4)}, "t must have shape (2, 5, 4), got (2, 4, 4)"),
     (CROSS, {"delta": X(2, 5, 4)}, "delta must have shape (2, 10, 4), got (2, 5, 4)"),
     (CROSS, {"z_t": None}, "z_t must be given together with z_v, got None"),

@@ -115,8 +115,8 @@ def test_failed_build_is_kept_and_shown_and_leaves_no_old_library(tree):
         cwd=tree, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"  cpu        unavailable: {note['reason']}\n" in done.stdout
-    assert "  cpu        reference\n" in done.stdout  # what auto picks
+    assert f"  cpu           unavailable: {note['reason']}\n" in done.stdout
+    assert "  cpu           reference\n" in done.stdout  # what auto picks
     assert "  | " + note["log"].splitlines()[0] in done.stdout
     assert f"To build it again: pip install --no-deps -e '{tree}'\n" in done.stdout
 
@@ -359,8 +359,9 @@ def test_report_of_this_machine():
     text = __main__.report()
     for name, backend in backends.BACKENDS.items():
         reason = backend.unavailable()
-        assert f"\n  {name:<10} {'ok' if reason is None else 'unavailable: ' + reason}" in text
-    assert f"\n  cpu        {backends.auto('cpu')}\n" in text
+        assert f"\n  {name:<13} {'ok' if reason is None else 'unavailable: ' + reason}" in text
+    picked = backends.auto(backends.Call("selective_scan", "cpu", torch.float32, 16))
+    assert f"\n  cpu           {picked}\n" in text
 
 
 def test_report_of_an_old_library(monkeypatch):

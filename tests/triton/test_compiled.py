@@ -27,6 +27,15 @@ def read_rows(folder: Path, *arguments: str) -> list[dict]:
     return [row for row in rows if row["backend"] == "triton"]  # and not the peer's
 
 
+def test_every_kind_of_launch_passes_the_front_end():
+    """The types of a kernel: other dtypes and options than those of the rows below."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.triton.lowering"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     return read_rows(tmp_path_factory.mktemp("static"))

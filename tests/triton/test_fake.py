@@ -67,14 +67,13 @@ def test_gradients_have_the_shapes_of_what_they_are_of(name):
 
 
 def test_the_choice_is_explained(triton_available, monkeypatch):
-    with FakeTensorMode():
-        u = torch.empty(1, 8, 4, device="cuda")
-        assert backends.explain(u, 16)["triton"] == []
-        reasons = backends.explain(u.double(), 300)["triton"]
+    call = backends.Call("selective_scan", "cuda", torch.float32, dstate=16)
+    assert backends.explain(call)["triton"] == []
+    reasons = backends.explain(call._replace(dtype=torch.float64, dstate=300))["triton"]
     assert len(reasons) == 2
     assert "float64" in reasons[0] and "256" in reasons[1]
     inputs = testing.scan_inputs(1, 3, 4, 300, dtype=torch.float64)
     with pytest.raises(NotImplementedError) as raised:
         selective_scan(**inputs, backend="triton")
-    for reason in ("the inputs are on cpu", "u is float64", "dstate up to 256, got 300"):
+    for reason in ("the inputs are on cpu", "the inputs are float64", "dstate up to 256, got 300"):
         assert reason in str(raised.value)

@@ -1,0 +1,126 @@
+"""The convolution by the package causal_conv1d, namespace `cmimtl_causal_conv1d`.
+
+The package is optional, and imported by the first call. Its kernels take x as (batch, dim, length)
+in one of two layouts: channels first and contiguous, or channels last with dim and all strides
+multiples of 8; both aligned to 16 bytes. An x or a gradient that has neither is copied here.
+
+Its backward pass adds up dweight and dbias with atomics, so in any order, unless
+`torch.use_deterministic_algorithms(True)` is set.
+"""
+
+import torch
+from torch import Tensor
+
+from cmimtl_kernels import registration
+
+NAMESPACE = "cmimtl_causal_conv1d"
+OPS = ("causal_conv1d",)
+_UNIT, _ALIGNMENT = 8, 16  # elements that channels-last strides are multiples of; bytes
+
+
+def cannot(width: int, lengths: bool, reverse: bool) -> list[str]:
+    """Every reason why the package cannot run a convolution like this."""
+    reasons = []
+    if not 2 <= width <= 4:
+        reasons.append(f"takes a width of 2, 3 or 4, got {width}")
+    if lengths:
+        reasons.append("takes no lengths")
+    if reverse:
+        reasons.append("has no reverse")
+    return reasons
+
+
+def causal_conv1d_fwd(
+    x: Tensor,  # (batch, length, dim)
+    weight: Tensor,  # (dim, width)
+    bias: Tensor | None,  # (dim,)
+    lengths: Tensor | None,
+    silu: bool,
+    reverse: bool,
+) -> Tensor:
+    _check("causal_conv1d_fwd", weight, lengths, reverse)
+    if x.numel() == 0:
+        return torch.empty_like(x)
+    from causal_conv1d import causal_conv1d_fn
+
+    out = causal_conv1d_fn(
+        _laid_out(x, _channels_last(x)),
+        weight.contiguous(),
+        bias,
+        activation="silu" if silu else None,
+    )
+    return _as(x, out.transpose(1, 2))
+
+
+def causal_conv1d_bwd(
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check("causal_conv1d_bwd", weight, lengths, reverse)
+    weight = weight.contiguous()
+    nothing = weight.new_empty(0)
+    if x.numel() == 0:
+        dbias = nothing if bias is None else torch.zeros_like(bias)
+        return torch.empty_like(x), torch.zeros_like(weight), dbias
+    # What the package's own autograd calls, and mamba_ssm too.
+    from causal_conv1d.cpp_functions import causal_conv1d_bwd_function
+
+    last = _channels_last(x)
+    dx, dweight, dbias, _ = causal_conv1d_bwd_function(
+        _laid_out(x, last),
+        weight,
+        None if bias is None else bias.contiguous(),
+        _laid_out(dout, last),
+        None,  # seq_idx
+        None,  # initial_states
+        None,  # dfinal_states
+        None,  # dx
+        False,  # return_dinitial_states
+        silu,
+    )
+    return _as(x, dx.transpose(1, 2)), dweight, nothing if bias is None else dbias
+
+
+def _check(op: str, weight: Tensor, lengths: Tensor | None, reverse: bool) -> None:
+    if reasons := cannot(weight.shape[1], lengths is not None, reverse):
+        raise NotImplementedError(f"{op}: the package cannot run this: {'; '.join(reasons)}")
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Which of its two layouts the package gets x (batch, length, dim) in."""
+    channels_first = x.shape[1] > 1 and x.transpose(1, 2).is_contiguous()
+    return x.shape[2] % _UNIT == 0 and not channels_first
+
+
+def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    """x (batch, length, dim) as (batch, dim, length), a copy unless it lies as the package wants.
+
+    A stride of a dimension of size 1 counts: by the strides the package tells the layouts apart.
+    """
+    aligned = x.data_ptr() % _ALIGNMENT == 0
+    if channels_last:
+        batch, step, channel = x.stride()
+        fits = channel == 1 and step >= x.shape[2] and step % _UNIT == batch % _UNIT == 0
+        x = x if aligned and fits else x.clone(memory_format=torch.contiguous_format)
+        return x.transpose(1, 2)
+    x = x.transpose(1, 2)
+    fits = x.is_contiguous() and x.stride(2) == 1
+    return x if aligned and fits else x.clone(memory_format=torch.contiguous_format)
+
+
+def _as(x: Tensor, result: Tensor) -> Tensor:
+    """`result` under the strides of `torch.empty_like(x)`."""
+    like = torch.empty_like(x, device="meta")
+    if like.stride() == result.stride():
+        return result
+    return result.new_empty_strided(like.shape, like.stride()).copy_(result)
+
+
+registration.define(NAMESPACE, OPS)
+for _function in (causal_conv1d_fwd, causal_conv1d_bwd):
+    torch.library.impl(f"{NAMESPACE}::{_function.__name__}", "cuda")(_function)
