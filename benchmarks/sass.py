@@ -14,9 +14,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-# Compute capability -> most warps and blocks on one SM (CUDA C++ programming guide, table
-# "technical specifications per compute capability"); each has 65536 registers in four parts.
-RESIDENT = {80: (64, 32), 90: (64, 32), 100: (64, 32), 120: (48, 24)}
+# Compute capability -> most warps, blocks and bytes of shared memory on one SM (CUDA C++
+# programming guide, table "technical specifications per compute capability"); each has 65536
+# registers in four parts. Each block takes a KiB of shared memory for the system beside its own.
+RESIDENT = {
+    80: (64, 32, 164 << 10),
+    90: (64, 32, 228 << 10),
+    100: (64, 32, 228 << 10),
+    120: (48, 24, 100 << 10),
+}
+RESERVED = 1 << 10
 
 # Cycles for which a warp's MUFU instruction occupies its quarter of an SM: 16 results a clock and
 # SM (the guide's table of arithmetic throughput).
@@ -69,8 +76,7 @@ class Kernel:
 
     capability: int
     registers: int
-    threads: int
-    shared_bytes: int
+    shared_bytes: int  # static: what a launch adds is not written in the code
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
 
@@ -129,48 +135,50 @@ class Kernel:
             if re.match(r"(RED|ATOM)", i.opcode) and re.search(r"\.(F16|F32|F64|BF16)", i.opcode)
         )
 
-    @property
-    def warps_per_sm(self) -> int:
-        """Resident warps that registers allow, all else free: 256 registers at a time are given to
-        a warp, from the quarter of an SM that it lives in."""
-        warps, blocks = RESIDENT[self.capability]
-        of_block = -(-self.threads // 32)
+    def resident(self, threads: int, dynamic_bytes: int) -> dict[str, int]:
+        """The shared memory of a block of a launch, and the warps on an SM that registers, shared
+        memory and the most warps and blocks allow: 256 registers at a time are given to a warp,
+        from the quarter of an SM that it lives in."""
+        warps, blocks, shared = RESIDENT[self.capability]
+        of_block = -(-threads // 32)
         per_warp = -(-self.registers * 32 // 256) * 256
         by_registers = 65536 // 4 // per_warp * 4 // of_block
-        return of_block * min(warps // of_block, blocks, by_registers)
+        shared_bytes = self.shared_bytes + dynamic_bytes
+        by_shared = shared // (shared_bytes + RESERVED)
+        resident = min(warps // of_block, blocks, by_registers, by_shared)
+        return {"shared_bytes": shared_bytes, "warps_per_sm": of_block * resident}
 
 
-def read(cubin: Path, capability: int, threads: int) -> Kernel:
-    """The kernel of a cubin that holds one; `threads` are those of a block."""
-    (kernel,) = read_all(cubin, capability, threads).values()
+def read(cubin: Path, capability: int) -> Kernel:
+    """The kernel of a cubin that holds one."""
+    (kernel,) = read_all(cubin, capability).values()
     return kernel
 
 
-def read_library(library: Path, threads: int) -> dict[tuple[str, int], Kernel]:
+def read_library(library: Path) -> dict[tuple[str, int], Kernel]:
     """Every kernel of a shared library by mangled name and compute capability."""
     kernels = {}
     with tempfile.TemporaryDirectory() as folder:
         _run("cuobjdump", "-xelf", "all", library.resolve(), cwd=folder)
         for cubin in sorted(Path(folder).glob("*.cubin")):
             capability = int(re.search(r"\.sm_(\d+)a?\.", cubin.name).group(1))
-            found = read_all(cubin, capability, threads)
+            found = read_all(cubin, capability)
             kernels |= {(name, capability): kernel for name, kernel in found.items()}
     return kernels
 
 
-def read_all(cubin: Path, capability: int, threads: int) -> dict[str, Kernel]:
+def read_all(cubin: Path, capability: int) -> dict[str, Kernel]:
     """The kernels of a cubin by mangled name."""
     usage = re.findall(r"Function (\S+):\s*\n(.*)", _run("cuobjdump", "-res-usage", cubin))
     figures = {name: dict(re.findall(r"(\w+)(?:\[\d\])?:(\d+)", line)) for name, line in usage}
     if not figures:
         return {}
-    # The compiler keeps 1 KiB of shared memory of each block for itself from 9.0 on.
-    reserved = 1024 if capability >= 90 else 0
+    # From 9.0 on the compiler counts what is reserved of each block.
+    reserved = RESERVED if capability >= 90 else 0
     return {
         name: Kernel(
             capability,
             int(figures[name]["REG"]),
-            threads,
             max(0, int(figures[name]["SHARED"]) - reserved),
             *_parse(code),
         )

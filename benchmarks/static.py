@@ -5,17 +5,19 @@
 An element is one state of one channel at one step. `slots_per_element` and its kin count the
 hottest loop, the one over steps that the recurrence of the pass is in; `all_slots_per_element`
 counts every such loop of a Triton kernel, what a backward pass recomputes and prepares included. A
-CUDA kernel has one. Warps are those that registers allow: shared memory, which is given at the
-launch, is no limit on sm_90, and allows fewer on sm_80 and sm_120.
+CUDA kernel has one. Warps on a multiprocessor are as many as registers, the shared memory of a
+launch and the most warps and blocks allow.
 
-Rows for sm_90 also have the time of a workload on an H100, as a model: the slowest of its issue
-slots, its MUFU pipe and its memory, each at its peak; beside it the least that one EX2 an element
-takes, and the least that the memory takes.
+Rows of a whole CUDA pass also have what it moves (csrc/cuda/traffic.h, by the plan of a launch):
+over the least that has to move, for the workload below, and in bytes for that and the benchmarks'
+large ones. Rows for sm_90 have the time of the workload on an H100, as a model: the slowest of its
+issue slots, its MUFU pipe and its memory, each at its peak; beside it the least that one EX2 an
+element takes, and the least that the memory takes.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +25,8 @@ from rich.table import Table
 
 from benchmarks import sass
 from benchmarks.limits import SCAN_BYTES
+from benchmarks.records import PATCHES, TEXT
+from cmimtl_kernels import backends
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
@@ -37,11 +41,12 @@ MULTIPROCESSORS, PARTS, WARP, CLOCK = 132, 4, 32, 1.755e9
 LANES_PER_SECOND = MULTIPROCESSORS * PARTS * WARP * CLOCK
 BYTES_PER_SECOND = 3.35e12
 BATCH, STEPS, DIM = 8, 4096, 1536  # of the modelled workload, at the row's dstate
+STREAMS = {"selective_scan": 1, "cross_selective_scan": 2}  # each has STEPS / STREAMS of its own
 
 PEER = "mamba_ssm (static, e9594ce)"
 # mamba_ssm's kernels at commit e9594ce, compiled for sm_90 by us and counted in the same way: which
 # one runs depends on the length, and a length that is no multiple of its chunk takes a slower path.
-# A pair is a range over dtypes and options.
+# A pair is a range over dtypes and options. What was not read of them is None.
 _PEER_SLOTS = {
     # pass, length: float32, bfloat16
     ("forward", "up to 128"): (34, 39),
@@ -53,11 +58,16 @@ _PEER_SLOTS = {
     ("backward", "multiple of the chunk"): ((55, 85), (55, 85)),
     ("backward", "no multiple of the chunk"): ((70, 105), (70, 105)),
 }
-_PEER_BACKWARD = {"spill_bytes": (116, 676), "float_atomic_bytes_per_element": 8}
+# Its atomics are two adds for each element, where our rows count those in the code of a kernel.
+_PEER_BACKWARD = {
+    "spill_bytes": (116, 676),
+    "float_atomics": 2,
+    "float_atomic_bytes_per_element": 8,
+}
 
 
-def peer_rows(dtypes: list[str]) -> list[dict]:
-    """The peer's figures; a pair is its least and its most."""
+def peer_rows(dtypes: list[str], keys: Iterable[str] = ()) -> list[dict]:
+    """The peer's figures, with all of `keys`; a pair is its least and its most."""
     rows = []
     for (which, length), slots in _PEER_SLOTS.items():
         for dtype, value in zip(("float32", "bfloat16"), slots, strict=True):
@@ -72,26 +82,51 @@ def peer_rows(dtypes: list[str]) -> list[dict]:
                     "length": length,
                     "slots_per_element": value,
                 }
-                rows.append(row | (_PEER_BACKWARD if which == "backward" else {}))
+                row |= _PEER_BACKWARD if which == "backward" else {}
+                rows.append(dict.fromkeys(keys) | row)
     return rows
+
+
+def moved(row: dict) -> dict:
+    """Bytes that the workload moves; of a CUDA pass, by traffic.h, those of the large ones too."""
+    if row["backend"] != "cuda":
+        # Of Triton's kernels there is no such count: the least, with their checkpoints.
+        states = 4 * row["dstate"] / backends.BACKENDS["triton"].checkpoint_every
+        of_step = SCAN_BYTES[row["pass"]] * DTYPES[row["dtype"]] / DTYPES["float32"] + states
+        return dict.fromkeys(("moved_bytes", "least_bytes"), BATCH * STEPS * DIM * of_step)
+    from benchmarks import static_cuda
+
+    which = row["pass"], row["op"], row["dtype"]
+    workload = (BATCH, STEPS // STREAMS[row["op"]], DIM)
+    traffic = {
+        "x".join(map(str, sizes)): static_cuda.traffic(*which, sizes, row["dstate"])
+        for sizes in (workload, TEXT, PATCHES)
+    }
+    first, *_ = traffic.values()
+    total, least = first["read"] + first["written"], first["least"]
+    return {
+        "moved_bytes": total,
+        "least_bytes": least,
+        "traffic_over_least": total / least,
+        "traffic": traffic,
+    }
 
 
 def modelled(row: dict) -> dict[str, float]:
     """Microseconds of the workload on an H100, and its two limits."""
     elements = BATCH * STEPS * DIM * row["dstate"]
-    moved = SCAN_BYTES[row["pass"]] * DTYPES[row["dtype"]] / DTYPES["float32"]
-    memory = BATCH * STEPS * DIM * moved / BYTES_PER_SECOND
+    memory = row["moved_bytes"] / BYTES_PER_SECOND
     issue = elements * row["all_slots_per_element"] / LANES_PER_SECOND
     mufu = elements * row["all_mufu_cycles_per_element"] / LANES_PER_SECOND
     return {
         "h100_us": 1e6 * max(issue, mufu, memory),
         "h100_ex2_limit_us": 1e6 * elements * sass.CYCLES_PER_MUFU / LANES_PER_SECOND,
-        "h100_memory_limit_us": 1e6 * memory,
+        "h100_memory_limit_us": 1e6 * row["least_bytes"] / BYTES_PER_SECOND,
     }
 
 
 def collect(
-    backends: list[str],
+    wanted: list[str],
     targets: list[str],
     dtypes: list[str],
     passes: Sequence[str] = PASSES[:2],
@@ -99,24 +134,23 @@ def collect(
 ) -> list[dict]:
     """Every row. What cannot be read is left out, and said."""
     rows = []
-    if "cuda" in backends:
+    if "cuda" in wanted:
         from benchmarks import static_cuda
 
         if static_cuda.LIBRARY.is_file():
             rows += static_cuda.rows(targets, dtypes)
         else:
             say(f"no rows of the CUDA kernels: {static_cuda.LIBRARY.name} is not built here")
-    if "triton" in backends:
+    if "triton" in wanted:
         from benchmarks import static_triton
 
         rows += static_triton.rows(targets, dtypes, passes)
-    rows = [row | (modelled(row) if _whole(row) else {}) for row in rows]
-    return rows + (peer_rows(dtypes) if "sm_90" in targets else [])
-
-
-def _whole(row: dict) -> bool:
-    """Whether the row is of a whole pass on an H100, and not of a kernel of a split scan."""
-    return row["arch"] == "sm_90" and row["pass"] in SCAN_BYTES
+    for row in rows:
+        if row["pass"] in SCAN_BYTES:  # a whole one, and not a kernel of a split scan
+            row |= moved(row)
+            row |= modelled(row) if row["arch"] == "sm_90" else {}
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return rows + (peer_rows(dtypes, keys) if "sm_90" in targets else [])
 
 
 def by_launch(rows: list[dict]) -> dict[str, list[dict]]:
@@ -132,7 +166,7 @@ def by_launch(rows: list[dict]) -> dict[str, list[dict]]:
 
 def _states(row: dict) -> int:
     """Of a thread."""
-    return row.get("states", 0) * row.get("channels", 1)
+    return (row.get("states") or 0) * (row.get("channels") or 1)
 
 
 def _same(row: dict, other: dict) -> bool:
@@ -145,7 +179,9 @@ _COLUMNS = {
     "mufu_cycles_per_element": "MUFU cycles",
     "registers": "registers",
     "spill_bytes": "spilled bytes",
+    "shared_bytes": "shared bytes",
     "warps_per_sm": "warps per SM",
+    "traffic_over_least": "bytes over least",
     "h100_us": "H100, µs",
     "h100_ex2_limit_us": "EX2 limit",
     "h100_memory_limit_us": "memory limit",
@@ -162,20 +198,20 @@ def table(rows: list[dict]) -> Table:
     for heading in _COLUMNS.values():
         made.add_column(heading, justify="right")
     for row in sorted(rows, key=lambda row: (row["arch"], row["pass"], row["op"], row["dtype"])):
-        detail = row.get("length") or (f"{row['states']} states" if "states" in row else "")
+        detail = row.get("length") or (f"{row['states']} states" if row.get("states") else "")
         detail += " in pairs" if row.get("channels") == 2 else ""
         head = (row["arch"], row["pass"], row["op"], row["dtype"])
-        cells = (_text(row.get(key)) for key in _COLUMNS)
+        cells = (_text(row.get(key), 2 if key == "traffic_over_least" else 1) for key in _COLUMNS)
         made.add_row(*head, f"{row['backend']} {detail}".strip(), *cells)
     return made
 
 
-def _text(value) -> str:
+def _text(value, digits: int) -> str:
     if value is None:
         return ""
     if isinstance(value, tuple):
         return f"{value[0]}-{value[1]}"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -133,7 +133,7 @@ def figures(op: str, which: str, dtype: str, target: str, dstate: int = DSTATE) 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        kernel = sass.read(Path(file.name), TARGETS[target].arch, 32 * made.options["num_warps"])
+        kernel = sass.read(Path(file.name), TARGETS[target].arch)
     per_element = _per_element(kernel, made) if "CROSS" in made.arguments else {}
     return (
         row
@@ -141,10 +141,9 @@ def figures(op: str, which: str, dtype: str, target: str, dstate: int = DSTATE) 
         | {
             "registers": kernel.registers,
             "spill_bytes": kernel.spill_bytes,
-            "shared_bytes": kernel.shared_bytes,
-            "warps_per_sm": kernel.warps_per_sm,
             "float_atomics": kernel.atomics.total(),
         }
+        | kernel.resident(32 * made.options["num_warps"], compiled.metadata.shared)
     )
 
 

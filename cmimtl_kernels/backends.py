@@ -92,8 +92,8 @@ _NOT_LOADED = _library.load_libraries()
 
 
 # What the CUDA kernels are compiled for at least, and the shared memory of a block of the backward
-# kernel for more than 128 states.
-_LEAST_CAPABILITY, _SHARED_OF_MANY_STATES = (8, 0), 123 * 1024
+# kernel for more than 128 states: kSharedOfManyStates of csrc/cuda/scan_backward_shared.cuh.
+_LEAST_CAPABILITY, _SHARED_OF_MANY_STATES = (8, 0), 120 * 1024
 
 
 def _cuda_unavailable() -> str | None:

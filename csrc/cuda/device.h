@@ -54,7 +54,7 @@ __device__ __forceinline__ T* shared_memory() {
   return reinterpret_cast<T*>(cmimtl_shared);
 }
 
-// 2^x, 1 / x and log2(x) on the MUFU pipe; subnormal numbers are 0.
+// 2^x and 1 / x on the MUFU pipe; subnormal numbers are 0.
 __device__ __forceinline__ float ex2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -63,11 +63,6 @@ __device__ __forceinline__ float ex2(float x) {
 __device__ __forceinline__ float rcp(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float lg2(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -199,7 +194,6 @@ T* shared_memory() {
 // As far from the exact value as the device may be.
 inline float ex2(float x) { return simt::approximate_exp2(x); }
 inline float rcp(float x) { return simt::approximate_reciprocal(x); }
-inline float lg2(float x) { return simt::approximate_log2(x); }
 
 inline float to_float(float x) { return x; }
 inline float to_float(bfloat16 x) { return simt::from_bits<float>(uint32_t(x.bits) << 16); }

@@ -15,6 +15,10 @@ void scan_forward(const ScanForward& p, float* workspace, void* stream);
 int64_t backward_elements(const ScanSizes& s);
 void scan_backward(const ScanBackward& q, float* workspace, void* stream);
 
+// How the kernel of a scan is launched that the plan, the streams and the gate choose.
+LaunchSizes scan_forward_launch(DType dtype, const ScanPlan& plan, int streams, bool gate);
+LaunchSizes scan_backward_launch(DType dtype, const ScanPlan& plan, int streams, bool gate);
+
 void conv_forward(const ConvForward& p, void* stream);
 
 // workspace: conv_backward_elements(q.forward) floats.

@@ -17,6 +17,11 @@ constexpr int64_t kLeastSegment = 128;  // steps; the pass over the carries cost
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Of a block.
+struct LaunchSizes {
+  int threads, shared_bytes;  // dynamic shared memory; the kernels have no other
+};
+
 // A thread holds `states` states of each of `channels` neighbouring channels, `lanes` threads of a warp hold a channel.
 // `segments` of `segment_steps` recurrence steps run at the same time; more than one only where there are too few
 // channels.

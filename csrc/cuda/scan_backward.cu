@@ -1,59 +1,55 @@
 // The backward scan: dispatch, the passes of one that is split in time, and the sums over blocks, samples and segments.
-#include <utility>
-
 #include "kernels.h"
 #include "split.h"
 
 namespace cmimtl::cuda {
 namespace {
 
-int64_t maps(const ScanSizes& s, const ScanPlan& plan) {
-  return plan.tiles_per_group * s.batch * s.steps * s.ngroups * s.dstate;
-}
-
+struct OfType {
+  BackwardKernels (*kernels)(const ScanPlan& plan, int streams, bool gate);
+  void (*sum_tiles)(const ScanBackward& q, const ScanPlan& plan, const Partial& partial, void* stream);
+};
 template <class T>
-void run(const ScanBackward& q, const ScanPlan& plan, Split split, const Partial& partial, void* stream) {
-  const ScanForward& p = q.forward;
-  if (plan.blocks(p.size) > 0) {
-    if (plan.segments > 1) {
-      split.summary = true;
-      launch_backward<T>(q, plan, split, partial, stream);
-      carry_states(p, split, true, static_cast<const float*>(q.dlast_state), static_cast<float*>(q.dinitial_state),
-                   stream);
-      split.summary = false;
-    }
-    launch_backward<T>(q, plan, split, partial, stream);
-  }
-  launch_sum_tiles<T>(q, plan, partial, stream);
+constexpr OfType kOf{backward_kernels<T>, launch_sum_tiles<T>};
+
+OfType of_type(DType dtype) {
+  return dtype == DType::kFloat32 ? kOf<float> : dtype == DType::kBFloat16 ? kOf<bfloat16> : kOf<float16>;
 }
 
 }  // namespace
 
-int64_t backward_elements(const ScanSizes& s) {
-  const ScanPlan plan = plan_backward(s);
-  return split_elements(s, plan) + 2 * maps(s, plan) + s.batch * plan.segments * s.dim * (s.dstate + 2);
-}
+int64_t backward_elements(const ScanSizes& s) { return BackwardWorkspace(s, plan_backward(s), nullptr).elements; }
 
 void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
-  const ScanSizes& s = q.forward.size;
+  const ScanForward& p = q.forward;
+  const ScanSizes& s = p.size;
   const ScanPlan plan = plan_backward(s);
-  // Where dstate is a multiple of 4, so is all that comes before the sums of step sizes: rows of states stay aligned.
-  float* next = workspace;
-  const auto take = [&](int64_t count) { return std::exchange(next, next + count); };
+  auto [split, partial, _] = BackwardWorkspace(s, plan, workspace);
+  const OfType of = of_type(p.dtype);
+  if (plan.blocks(s) > 0) {
+    const BackwardKernels kernels = of.kernels(plan, p.streams, p.z[0].data);
+    const auto run = [&](auto kernel) {
+      launch(kernel, dim3(unsigned(plan.blocks(s))), dim3(kernels.sizes.threads), kernels.sizes.shared_bytes, stream, q,
+             split, partial);
+    };
+    if (plan.segments > 1) {
+      split.summary = true;
+      run(kernels.summary);
+      carry_states(p, split, true, static_cast<const float*>(q.dlast_state), static_cast<float*>(q.dinitial_state),
+                   stream);
+      split.summary = false;
+    }
+    run(kernels.scan);
+  }
+  of.sum_tiles(q, plan, partial, stream);
   const int64_t parts = s.batch * plan.segments;
-  Partial partial{};
-  partial.dA = take(parts * s.dim * s.dstate);
-  const Split split = make_split(s, plan, take(split_elements(s, plan)));
-  partial.dB = take(maps(s, plan)), partial.dC = take(maps(s, plan));
-  partial.dD = take(parts * s.dim), partial.dbias = take(parts * s.dim);
-
-  const auto run_typed = q.forward.dtype == DType::kFloat32    ? run<float>
-                         : q.forward.dtype == DType::kBFloat16 ? run<bfloat16>
-                                                               : run<float16>;
-  run_typed(q, plan, split, partial, stream);
   sum_parts(partial.dA, parts, s.dim * s.dstate, static_cast<float*>(q.dA), stream);
   if (q.dD) sum_parts(partial.dD, parts, s.dim, static_cast<float*>(q.dD), stream);
   if (q.ddelta_bias) sum_parts(partial.dbias, parts, s.dim, static_cast<float*>(q.ddelta_bias), stream);
+}
+
+LaunchSizes scan_backward_launch(DType dtype, const ScanPlan& plan, int streams, bool gate) {
+  return of_type(dtype).kernels(plan, streams, gate).sizes;
 }
 
 }  // namespace cmimtl::cuda

@@ -239,7 +239,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     typename Inputs::Loaded loaded;
     this->template load<true>(k, count - k, loaded);
     fetch(checkpoint);
-    tiles.store(shared.B_tile(), shared.C_tile());
+    tiles.template store<true>(shared.B_tile(), shared.C_tile());
     this->template prepare<true>(loaded, count - k, d, dx);
     copies_wait<0>();
     __syncthreads();
@@ -263,7 +263,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
       if (k == 0) break;
       checkpoint = step_on(checkpoint, -dstate, int(p.size.dim));
       fetch(checkpoint);
-      next_tiles.store(shared.B_tile(), shared.C_tile());
+      next_tiles.template store<true>(shared.B_tile(), shared.C_tile());
       this->template prepare<false>(next, kChunk, d, dx);
       copies_wait<0>();
       __syncthreads();

@@ -2,7 +2,7 @@
 
 namespace cmimtl::cuda {
 
-template void launch_backward<bfloat16>(const ScanBackward&, const ScanPlan&, const Split&, const Partial&, void*);
+template BackwardKernels backward_kernels<bfloat16>(const ScanPlan&, int streams, bool gate);
 template void launch_sum_tiles<bfloat16>(const ScanBackward&, const ScanPlan&, const Partial&, void*);
 
 }  // namespace cmimtl::cuda

@@ -2,7 +2,7 @@
 
 namespace cmimtl::cuda {
 
-template void launch_backward<float>(const ScanBackward&, const ScanPlan&, const Split&, const Partial&, void*);
+template BackwardKernels backward_kernels<float>(const ScanPlan&, int streams, bool gate);
 template void launch_sum_tiles<float>(const ScanBackward&, const ScanPlan&, const Partial&, void*);
 
 }  // namespace cmimtl::cuda

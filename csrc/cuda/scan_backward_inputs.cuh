@@ -18,7 +18,8 @@ struct WalkBack {
   }
 };
 
-template <class T, int kStates, int kShare, int kStreams, bool kGate>
+// kWhole: without, d and dy alone, and no B, which is what the first pass of a split scan needs.
+template <class T, int kStates, int kShare, int kStreams, bool kGate, bool kWhole = true>
 struct BackwardInputs {
   using Shared = BackwardShared<kStates, kShare, kStreams, kGate>;
   static constexpr int kOwn = kChunk / kShare;     // steps of a chunk that are this lane's
@@ -97,7 +98,7 @@ struct BackwardInputs {
     const Start B = load_vector<Start>(shared.start(Shared::kB)), C = load_vector<Start>(shared.start(Shared::kC));
     Tiles tiles(static_cast<const T*>(B.p), static_cast<const T*>(C.p), B.step, C.step, B.channel, C.channel,
                 place.states, int(p.size.dstate));
-    tiles.load(k, count);
+    tiles.template load<kWhole>(k, count);
     return tiles;
   }
 
@@ -129,7 +130,7 @@ struct BackwardInputs {
       auto dout_k = walk<const T>(Shared::kDout + m, k, kStreams, back);
 #pragma unroll
       for (int i = kPoints - 1; i >= 0; --i) {
-        x.u[m][i] = get<kMasked>(u_k, i * kStreams < left);
+        if constexpr (kWhole) x.u[m][i] = get<kMasked>(u_k, i * kStreams < left);
         x.dout[m][i] = get<kMasked>(dout_k, i * kStreams < left);
       }
       if constexpr (kGate) {
@@ -166,11 +167,13 @@ struct BackwardInputs {
     const bool live = place.live_again(), mine = kShare < 4 || place.lane < kShare;
 #pragma unroll
     for (int point = 0; point < kPoints; ++point) {
-      float u_t[kStreams], x[kStreams], dy[kStreams], dgate[kStreams];
+      float u_t[kStreams] = {}, x[kStreams] = {}, dy[kStreams], dgate[kStreams];
 #pragma unroll
-      for (int m = 0; m < kStreams; ++m)
-        u_t[m] = to_float(from.u[m][point]), dy[m] = to_float(from.dout[m][point]), dgate[m] = 0.0f;
-      tokens(u_t, x);
+      for (int m = 0; m < kStreams; ++m) {
+        if constexpr (kWhole) u_t[m] = to_float(from.u[m][point]);
+        dy[m] = to_float(from.dout[m][point]), dgate[m] = 0.0f;
+      }
+      if constexpr (kWhole) tokens(u_t, x);
       if constexpr (kGate) {
         float w = to_float(from.z[0][point]);
         if constexpr (kStreams == 2) {
@@ -186,8 +189,13 @@ struct BackwardInputs {
       for (int m = 0; m < kStreams; ++m) {
         const int i = point * kStreams + m, t = own + i;
         dx[i] = d[i] * x[m];
-        if (mine) store_vector(shared.sizes(t), make_float4(d[i], u_t[m], slope[i], dgate[m]));
-        if (mine && live) shared.row(Shared::kSizeX, t) = dx[i], shared.row(Shared::kDy, t) = dy[m];
+        if constexpr (kWhole) {
+          if (mine) store_vector(shared.sizes(t), make_float4(d[i], u_t[m], slope[i], dgate[m]));
+          if (mine && live) shared.row(Shared::kSizeX, t) = dx[i], shared.row(Shared::kDy, t) = dy[m];
+        } else {
+          if (mine) *shared.sizes(t) = d[i];
+          if (mine && live) shared.row(Shared::kDy, t) = dy[m];
+        }
       }
     }
   }

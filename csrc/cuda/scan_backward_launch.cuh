@@ -7,30 +7,25 @@
 namespace cmimtl::cuda {
 
 template <class T, int kStates, int kShare, int kStreams, bool kGate>
-void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
-                     void* stream) {
-  const auto kernel = split.summary ? scan_backward_summary_kernel<T, kStates, kShare, kStreams, kGate>
-                                    : scan_backward_kernel<T, kStates, kShare, kStreams, kGate>;
-  launch(kernel, dim3(unsigned(plan.blocks(q.forward.size))), dim3(kThreads),
-         BackwardShared<kStates, kShare, kStreams, kGate>::bytes(int(plan.lanes)), stream, q, split, partial);
+BackwardKernels backward_instance(const ScanPlan& plan) {
+  return {scan_backward_kernel<T, kStates, kShare, kStreams, kGate>,
+          scan_backward_summary_kernel<T, kStates, kShare, kStreams, kGate>,
+          {kThreads, int(BackwardShared<kStates, kShare, kStreams, kGate>::bytes(plan.lanes))}};
 }
 
 template <class T, int kStreams, bool kGate>
-void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
-                     void* stream) {
-  if (plan.states == 8) return launch_backward<T, 8, 1, kStreams, kGate>(q, plan, split, partial, stream);
-  if (plan.lanes == 1) return launch_backward<T, 16, 1, kStreams, kGate>(q, plan, split, partial, stream);
-  if (plan.lanes == 2) return launch_backward<T, 16, 2, kStreams, kGate>(q, plan, split, partial, stream);
-  return launch_backward<T, 16, 4, kStreams, kGate>(q, plan, split, partial, stream);
+BackwardKernels backward_kernels(const ScanPlan& plan) {
+  if (plan.states == 8) return backward_instance<T, 8, 1, kStreams, kGate>(plan);
+  if (plan.lanes == 1) return backward_instance<T, 16, 1, kStreams, kGate>(plan);
+  if (plan.lanes == 2) return backward_instance<T, 16, 2, kStreams, kGate>(plan);
+  return backward_instance<T, 16, 4, kStreams, kGate>(plan);
 }
 
 template <class T>
-void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
-                     void* stream) {
-  const bool one = q.forward.streams == 1;
-  const auto run = q.forward.z[0].data ? (one ? launch_backward<T, 1, true> : launch_backward<T, 2, true>)
-                                       : (one ? launch_backward<T, 1, false> : launch_backward<T, 2, false>);
-  run(q, plan, split, partial, stream);
+BackwardKernels backward_kernels(const ScanPlan& plan, int streams, bool gate) {
+  const auto of = gate ? (streams == 1 ? backward_kernels<T, 1, true> : backward_kernels<T, 2, true>)
+                       : (streams == 1 ? backward_kernels<T, 1, false> : backward_kernels<T, 2, false>);
+  return of(plan);
 }
 
 }  // namespace cmimtl::cuda

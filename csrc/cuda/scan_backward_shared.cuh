@@ -20,7 +20,6 @@ struct alignas(16) Start {
 //     own       (kOwnValues, kWarp)
 //     dC_sums   (kChunk, states); with one lane to a channel they are in the 33rd columns of `kept`
 // Per block: the tiles of B and C, (kChunk, states), and where each tensor has the segment's first step.
-// With up to 128 states that is 99 KiB at most, all that a block gets on compute capability 8.6, 8.9 and 12.0.
 template <int kStates, int kShare, int kStreams, bool kGate>
 struct BackwardShared {
   static constexpr int kQuads = kStates / 4;
@@ -93,5 +92,15 @@ struct BackwardShared {
   // The i-th four of (kChunk, states) sums of a warp.
   __device__ int dC_sums(int i) const { return kShare == 1 ? i * kPitch + kWarp * 4 : dC_sums_at(lanes) + i * 4; }
 };
+
+// The cross scan with a gate has the most. Up to 128 states fit what a block gets on compute capability 8.6, 8.9 and 12.0;
+// for more, cmimtl_kernels/backends.py asks the device whether it has this much.
+constexpr size_t kSmallestDevice = 99 << 10, kSharedOfManyStates = 120 << 10;
+static_assert(BackwardShared<8, 1, 2, true>::bytes(1) <= kSmallestDevice);
+static_assert(BackwardShared<16, 1, 2, true>::bytes(1) <= kSmallestDevice);
+static_assert(BackwardShared<16, 2, 2, true>::bytes(2) <= kSmallestDevice);
+static_assert(BackwardShared<16, 4, 2, true>::bytes(4) <= kSmallestDevice);
+static_assert(BackwardShared<16, 4, 2, true>::bytes(128 / 16) <= kSmallestDevice);
+static_assert(BackwardShared<16, 4, 2, true>::bytes(int(kMostStates) / 16) <= kSharedOfManyStates);
 
 }  // namespace cmimtl::cuda

@@ -7,8 +7,8 @@
 namespace cmimtl::cuda {
 
 template <class T, int kStates, int kShare, int kStreams, bool kGate>
-struct BackwardSummary : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
-  using Inputs = BackwardInputs<T, kStates, kShare, kStreams, kGate>;
+struct BackwardSummary : BackwardInputs<T, kStates, kShare, kStreams, kGate, false> {
+  using Inputs = BackwardInputs<T, kStates, kShare, kStreams, kGate, false>;
   using Shared = typename Inputs::Shared;
   using Inputs::kOwn, Inputs::p, Inputs::place, Inputs::shared, Inputs::count;
   float a[kStates], g[kStates];
@@ -28,7 +28,7 @@ struct BackwardSummary : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     const auto tiles = this->load_tiles(k);
     this->template load<kMasked>(k, count - k, inputs);
     __syncthreads();
-    tiles.store(shared.B_tile(), shared.C_tile());
+    tiles.template store<false>(shared.B_tile(), shared.C_tile());
     this->template prepare<kMasked>(inputs, count - k, d, dx);
     __syncthreads();
     if (kShare < 4 || place.lane < kShare) {

@@ -133,21 +133,26 @@ struct MapTiles : Maps<T> {
   using Maps<T>::Maps, Maps<T>::states, Maps<T>::dstate;
   T b[kPerThread], c[kPerThread];
 
-  // Rows [row, row + kRows) from the first step on; those from `count` on are zero.
+  // Rows [row, row + kRows) from the first step on; those from `count` on are zero. Without kWithB, of C alone.
+  template <bool kWithB>
   __device__ void load(int row, int count) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const int at = int(threadIdx.x) + i * kThreads, n = at % states, r = row + at / states;
       b[i] = c[i] = T{};
-      if (at < kRows * states && n < dstate && r < count) b[i] = *this->B_at(r, n), c[i] = *this->C_at(r, n);
+      if (at < kRows * states && n < dstate && r < count) {
+        if constexpr (kWithB) b[i] = *this->B_at(r, n);
+        c[i] = *this->C_at(r, n);
+      }
     }
   }
+  template <bool kWithB>
   __device__ void store(float* B_tile, float* C_tile) const {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const int at = int(threadIdx.x) + i * kThreads;
       if (at < kRows * states) {
-        B_tile[at] = to_float(b[i]) * kLn2;
+        if constexpr (kWithB) B_tile[at] = to_float(b[i]) * kLn2;
         C_tile[at] = to_float(c[i]);
       }
     }

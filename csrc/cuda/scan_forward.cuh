@@ -404,27 +404,26 @@ __global__ void __launch_bounds__(kThreads, kShare == 4 ? 3 : 4)
 }
 
 template <class T, int kStates, int kShare, int kChannels, int kStreams, bool kGate>
-void launch_forward(const ScanForward& p, const ScanPlan& plan, const Split& split, void* stream) {
-  launch(scan_forward_kernel<T, kStates, kShare, kChannels, kStreams, kGate>, dim3(unsigned(plan.blocks(p.size))),
-         dim3(kThreads), Forward<T, kStates, kShare, kChannels, kStreams, kGate>::kShared, stream, p, split);
+ForwardKernel forward_instance() {
+  return {scan_forward_kernel<T, kStates, kShare, kChannels, kStreams, kGate>,
+          {kThreads, int(Forward<T, kStates, kShare, kChannels, kStreams, kGate>::kShared)}};
 }
 
 template <class T, int kStreams, bool kGate>
-void launch_forward(const ScanForward& p, const ScanPlan& plan, const Split& split, void* stream) {
-  if (plan.states == 8 && plan.lanes == 1) return launch_forward<T, 8, 1, 1, kStreams, kGate>(p, plan, split, stream);
-  if (plan.states == 8) return launch_forward<T, 8, 2, 1, kStreams, kGate>(p, plan, split, stream);
-  if (plan.channels == 2) return launch_forward<T, 16, 1, 2, kStreams, kGate>(p, plan, split, stream);
-  if (plan.lanes == 1) return launch_forward<T, 16, 1, 1, kStreams, kGate>(p, plan, split, stream);
-  if (plan.lanes == 2) return launch_forward<T, 16, 2, 1, kStreams, kGate>(p, plan, split, stream);
-  return launch_forward<T, 16, 4, 1, kStreams, kGate>(p, plan, split, stream);
+ForwardKernel forward_kernel(const ScanPlan& plan) {
+  if (plan.states == 8 && plan.lanes == 1) return forward_instance<T, 8, 1, 1, kStreams, kGate>();
+  if (plan.states == 8) return forward_instance<T, 8, 2, 1, kStreams, kGate>();
+  if (plan.channels == 2) return forward_instance<T, 16, 1, 2, kStreams, kGate>();
+  if (plan.lanes == 1) return forward_instance<T, 16, 1, 1, kStreams, kGate>();
+  if (plan.lanes == 2) return forward_instance<T, 16, 2, 1, kStreams, kGate>();
+  return forward_instance<T, 16, 4, 1, kStreams, kGate>();
 }
 
 template <class T>
-void launch_forward(const ScanForward& p, const ScanPlan& plan, const Split& split, void* stream) {
-  const bool gate = p.z[0].data && !split.summary;
-  const auto run = gate ? (p.streams == 1 ? launch_forward<T, 1, true> : launch_forward<T, 2, true>)
-                        : (p.streams == 1 ? launch_forward<T, 1, false> : launch_forward<T, 2, false>);
-  run(p, plan, split, stream);
+ForwardKernel forward_kernel(const ScanPlan& plan, int streams, bool gate) {
+  const auto of = gate ? (streams == 1 ? forward_kernel<T, 1, true> : forward_kernel<T, 2, true>)
+                       : (streams == 1 ? forward_kernel<T, 1, false> : forward_kernel<T, 2, false>);
+  return of(plan);
 }
 
 }  // namespace cmimtl::cuda

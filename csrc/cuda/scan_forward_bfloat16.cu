@@ -2,6 +2,6 @@
 
 namespace cmimtl::cuda {
 
-template void launch_forward<bfloat16>(const ScanForward&, const ScanPlan&, const Split&, void*);
+template ForwardKernel forward_kernel<bfloat16>(const ScanPlan&, int streams, bool gate);
 
 }  // namespace cmimtl::cuda

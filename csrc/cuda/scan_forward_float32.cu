@@ -2,6 +2,6 @@
 
 namespace cmimtl::cuda {
 
-template void launch_forward<float>(const ScanForward&, const ScanPlan&, const Split&, void*);
+template ForwardKernel forward_kernel<float>(const ScanPlan&, int streams, bool gate);
 
 }  // namespace cmimtl::cuda

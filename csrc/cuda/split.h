@@ -18,7 +18,8 @@ struct Split {
 
 inline Split make_split(const ScanSizes& s, const ScanPlan& plan, float* workspace) {
   Split split{plan.segments, plan.segment_steps, false, false, nullptr, nullptr};
-  if (plan.segments > 1) split.states = workspace, split.sums = workspace + s.batch * plan.segments * s.dim * s.dstate;
+  if (plan.segments > 1 && workspace)
+    split.states = workspace, split.sums = workspace + s.batch * plan.segments * s.dim * s.dstate;
   return split;
 }
 
@@ -36,12 +37,44 @@ struct Partial {
   float *dD, *dbias;  // (batch * segments, dim)
 };
 
+// What the backward pass has in its workspace.
+struct BackwardWorkspace {
+  Split split;
+  Partial partial;
+  int64_t elements = 0;  // all of it
+
+  // Where dstate is a multiple of 4, so is all that comes before the sums of step sizes: rows of states stay aligned.
+  BackwardWorkspace(const ScanSizes& s, const ScanPlan& plan, float* workspace) {
+    const int64_t parts = s.batch * plan.segments;
+    const int64_t maps = plan.tiles_per_group * s.batch * s.steps * s.ngroups * s.dstate;
+    const auto take = [&](int64_t count) {
+      float* const taken = workspace ? workspace + elements : nullptr;
+      elements += count;
+      return taken;
+    };
+    partial.dA = take(parts * s.dim * s.dstate);
+    split = make_split(s, plan, take(split_elements(s, plan)));
+    partial.dB = take(maps), partial.dC = take(maps);
+    partial.dD = take(parts * s.dim), partial.dbias = take(parts * s.dim);
+  }
+};
+
+// An instance of a scan's kernels, and how it is launched.
+struct ForwardKernel {
+  void (*scan)(ScanForward, Split);
+  LaunchSizes sizes;
+};
+struct BackwardKernels {
+  void (*scan)(ScanBackward, Split, Partial);
+  void (*summary)(ScanBackward, Split, Partial);  // the first pass of a scan that is split in time
+  LaunchSizes sizes;                              // of either
+};
+
 // Of scan_forward.cuh and scan_backward.cuh, one file for each T, so that they compile side by side.
 template <class T>
-void launch_forward(const ScanForward& p, const ScanPlan& plan, const Split& split, void* stream);
+ForwardKernel forward_kernel(const ScanPlan& plan, int streams, bool gate);
 template <class T>
-void launch_backward(const ScanBackward& q, const ScanPlan& plan, const Split& split, const Partial& partial,
-                     void* stream);
+BackwardKernels backward_kernels(const ScanPlan& plan, int streams, bool gate);
 template <class T>
 void launch_sum_tiles(const ScanBackward& q, const ScanPlan& plan, const Partial& partial, void* stream);
 

@@ -12,7 +12,7 @@ constexpr float kLn2 = 0.6931471805599453f;
 // product before its exponential. B is kept times ln 2, which makes up for it in d x B.
 
 // log2(1 + e) / e for 0 <= e <= 1, minimax. For float32 the relative error is 1.9e-7; for the half types, whose step sizes
-// are rounded to 5e-4 and 4e-3, it is 8.4e-6. lg2(1 + e) would lose all digits where e is small.
+// are rounded to 5e-4 and 4e-3, it is 8.4e-6. log2(1 + e) itself would lose all digits where e is small.
 template <class T>
 __device__ __forceinline__ float log2_1p_ratio(float e) {
   if constexpr (sizeof(T) == 4) {

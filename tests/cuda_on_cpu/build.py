@@ -153,9 +153,7 @@ def kernels(build: Build, csrc: Path = CSRC) -> Path:
         "-DCMIMTL_CUDA_ON_CPU",
     ]
 
-    def flags(csrc: Path) -> list[str]:
-        return [*COMMON, *build.flags, f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}"]
-
+    flags = functools.partial(device_flags, build)
     half = {path.name for path in (CSRC / "cuda").glob("*float16.cu")}  # and *bfloat16.cu
     own = [path for path in sorted((csrc / "cuda").glob("*.cu")) if path.name not in half]
     objects = compile_all(own, flags(csrc))
@@ -166,6 +164,26 @@ def kernels(build: Build, csrc: Path = CSRC) -> Path:
     torch_lib = Path(torch.__file__).parent / "lib"
     arguments = [*build.flags, "-shared", f"-L{torch_lib}", "-ltorch_cpu"]
     return link([*objects, engine(build)], arguments, "libkernels.so")
+
+
+def device_flags(build: Build, csrc: Path = CSRC) -> list[str]:
+    return [*COMMON, *build.flags, f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}"]
+
+
+@functools.cache
+def counted() -> Path:
+    """The scans' kernels as the thread build has them, with counts.cpp in place of its library."""
+    THREAD.require()
+    sources = [
+        *sorted((CSRC / "cuda").glob("scan_*.cu")),
+        *(CSRC / "cuda" / f"{name}.cu" for name in ("split", "describe")),
+    ]
+    objects = compile_all(sources, device_flags(THREAD))
+    plain = [*COMMON, f"-I{HERE}", f"-I{CSRC}"]
+    objects += compile_all(
+        [HERE / "engine.cpp", HERE / "counts.cpp", HERE / "controls.cpp"], [*plain, "-O2"]
+    )
+    return link(objects, ["-shared", "-Wl,-z,defs"], "libcounted.so")
 
 
 def torch_target() -> int:

@@ -250,6 +250,7 @@ void start_threads() {
 }
 
 void run_block(uint3 index) {
+  ++blocks_begun;
   block_index = index;
   const size_t bytes = current_launch->shared_bytes;
   current_launch->shared.emplace_back(new unsigned char[bytes]);
@@ -301,6 +302,7 @@ void set_seed(unsigned seed) { schedule_seed = seed; }
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   check_launch(grid, block, shared_bytes);
   const std::lock_guard lock(launching);
+  ++launches_begun;
   Launch launch{shared_bytes, body, {}};
   current_launch = &launch;
   grid_size = grid, block_size = block;

@@ -57,12 +57,5 @@ inline float approximate_reciprocal(float x) {
   x = flush(x);
   return flush(float(1.0 / double(x) * (1 + 0x1p-23 * error_in_unit(x))));
 }
-// Absolute error 2^-22 between 1/2 and 2, relative error 2^-22 elsewhere; exact at 1.
-inline float approximate_log2(float x) {
-  x = flush(x);
-  if (x == 1) return 0.0f;
-  const double exact = std::log2(double(x)), scale = x > 0.5f && x < 2.0f ? 1.0 : std::fabs(exact);
-  return std::isfinite(exact) ? float(exact + 0x1p-22 * scale * error_in_unit(x)) : float(exact);
-}
 
 }  // namespace simt

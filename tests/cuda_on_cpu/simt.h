@@ -91,6 +91,9 @@ void set_seed(unsigned seed);
 // What the plans of launches take the machine to be full with; 0: what they would on a GPU.
 inline int64_t warps_to_fill = 0;
 
+// Launches and blocks so far, this one included, for tests that count what each of them does.
+inline unsigned launches_begun = 0, blocks_begun = 0;
+
 // Runs `body` once for each thread of each block. Throws Error.
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
 

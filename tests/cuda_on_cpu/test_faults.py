@@ -84,8 +84,8 @@ FAULTS = {
     ),
     "forward: half of the shared memory is asked for": Fault(
         "scan_forward.cuh",
-        "kShared, stream, p, split",
-        "kShared / 2, stream, p, split",
+        "kStreams, kGate>::kShared)",
+        "kStreams, kGate>::kShared / 2)",
         "plain",
         "the target is not in shared memory",
     ),

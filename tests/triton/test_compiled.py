@@ -67,7 +67,8 @@ def test_kernels_of_a_split(tmp_path):
 @pytest.mark.parametrize("target", NVIDIA)
 def test_states_stay_in_registers(rows, target, which):
     for row in of(rows, arch=target, **{"pass": which}):
-        assert row["shared_per_element"] == row["shared_bytes"] == 0, row
+        assert row["shared_per_element"] == 0, row
+        assert row["shared_bytes"] <= 128, row  # a few numbers of each warp, beside the loops
 
 
 # At dstate 16, a little above what is reached: issue slots per element, all of them (with what the

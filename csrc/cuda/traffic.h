@@ -1,0 +1,127 @@
+// What the scans move between global memory and the chip, as a formula of sizes, options and plan. C++ alone;
+// tests/cuda_on_cpu/test_traffic.py holds it against the accesses of the kernels, byte by byte.
+//
+// Of the same accesses there are three counts, from the memory to the threads:
+//     read, written     each byte once in each launch: what memory moves, where the caches keep what the blocks of a
+//                       launch share. What one launch writes and the next one reads counts twice.
+//     read_by_blocks    each byte once in each block: what L2 hands out at least. B and C are read by every block along
+//                       the channels, A by the blocks of every sample. No two blocks write the same byte.
+//     again             what a block reads a second time, from L2: the backward pass copies each checkpoint to shared
+//                       memory before its chunk, and again when the gradients have come back to the chunk's first step.
+//                       Not counted are loads that repeat an address of their block: those of threads past the last
+//                       channel, of further lanes of a channel, and past a segment's first chunk.
+// `least` is what no implementation that keeps these checkpoints can do without: each input and each result once.
+//
+// All steps are valid, and no tensor overlaps itself: with `lengths` less is read.
+#pragma once
+
+#include <vector>
+
+#include "plan.h"
+
+namespace cmimtl::cuda {
+
+// Of a call: its dtype and which optional tensors there are.
+struct ScanOptions {
+  DType dtype;
+  int streams;
+  bool gate, skip, bias;  // z, D, delta_bias
+  bool state;             // initial_state, and so dinitial_state
+  bool last_gradient;     // dlast_state
+  bool output;            // the backward pass writes `out` again
+};
+
+inline ScanSizes scan_sizes(int streams, int64_t batch, int64_t length, int64_t dim, int64_t dstate, int64_t ngroups,
+                            int64_t checkpoint_every) {
+  const int64_t steps = streams * length, chunks = checkpoint_every > 0 ? ceil_div(steps, checkpoint_every) : 0;
+  return {batch, length, steps, dim, dstate, ngroups, checkpoint_every, chunks};
+}
+
+// One tensor, or one part of the workspace; bytes.
+struct Moved {
+  const char* tensor;
+  int64_t read, written, read_by_blocks, again, least;
+};
+
+struct TensorBytes {
+  int64_t stream, steps, map;  // u, z, out; delta; B
+  int64_t A, channels, state;  // A; D; initial_state
+  int64_t checkpoints;         // (batch, nchunks, dim, dstate)
+  int64_t states, sums;        // (batch, segments, dim, dstate), (batch, segments, dim)
+  int64_t map_parts;           // (tiles_per_group, batch, ngroups, steps, dstate)
+
+  TensorBytes(const ScanSizes& s, const ScanPlan& plan, const ScanOptions& o) {
+    const int64_t element = o.dtype == DType::kFloat32 ? 4 : 2, acc = sizeof(float);
+    stream = o.streams * s.batch * s.length * s.dim * element;
+    steps = s.batch * s.steps * s.dim * element;
+    map = s.batch * s.steps * s.ngroups * s.dstate * element;
+    A = s.dim * s.dstate * acc, channels = s.dim * acc;
+    state = s.batch * A;
+    checkpoints = s.nchunks * state;
+    states = plan.segments * state, sums = s.batch * plan.segments * channels;
+    map_parts = plan.tiles_per_group * s.batch * s.steps * s.ngroups * s.dstate * acc;
+  }
+};
+
+// What both passes read.
+inline std::vector<Moved> inputs_traffic(const ScanSizes& s, const ScanPlan& plan, const ScanOptions& o,
+                                         bool backward) {
+  const TensorBytes bytes(s, plan, o);
+  const int64_t split = plan.segments > 1, scans = 1 + split;  // launches of the scan's kernels, see split.h
+  const int64_t of_states = backward ? 1 : scans;              // those that compute the states, of u and B
+  const int64_t blocks = scans * s.batch * plan.segments;      // that have the same channels
+  std::vector<Moved> moved = {
+      {"u", of_states * bytes.stream, 0, of_states * bytes.stream, 0, bytes.stream},
+      {"delta", scans * bytes.steps, 0, scans * bytes.steps, 0, bytes.steps},
+      // The carries of a split scan take A too, one thread for each sample and state.
+      {"A", (scans + split) * bytes.A, 0, (blocks + split * s.batch) * bytes.A, 0, bytes.A},
+      {"B", of_states * bytes.map, 0, plan.tiles_per_group * of_states * bytes.map, 0, bytes.map},
+      {"C", scans * bytes.map, 0, plan.tiles_per_group * scans * bytes.map, 0, bytes.map},
+  };
+  if (o.skip) moved.push_back({"D", scans * bytes.channels, 0, blocks * bytes.channels, 0, bytes.channels});
+  if (o.bias) moved.push_back({"delta_bias", scans * bytes.channels, 0, blocks * bytes.channels, 0, bytes.channels});
+  if (split) {
+    moved.push_back({"states of segments", 2 * bytes.states, 2 * bytes.states, 2 * bytes.states, 0, 0});
+    moved.push_back({"sums of segments", bytes.sums, bytes.sums, bytes.sums, 0, 0});
+  }
+  return moved;
+}
+
+inline std::vector<Moved> forward_traffic(const ScanSizes& s, const ScanPlan& plan, const ScanOptions& o) {
+  const TensorBytes bytes(s, plan, o);
+  std::vector<Moved> moved = inputs_traffic(s, plan, o, false);
+  const auto read_once = [&](const char* name, int64_t n) { moved.push_back({name, n, 0, n, 0, n}); };
+  const auto written = [&](const char* name, int64_t n) { moved.push_back({name, 0, n, 0, 0, n}); };
+  if (o.gate) read_once("z", bytes.stream);  // what a segment adds to the states needs no gate
+  if (o.state) read_once("initial_state", bytes.state);
+  written("out", bytes.stream), written("last_state", bytes.state);
+  if (s.checkpoint_every > 0) written("checkpoints", bytes.checkpoints);
+  return moved;
+}
+
+inline std::vector<Moved> backward_traffic(const ScanSizes& s, const ScanPlan& plan, const ScanOptions& o) {
+  const TensorBytes bytes(s, plan, o);
+  const int64_t scans = plan.segments > 1 ? 2 : 1;
+  std::vector<Moved> moved = inputs_traffic(s, plan, o, true);
+  const auto read = [&](const char* name, int64_t n) { moved.push_back({name, scans * n, 0, scans * n, 0, n}); };
+  const auto written = [&](const char* name, int64_t n) { moved.push_back({name, 0, n, 0, 0, n}); };
+  const auto parts = [&](const char* name, int64_t n, bool summed) {
+    moved.push_back({name, summed * n, n, summed * n, 0, 0});
+  };
+  read("dout", bytes.stream);
+  if (o.gate) read("z", bytes.stream), written("dz", bytes.stream);
+  moved.push_back({"checkpoints", bytes.checkpoints, 0, bytes.checkpoints, bytes.checkpoints, bytes.checkpoints});
+  if (o.last_gradient) moved.push_back({"dlast_state", bytes.state, 0, bytes.state, 0, bytes.state});
+  written("du", bytes.stream), written("ddelta", bytes.steps);
+  written("dA", bytes.A), written("dB", bytes.map), written("dC", bytes.map);
+  if (o.skip) written("dD", bytes.channels);
+  if (o.bias) written("ddelta_bias", bytes.channels);
+  if (o.state) written("dinitial_state", bytes.state);
+  if (o.output) written("out", bytes.stream);
+  parts("parts of dA", bytes.states, true);
+  parts("parts of dB", bytes.map_parts, true), parts("parts of dC", bytes.map_parts, true);
+  parts("parts of dD", bytes.sums, o.skip), parts("parts of ddelta_bias", bytes.sums, o.bias);
+  return moved;
+}
+
+}  // namespace cmimtl::cuda
