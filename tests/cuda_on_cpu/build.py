@@ -158,9 +158,8 @@ def kernels(build: Build, csrc: Path = CSRC) -> Path:
     own = [path for path in sorted((csrc / "cuda").glob("*.cu")) if path.name not in half]
     objects = compile_all(own, flags(csrc))
     objects += compile_all([CSRC / "cuda" / name for name in sorted(half)], flags(CSRC))
-    objects += compile_all(
-        [*sorted((csrc / "cuda").glob("*.cpp")), HERE / "controls.cpp"], [*flags(csrc), *bindings]
-    )
+    host = [*sorted((csrc / "cuda").glob("*.cpp")), HERE / "controls.cpp", HERE / "workspaces.cpp"]
+    objects += compile_all(host, [*flags(csrc), *bindings])
     torch_lib = Path(torch.__file__).parent / "lib"
     arguments = [*build.flags, "-shared", f"-L{torch_lib}", "-ltorch_cpu"]
     return link([*objects, engine(build)], arguments, "libkernels.so")

@@ -1,17 +1,7 @@
-// What tests set from Python, and ask, by ctypes.
-#include "kernels.h"
+// What tests set from Python, by ctypes.
 #include "simt.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 EXPORTED void simt_set_seed(unsigned seed) { simt::set_seed(seed); }
 EXPORTED void simt_set_warps_to_fill(int64_t warps) { simt::warps_to_fill = warps; }
-
-// Floats of the workspaces.
-EXPORTED int64_t forward_elements(cmimtl::ScanSizes sizes) { return cmimtl::cuda::forward_elements(sizes); }
-EXPORTED int64_t backward_elements(cmimtl::ScanSizes sizes) { return cmimtl::cuda::backward_elements(sizes); }
-EXPORTED int64_t conv_backward_elements(int64_t batch, int64_t length, int64_t dim, int64_t width) {
-  cmimtl::ConvForward p{};
-  p.batch = batch, p.length = length, p.dim = dim, p.width = width;
-  return cmimtl::cuda::conv_backward_elements(p);
-}
