@@ -75,6 +75,9 @@ extern const Kernels kFloat, kDouble;
 namespace avx512 {
 extern const Kernels kFloat, kDouble;
 }
+namespace avx512_fp16 {
+extern const Kernels kFloat, kDouble;
+}
 #endif
 
 }  // namespace cmimtl::cpu

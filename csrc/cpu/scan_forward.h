@@ -128,7 +128,7 @@ void forward_line(const ForwardScratch<S>& w, const Weights<T>& weights, const S
   const T* A2 = weights.A2 + line.index * kLine * dstate;
   const int groups = int(ceil_div(dstate, kForwardGroup));
   each_group<kForwardGroup>(dstate, [&]<int kGroup>(int64_t n) {
-    const Ahead ahead{&next, int(n / kForwardGroup), groups};
+    const Ahead<kForwardLocality> ahead{&next, int(n / kForwardGroup), groups};
     for (int v = 0; v < line.channels; v += kLanes) {
       const ForwardSlice<T> slice{
           c.count, w.columns.delta + v, w.columns.delta_x + v, w.columns.y + v, w.B + n, w.C + n,
@@ -168,7 +168,8 @@ void forward_task(const ScanForward& p, const void* prepared, int64_t batch, int
     T* state = state_of(line.index);
     if (p.checkpoints) store_states(state, dstate, line.channels, checkpoint<T>(p, c, batch, line.channel));
     Prefetch next;
-    if (visit + 1 < visits.count()) next = next_rows<S>(p, chunk_of(visit + 1), batch, line_of(visit + 1).channel);
+    const int64_t later = visit + kVisitsAhead;
+    if (later < visits.count()) next = next_rows<S>(p, chunk_of(later), batch, line_of(later).channel);
     forward_line<S>(w, weights, p, c, batch, line, state, next);
   }
   for (int64_t index = first; index < last; ++index) {

@@ -27,6 +27,14 @@ inline void each_group(int64_t dstate, F f) {
 constexpr bool kManyRegisters = CMIMTL_VECTOR_BYTES == 64;
 constexpr int kForwardGroup = 8;
 
+// How many visits before its use the forward pass asks for a row, and for which cache. Where cores have FP16, memory is further
+// away, and 2 MiB of second-level cache can hold more of what was asked for than the 48 KiB of the first.
+#if CMIMTL_AVX512_FP16
+constexpr int kVisitsAhead = 4, kForwardLocality = kSecondLevel;
+#else
+constexpr int kVisitsAhead = 1, kForwardLocality = kFirstLevel;
+#endif
+
 // exp(d A), as 2^(d A2). `moderate`: whether |d A2| is known to be inside of exp2_decay's range.
 template <bool kModerate, class T>
 inline typename Simd<T>::V decay_of(typename Simd<T>::V delta, typename Simd<T>::V A2) {
@@ -47,7 +55,7 @@ struct ForwardSlice {
   const T* A2;  // [state][lane of the line]
   T* state;     // [state][lane of the line]
   T* decay;     // [step][state of the group][lane of the vector], scratch
-  Ahead ahead;
+  Ahead<kForwardLocality> ahead;
 };
 
 template <int kGroup, bool kModerate, class T>
@@ -103,7 +111,7 @@ struct BackwardSlice {
   T *carry, *dA;        // [state][lane of the line]; e g of the step after the chunk in, of its first step out
   T *dB, *dC;           // [step][state of the group][lane of the vector]
   T *decay, *history;   // as dB, scratch: e_i and h_{i-1}
-  Ahead ahead;
+  Ahead<kFirstLevel> ahead;
 };
 
 // The states and decays of the slice's steps, and from them y and dC. `kFirst`: dC holds nothing yet.

@@ -270,6 +270,9 @@ void clear_rest(const Out& x, int64_t batch, int64_t channel, int channels, int6
   }
 }
 
+// The cache that a row is asked for, as __builtin_prefetch has it.
+constexpr int kFirstLevel = 3, kSecondLevel = 2;
+
 // Rows that will be wanted soon. A line takes 64 bytes of each of many rows, which is not the pattern that hardware
 // prefetchers look for; asked for one by one during the computation before, they come for nothing. (Asked for together they
 // fill the queue of outstanding misses, and the computation waits for it.)
@@ -291,8 +294,10 @@ class Prefetch {
       stream_[streams_++] = {static_cast<const char*>(first) + done, kLineBytes};
   }
   // Row i of the `part`th of `parts` shares of the streams.
+  template <int kLocality = kFirstLevel>
   void row(int i, int part, int parts) const {
-    for (int k = part; k < streams_; k += parts) __builtin_prefetch(stream_[k].first + i * stream_[k].step);
+    for (int k = part; k < streams_; k += parts)
+      __builtin_prefetch(stream_[k].first + i * stream_[k].step, 0, kLocality);
   }
 
  private:
@@ -306,10 +311,11 @@ class Prefetch {
 };
 
 // A share of the rows to prefetch, one of each of its streams in every step.
+template <int kLocality>
 struct Ahead {
   const Prefetch* rows;
   int part, parts;
-  void step(int i) const { rows->row(i, part, parts); }
+  void step(int i) const { rows->row<kLocality>(i, part, parts); }
 };
 
 // Rows of B or C, (step, dstate), as T.

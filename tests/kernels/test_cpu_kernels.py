@@ -84,7 +84,8 @@ def test_a_sample_has_the_same_bits_in_any_batch(op):
 LEVELS = {
     "default": ("baseline",),
     "avx2": ("avx2", "baseline"),
-    "": ("avx512", "avx2", "baseline"),
+    "avx512": ("avx512", "avx2", "baseline"),
+    "": ("avx512_fp16", "avx512", "avx2", "baseline"),
 }
 
 CHECKS = """

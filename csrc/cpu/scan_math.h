@@ -1,10 +1,10 @@
-// exp2, softplus and sigmoid on vectors (or scalars) of float and double. C++ and the compilers' vector extensions
-// alone. Everything is branch-free.
+// exp2, softplus and sigmoid on vectors of float and double. The compilers' vector extensions, and AVX-512 where it has
+// something better. Everything is branch-free.
 #pragma once
 
 #include <cstdint>
 
-namespace cmimtl {
+namespace cmimtl::cpu::CMIMTL_ISA {
 
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
@@ -59,41 +59,78 @@ inline V exp2_polynomial(V f, double) {
 }
 
 #if CMIMTL_VECTOR_BYTES == 64
-// 2^x of 16 floats, which AVX-512 can look up in a register: x, rounded to sixteenths, leaves a rest f near 0 to a polynomial
-// of degree 3, a multiplication and three FMAs instead of six FMAs. kPowers[k] is 2^(k/16 - kShift), without the k << 19 that
-// comes with the exponent: the sum of x and kRound has k in its four lowest bits and floor(x) above them. A table rounds to
-// 2^-25, and with A and delta constant the recurrence adds the same error at every step. kShift makes the roundings small:
-// of all floats below 1/32, those for which 2^-kShift (1 + p(kShift)) is 1 to 5e-10 were tried, and of this one no entry
-// has an error of more than 2e-8; that at x = 0, which is the decay 1, has 1e-10.
-constexpr float kShift = -0x1.acadeap-8f, kRoundToSixteenths = FloatTraits<float>::kRound / 16;
+// 2^(a * b) of 16 floats, which AVX-512 can look up in a register: a * b, rounded to sixteenths, leaves a rest f near 0 to a
+// polynomial of degree 3 instead of 5. The sum with kRoundToSixteenths has the table's index in its four lowest bits. Every
+// FMA is written as one: left to the compiler, not all copies would contract a * b alike, and the bits would differ.
+//
+// A table rounds to 2^-25, and with A and delta constant the recurrence adds the same error at every step. So entry k is
+// 2^(k/16 - shift), and the polynomial is of 2^(f + shift). Of the shifts for which the decay 1, at a * b = 0, has an error
+// of no more than 2e-10, that one was taken for which no entry has more than 2e-8.
+constexpr float kRoundToSixteenths = FloatTraits<float>::kRound / 16;
+typedef int32_t Entries __attribute__((vector_size(64)));
 
 template <class V>
-inline V exp2_from_table(V shifted, V f) {
+inline V look_up(Entries entries, V index) {
+  return V(_mm512_maskz_permutexvar_epi32(0xFFFF, __m512i(index), __m512i(entries)));
+}
+
+#if CMIMTL_AVX512_FP16
+// On cores with FP16 a multiplication by 2^n is one operation, and all operations wait for the same two pipes.
+template <class V>
+inline V exp2_product16(V a, V b) {
+  constexpr Entries kPowers = {0x3F7B59CD, 0x3F833D51, 0x3F890CCC, 0x3F8F1E22, 0x3F95743E, 0x3F9C122B,
+                               0x3FA2FB17, 0x3FAA3254, 0x3FB1BB5A, 0x3FB999C8, 0x3FC1D165, 0x3FCA6625,
+                               0x3FD35C27, 0x3FDCB7BA, 0x3FE67D5C, 0x3FF0B1C0};  // shift 0.0264416193
+  const V shifted = _mm512_fmadd_ps(a, b, kRoundToSixteenths - V{}), whole = shifted - kRoundToSixteenths;
+  const V f = _mm512_fmsub_ps(a, b, whole), power = look_up(kPowers, shifted);
+  V p = _mm512_fmadd_ps(f, 5.65287545e-2f - V{}, 2.44677886e-1f - V{});
+  p = _mm512_fmadd_ps(p, f, 7.05968261e-1f - V{});
+  p = _mm512_fmadd_ps(p, f, 1.84969213e-2f - V{});
+  return _mm512_maskz_scalef_ps(0xFFFF, _mm512_fmadd_ps(p, power, power), whole);  // by floor(whole)
+}
+template <class V>
+inline V exp2_decay16(V a, V b) {
+  return exp2_product16(a, b);
+}
+#else
+constexpr float kShift = -0x1.acadeap-8f;
+
+// Of f with the shift. floor(a * b), above the index in the sum, is added to the exponent; the index comes with it, so the
+// entries are without it.
+template <class V>
+inline V exp2_of_parts(V shifted, V f) {
   constexpr int kBits = FloatTraits<float>::kMantissaBits - 4;
-  typedef int32_t Ints __attribute__((vector_size(64)));
-  constexpr Ints kPowers = {
+  constexpr Entries kPowers = {
       0x3F8094E8 - (0 << kBits),  0x3F864643 - (1 << kBits),  0x3F8C3824 - (2 << kBits),  0x3F926D66 - (3 << kBits),
       0x3F98E905 - (4 << kBits),  0x3F9FAE1E - (5 << kBits),  0x3FA6BFF2 - (6 << kBits),  0x3FAE21E7 - (7 << kBits),
       0x3FB5D789 - (8 << kBits),  0x3FBDE48C - (9 << kBits),  0x3FC64CCF - (10 << kBits), 0x3FCF145C - (11 << kBits),
       0x3FD83F6B - (12 << kBits), 0x3FE1D263 - (13 << kBits), 0x3FEBD1DF - (14 << kBits), 0x3FF642AD - (15 << kBits)};
-  const V entry = V(_mm512_maskz_permutexvar_epi32(0xFFFF, __m512i(shifted), __m512i(kPowers)));
-  const V power = V(Ints(entry) + (Ints(shifted) << kBits));
+  const V power = V(Entries(look_up(kPowers, shifted)) + (Entries(shifted) << kBits));
   V p = _mm512_fmadd_ps(f, 5.55054098e-2f - V{}, 2.40233555e-1f - V{});
   p = _mm512_fmadd_ps(p, f, 6.93147182e-1f - V{}) * f;
   return _mm512_fmadd_ps(p, power, power);
 }
+template <class V>
+inline V exp2_product16(V a, V b) {
+  const V shifted = _mm512_fmadd_ps(a, b, kRoundToSixteenths - V{});
+  return exp2_of_parts(shifted, V(_mm512_fmsub_ps(a, b, shifted - kRoundToSixteenths) + kShift));
+}
+// One addition in place of an FMA, whose pipes are those that everything waits for: additions have their own. a * b is
+// rounded once more, which costs a decay 2e-8 at most.
+template <class V>
+inline V exp2_decay16(V a, V b) {
+  const V x = _mm512_fmadd_ps(a, b, kShift - V{}), shifted = x + kRoundToSixteenths;
+  return exp2_of_parts(shifted, V(x - (shifted - kRoundToSixteenths)));
+}
+#endif
 #endif
 
 // 2^(a * b) for |a * b| <= kMaxExponent. The product is folded into the rounding (two FMAs and no multiplication), and
-// round(a * b), in the low bits of the sum, is added to the exponent. Every FMA of AVX-512 is written as one: left to the
-// compiler, not all copies would contract a * b alike, and the bits would differ.
+// round(a * b), in the low bits of the sum, is added to the exponent.
 template <class T, class V, class I>
 inline V exp2_product(V a, V b) {
 #if CMIMTL_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) {
-    const V shifted = _mm512_fmadd_ps(a, b, kRoundToSixteenths - V{});
-    return exp2_from_table(shifted, V(_mm512_fmsub_ps(a, b, shifted - kRoundToSixteenths) + kShift));
-  }
+  if constexpr (sizeof(T) == 4) return exp2_product16(a, b);
 #endif
   using F = FloatTraits<T>;
   const V shifted = a * b + F::kRound;
@@ -102,15 +139,11 @@ inline V exp2_product(V a, V b) {
   return V(I(p) + (I(shifted) << F::kMantissaBits));
 }
 
-// The same for the recurrence, where AVX-512 rounds a * b once more, which costs a decay 2e-8 at most: an addition takes the
-// place of an FMA, whose pipes are those that everything waits for.
+// The same for the recurrence.
 template <class T, class V, class I>
 inline V exp2_decay(V a, V b) {
 #if CMIMTL_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) {
-    const V x = _mm512_fmadd_ps(a, b, kShift - V{}), shifted = x + kRoundToSixteenths;
-    return exp2_from_table(shifted, V(x - (shifted - kRoundToSixteenths)));
-  }
+  if constexpr (sizeof(T) == 4) return exp2_decay16(a, b);
 #endif
   return exp2_product<T, V, I>(a, b);
 }
@@ -179,4 +212,4 @@ inline V sigmoid(V x) {
   return (x < 0 ? e : V(1 - V{})) / (1 + e);
 }
 
-}  // namespace cmimtl
+}  // namespace cmimtl::cpu::CMIMTL_ISA
