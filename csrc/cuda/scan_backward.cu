@@ -24,7 +24,7 @@ void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
   const ScanForward& p = q.forward;
   const ScanSizes& s = p.size;
   const ScanPlan plan = plan_backward(s);
-  auto [split, partial, _] = BackwardWorkspace(s, plan, workspace);
+  const auto [split, partial, _] = BackwardWorkspace(s, plan, workspace);
   const OfType of = of_type(p.dtype);
   if (plan.blocks(s) > 0) {
     const BackwardKernels kernels = of.kernels(plan, p.streams, p.z[0].data);
@@ -33,11 +33,9 @@ void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
              split, partial);
     };
     if (plan.segments > 1) {
-      split.summary = true;
       run(kernels.summary);
       carry_states(p, split, true, static_cast<const float*>(q.dlast_state), static_cast<float*>(q.dinitial_state),
                    stream);
-      split.summary = false;
     }
     run(kernels.scan);
   }

@@ -175,7 +175,8 @@ struct AsyncMapTiles : Maps<T> {
   __device__ AsyncMapTiles(const Maps<T>& maps, bool paired, void* raw)
       : Maps<T>(maps), paired(kTogether == 1 || paired), raw(static_cast<T*>(raw)) {}
 
-  // Rows [row, row + kRows) from the first step on; those from `count` on are zero.
+  // Rows [row, row + kRows) from the first step on; those from `count` on are zero. Without kWithC, of B alone.
+  template <bool kWithC>
   __device__ void load(int row, int count) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
@@ -184,7 +185,7 @@ struct AsyncMapTiles : Maps<T> {
       if (at >= kRows * states) break;
       const int left = r < count ? dstate - n : 0;
       load(raw + at, this->B_at(r, n), this->B_state, left);
-      load(raw + kValues + at, this->C_at(r, n), this->C_state, left);
+      if constexpr (kWithC) load(raw + kValues + at, this->C_at(r, n), this->C_state, left);
     }
     copies_commit();
   }
@@ -197,7 +198,7 @@ struct AsyncMapTiles : Maps<T> {
     }
   }
   // kLater: groups of copies that the thread has committed after those of the tile, at least.
-  template <int kLater>
+  template <bool kWithC, int kLater>
   __device__ void store(float* B_tile, float* C_tile) const {
     copies_wait<kLater>();
 #pragma unroll
@@ -207,7 +208,7 @@ struct AsyncMapTiles : Maps<T> {
 #pragma unroll
       for (int k = 0; k < kTogether; ++k) {
         B_tile[at + k] = to_float(raw[at + k]) * kLn2;
-        C_tile[at + k] = to_float(raw[kValues + at + k]);
+        if constexpr (kWithC) C_tile[at + k] = to_float(raw[kValues + at + k]);
       }
     }
   }

@@ -1,4 +1,4 @@
-// A scan split in time (see plan.h). Each segment is first run from zero with `summary`, which leaves what it adds to the
+// A scan split in time (see plan.h). Each segment is first run from zero by `summary`, which leaves what it adds to the
 // carry; carry_states turns that into the carry that each segment starts with; then the segments run again.
 #pragma once
 
@@ -10,14 +10,13 @@ namespace cmimtl::cuda {
 
 struct Split {
   int64_t segments, segment_steps;
-  bool summary;
   bool paired_maps;  // states_in_pairs of plan.h, for the forward pass
   float* states;     // (batch, segments, dim, dstate), null where there is one segment
   float* sums;       // (batch, segments, dim): the step sizes of a segment, times log2 e
 };
 
 inline Split make_split(const ScanSizes& s, const ScanPlan& plan, float* workspace) {
-  Split split{plan.segments, plan.segment_steps, false, false, nullptr, nullptr};
+  Split split{plan.segments, plan.segment_steps, false, nullptr, nullptr};
   if (plan.segments > 1 && workspace)
     split.states = workspace, split.sums = workspace + s.batch * plan.segments * s.dim * s.dstate;
   return split;
@@ -61,8 +60,11 @@ struct BackwardWorkspace {
 
 // An instance of a scan's kernels, and how it is launched.
 struct ForwardKernel {
-  void (*scan)(ScanForward, Split);
+  void (*run)(ScanForward, Split);
   LaunchSizes sizes;
+};
+struct ForwardKernels {
+  ForwardKernel scan, summary;  // no summary where the plan has two channels in a thread: it is not split in time
 };
 struct BackwardKernels {
   void (*scan)(ScanBackward, Split, Partial);
@@ -72,7 +74,7 @@ struct BackwardKernels {
 
 // Of scan_forward.cuh and scan_backward.cuh, one file for each T, so that they compile side by side.
 template <class T>
-ForwardKernel forward_kernel(const ScanPlan& plan, int streams, bool gate);
+ForwardKernels forward_kernels(const ScanPlan& plan, int streams, bool gate);
 template <class T>
 BackwardKernels backward_kernels(const ScanPlan& plan, int streams, bool gate);
 template <class T>

@@ -69,6 +69,7 @@ inline std::vector<Moved> inputs_traffic(const ScanSizes& s, const ScanPlan& pla
   const TensorBytes bytes(s, plan, o);
   const int64_t split = plan.segments > 1, scans = 1 + split;  // launches of the scan's kernels, see split.h
   const int64_t of_states = backward ? 1 : scans;              // those that compute the states, of u and B
+  const int64_t of_gradients = backward ? scans : 1;           // those that compute their gradients, or y, of C
   const int64_t blocks = scans * s.batch * plan.segments;      // that have the same channels
   std::vector<Moved> moved = {
       {"u", of_states * bytes.stream, 0, of_states * bytes.stream, 0, bytes.stream},
@@ -76,9 +77,9 @@ inline std::vector<Moved> inputs_traffic(const ScanSizes& s, const ScanPlan& pla
       // The carries of a split scan take A too, one thread for each sample and state.
       {"A", (scans + split) * bytes.A, 0, (blocks + split * s.batch) * bytes.A, 0, bytes.A},
       {"B", of_states * bytes.map, 0, plan.tiles_per_group * of_states * bytes.map, 0, bytes.map},
-      {"C", scans * bytes.map, 0, plan.tiles_per_group * scans * bytes.map, 0, bytes.map},
+      {"C", of_gradients * bytes.map, 0, plan.tiles_per_group * of_gradients * bytes.map, 0, bytes.map},
   };
-  if (o.skip) moved.push_back({"D", scans * bytes.channels, 0, blocks * bytes.channels, 0, bytes.channels});
+  if (o.skip) moved.push_back({"D", bytes.channels, 0, s.batch * plan.segments * bytes.channels, 0, bytes.channels});
   if (o.bias) moved.push_back({"delta_bias", scans * bytes.channels, 0, blocks * bytes.channels, 0, bytes.channels});
   if (split) {
     moved.push_back({"states of segments", 2 * bytes.states, 2 * bytes.states, 2 * bytes.states, 0, 0});
