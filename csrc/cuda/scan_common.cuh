@@ -27,7 +27,8 @@ struct Place {
   int64_t first_channel, channel;  // of dim: the block's first, this thread's first
   bool live;
 
-  __device__ Place(const ScanSizes& s, int64_t segments) {
+  // `run`: the segments that the launch has blocks for.
+  __device__ Place(const ScanSizes& s, const Segments& run) {
     lanes = kShare;
     if constexpr (kShare == 4) {
       while (lanes * kStates < s.dstate) lanes *= 2;
@@ -43,8 +44,8 @@ struct Place {
     index /= tiles;
     group = int(index % unsigned(s.ngroups));
     index /= unsigned(s.ngroups);
-    segment = int(index % unsigned(segments));
-    sample = int(index / unsigned(segments));
+    segment = int(run.first) + int(index % unsigned(run.count));
+    sample = int(index / unsigned(run.count));
     const int begin = tile * per_block;
     channels = per_group - begin;
     offset = (thread / kWarp * per_warp + column) * kChannels;

@@ -21,19 +21,18 @@ int64_t forward_elements(const ScanSizes& s) {
 void scan_forward(const ScanForward& p, float* workspace, void* stream) {
   const ScanPlan plan = plan_forward(p.size, channels_in_pairs(p), warps_to_fill(kMostWarps));
   if (plan.blocks(p.size) == 0) return;
-  Split split = make_split(p.size, plan, workspace);
+  Split split = make_split(p.size, plan, false, workspace);
   split.paired_maps = states_in_pairs(p);
-  const auto run = [&](const ForwardKernel& kernel) {
-    launch(kernel.run, dim3(unsigned(plan.blocks(p.size))), dim3(kernel.sizes.threads), kernel.sizes.shared_bytes,
-           stream, p, split);
+  const auto run = [&](const ForwardKernel& kernel, const Segments& segments) {
+    launch(kernel.run, dim3(unsigned(plan.blocks(p.size, segments))), dim3(kernel.sizes.threads),
+           kernel.sizes.shared_bytes, stream, p, split);
   };
   const ForwardKernels kernels = kernels_of(p.dtype)(plan, p.streams, p.z[0].data);
   if (plan.segments > 1) {
-    run(kernels.summary);
-    carry_states(p, split, false, static_cast<const float*>(p.initial_state), static_cast<float*>(p.last_state),
-                 stream);
+    run(kernels.summary, split.summed);
+    carry_states(p, split, false, static_cast<const float*>(p.initial_state), stream);
   }
-  run(kernels.scan);
+  run(kernels.scan, split.all());
 }
 
 LaunchSizes scan_forward_launch(DType dtype, const ScanPlan& plan, int streams, bool gate) {

@@ -61,7 +61,8 @@ struct Forward {
   float sum = 0.0f;                        // of the step sizes that are this lane's, for a summary
 
   __device__ Forward(const ScanForward& p, const Split& split)
-      : p(p), place(p.size, split.segments), softplus_delta(p.delta_softplus) {}
+      : p(p), place(p.size, segments_of(split)), softplus_delta(p.delta_softplus) {}
+  __device__ static Segments segments_of(const Split& split) { return kSummary ? split.summed : split.all(); }
 
   // The slots of the i-th own step of delta, and of the i-th of stream m of u and of z, of group g.
   __device__ static constexpr int delta_slot(int g, int i) { return g * kOwn + i; }
@@ -297,7 +298,7 @@ struct Forward {
       skip[c] = !kSummary && p.D ? static_cast<const float*>(p.D)[channel + c] : 0.0f;
     }
     if constexpr (!kSummary) {
-      if (kChannels == 1 && split.states) {
+      if (kChannels == 1 && first > 0) {
         load_states(place.row(split.states, p.size, split.segments, place.segment), dstate, h);
       } else if (p.initial_state) {
         load_states(place.row(static_cast<const float*>(p.initial_state), p.size, 1, 0), dstate, h);
@@ -328,7 +329,7 @@ struct Forward {
       steps_of_segment(split, first, step, count);
     }
 
-    const Place<kStates, kShare, kChannels> again(p.size, split.segments);  // of what was not kept meanwhile
+    const Place<kStates, kShare, kChannels> again(p.size, segments_of(split));  // of what was not kept meanwhile
     if constexpr (kSummary) {
       if (kShare > 1) sum = sum_over_lanes(place.lane < kShare ? sum : 0.0f);
       finish_summary(again, split);
@@ -337,8 +338,9 @@ struct Forward {
     }
   }
 
+  // At the segment after this one.
   __device__ void finish_summary(const Place<kStates, kShare, kChannels>& place, const Split& split) const {
-    const int64_t slot = place.segment;
+    const int64_t slot = place.segment + 1;
     store_states(place, place.row(split.states, p.size, split.segments, slot), int(p.size.dstate), h);
     if (place.live && place.lane == 0)
       split.sums[(place.sample * split.segments + slot) * p.size.dim + place.channel] = sum;
@@ -347,7 +349,7 @@ struct Forward {
   // Results of the whole segment.
   __device__ void finish(const Place<kStates, kShare, kChannels>& place, const Split& split) const {
     const int dstate = int(p.size.dstate);
-    if (kChannels == 2 || !split.states)
+    if (kChannels == 2 || place.segment == split.last())
       store_states(place, place.row(static_cast<float*>(p.last_state), p.size, 1, 0), dstate, h);
     if (!place.live || place.lane > 0) return;
     // The rows of `out` that are past the sample's valid steps, a share for each segment.

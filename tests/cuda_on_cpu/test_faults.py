@@ -56,7 +56,7 @@ FAULTS = {
     ),
     "forward: two segments of a split scan share their place": Fault(
         "scan_forward.cuh",
-        "slot = place.segment",
+        "slot = place.segment + 1",
         "slot = 0",
         "thread",
         RACE,
