@@ -22,6 +22,11 @@ struct LaunchSizes {
   int threads, shared_bytes;  // dynamic shared memory; the kernels have no other
 };
 
+// Some segments of every sample: [first, first + count).
+struct Segments {
+  int64_t first, count;
+};
+
 // A thread holds `states` states of each of `channels` neighbouring channels, `lanes` threads of a warp hold a channel.
 // `segments` of `segment_steps` recurrence steps run at the same time; more than one only where there are too few
 // channels.
@@ -30,7 +35,20 @@ struct ScanPlan {
   int64_t channels_per_block, tiles_per_group;  // blocks along the channels of one group
   int64_t segments, segment_steps;
 
-  int64_t blocks(const ScanSizes& s) const { return s.batch * segments * s.ngroups * tiles_per_group; }
+  // What the scan itself runs, and what the pass before it sums up (see split.h): of the segment that comes last in the
+  // direction of the carry, nothing is carried out.
+  Segments all() const { return {0, segments}; }
+  Segments summed(bool backward) const { return {backward ? 1 : 0, segments - 1}; }
+
+  int64_t blocks(const ScanSizes& s, const Segments& run) const {
+    return s.batch * run.count * s.ngroups * tiles_per_group;
+  }
+  int64_t blocks(const ScanSizes& s) const { return blocks(s, all()); }
+  // Of a sample.
+  int64_t steps(const ScanSizes& s, const Segments& run) const {
+    const auto begin = [&](int64_t i) { return i * segment_steps < s.steps ? i * segment_steps : s.steps; };
+    return begin(run.first + run.count) - begin(run.first);
+  }
 };
 
 inline ScanPlan plan_lanes(const ScanSizes& s, int states, int channels = 1, int least_lanes = 1) {
@@ -48,8 +66,8 @@ inline int64_t warps(const ScanSizes& s, const ScanPlan& plan) {
   return s.batch * s.ngroups * plan.tiles_per_group * (kThreads / 32);
 }
 
-// Splits time until the machine is full. It doubles the arithmetic, for the states must be known at the start of every
-// segment first, so fewer than four segments gain nothing.
+// Splits time until the machine is full. It nearly doubles the arithmetic, for the states must be known at the start of
+// every segment first, so fewer than four segments gain nothing.
 inline void split_time(const ScanSizes& s, ScanPlan& plan, int64_t most_warps = kMostWarps) {
   const int64_t steps = s.steps > 0 ? s.steps : 1, busy = warps(s, plan) > 0 ? warps(s, plan) : 1;
   int64_t segments = most_warps / busy;
@@ -106,8 +124,9 @@ inline ScanPlan plan_backward(const ScanSizes& s) {
   return plan;
 }
 
-// What a scan split in time keeps between its passes, float: the state (batch, segments, dim, dstate) that a segment ends
-// with, replaced by the one that it starts with, and the sum of its step sizes (batch, segments, dim).
+// What a scan split in time keeps between its passes, float: the state (batch, segments, dim, dstate) that the segment
+// before this one ends with, replaced by the one that this one starts with, and the sum of the step sizes of the segment
+// before this one (batch, segments, dim).
 inline int64_t split_elements(const ScanSizes& s, const ScanPlan& plan) {
   return plan.segments > 1 ? s.batch * plan.segments * s.dim * (s.dstate + 1) : 0;
 }

@@ -24,22 +24,19 @@ void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
   const ScanForward& p = q.forward;
   const ScanSizes& s = p.size;
   const ScanPlan plan = plan_backward(s);
-  auto [split, partial, _] = BackwardWorkspace(s, plan, workspace);
+  const auto [split, partial, _] = BackwardWorkspace(s, plan, workspace);
   const OfType of = of_type(p.dtype);
   if (plan.blocks(s) > 0) {
     const BackwardKernels kernels = of.kernels(plan, p.streams, p.z[0].data);
-    const auto run = [&](auto kernel) {
-      launch(kernel, dim3(unsigned(plan.blocks(s))), dim3(kernels.sizes.threads), kernels.sizes.shared_bytes, stream, q,
-             split, partial);
+    const auto run = [&](auto kernel, const Segments& segments) {
+      launch(kernel, dim3(unsigned(plan.blocks(s, segments))), dim3(kernels.sizes.threads), kernels.sizes.shared_bytes,
+             stream, q, split, partial);
     };
     if (plan.segments > 1) {
-      split.summary = true;
-      run(kernels.summary);
-      carry_states(p, split, true, static_cast<const float*>(q.dlast_state), static_cast<float*>(q.dinitial_state),
-                   stream);
-      split.summary = false;
+      run(kernels.summary, split.summed);
+      carry_states(p, split, true, static_cast<const float*>(q.dlast_state), stream);
     }
-    run(kernels.scan);
+    run(kernels.scan, split.all());
   }
   of.sum_tiles(q, plan, partial, stream);
   const int64_t parts = s.batch * plan.segments;

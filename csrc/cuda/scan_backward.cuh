@@ -272,7 +272,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
 
   __device__ void run(const Split& split, const Partial& partial) {
     const int dstate = int(p.size.dstate);
-    if (split.states) {
+    if (place.segment < split.last()) {
       place.load(place.row(split.states, p.size, split.segments, place.segment), dstate, g);
     } else if (q.dlast_state) {
       place.load(place.row(static_cast<const float*>(q.dlast_state), p.size, 1, 0), dstate, g);
@@ -280,7 +280,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     if (count > 0) chunks(split);
     const float dD = sum_over_lanes(shared.own_value(Shared::kSumD)),
                 dbias = sum_over_lanes(shared.own_value(Shared::kSumBias));
-    finish_segment(Place<kStates, kShare>(p.size, split.segments), split, partial, dD, dbias);
+    finish_segment(Place<kStates, kShare>(p.size, split.all()), split, partial, dD, dbias);
   }
 
   // Results of the whole segment; all that the place is made of was not kept while it ran.
@@ -288,7 +288,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
                                  float dD, float dbias) {
     const int dstate = int(p.size.dstate);
     const int64_t channel = (place.sample * split.segments + place.segment) * p.size.dim + place.channel;
-    if (q.dinitial_state && !split.states)
+    if (q.dinitial_state && place.segment == 0)
       place.store(place.row(static_cast<float*>(q.dinitial_state), p.size, 1, 0), dstate, g);
 #pragma unroll
     for (int i = 0; i < kStates; ++i) dA[i] *= kLn2;

@@ -37,11 +37,11 @@ struct BackwardInputs {
   };
 
   __device__ BackwardInputs(const ScanBackward& q, const Split& split, const Partial& partial)
-      : q(q), p(q.forward), place(p.size, split.segments), shared(place.lanes, place.column) {
+      : q(q), p(q.forward), place(p.size, kWhole ? split.all() : split.summed), shared(place.lanes, place.column) {
     const int64_t steps = steps_of(place.sample), first = place.segment * split.segment_steps, channel = place.channel;
     count = int(min(first + split.segment_steps, steps) - first);
     shared.own_value(Shared::kBias) = p.delta_bias ? static_cast<const float*>(p.delta_bias)[channel] * kLog2E : 0.0f;
-    shared.own_value(Shared::kSkip) = p.D ? static_cast<const float*>(p.D)[channel] : 0.0f;
+    shared.own_value(Shared::kSkip) = kWhole && p.D ? static_cast<const float*>(p.D)[channel] : 0.0f;
     shared.own_value(Shared::kSumD) = shared.own_value(Shared::kSumBias) = 0.0f;
     // Threads past the last channel must add nothing to sums over channels: they leave these zeros as they are.
     if (place.lane == 0) {

@@ -1,4 +1,4 @@
-// The first pass of a backward scan that is split in time (see split.h): what each segment adds to the carry, and the sum
+// The first pass of a backward scan that is split in time (see split.h): what a segment adds to the carry, and the sum
 // of its step sizes.
 #pragma once
 
@@ -55,7 +55,7 @@ struct BackwardSummary : BackwardInputs<T, kStates, kShare, kStreams, kGate, fal
 #pragma unroll 1
       while ((k -= kChunk) >= 0) chunk<false>(k);
     }
-    const int64_t slot = place.sample * split.segments + place.segment;
+    const int64_t slot = place.sample * split.segments + place.segment - 1;  // of the one after
     sum = this->sum_over_lanes(sum);
     place.store(split.states + (slot * p.size.dim + place.channel) * p.size.dstate, int(p.size.dstate), g);
     if (place.live && place.lane == 0) split.sums[slot * p.size.dim + place.channel] = sum;

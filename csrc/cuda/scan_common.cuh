@@ -27,7 +27,8 @@ struct Place {
   int64_t first_channel, channel;  // of dim: the block's first, this thread's first
   bool live;
 
-  __device__ Place(const ScanSizes& s, int64_t segments) {
+  // `run`: the segments that the launch has blocks for.
+  __device__ Place(const ScanSizes& s, const Segments& run) {
     lanes = kShare;
     if constexpr (kShare == 4) {
       while (lanes * kStates < s.dstate) lanes *= 2;
@@ -43,8 +44,8 @@ struct Place {
     index /= tiles;
     group = int(index % unsigned(s.ngroups));
     index /= unsigned(s.ngroups);
-    segment = int(index % unsigned(segments));
-    sample = int(index / unsigned(segments));
+    segment = int(run.first) + int(index % unsigned(run.count));
+    sample = int(index / unsigned(run.count));
     const int begin = tile * per_block;
     channels = per_group - begin;
     offset = (thread / kWarp * per_warp + column) * kChannels;
@@ -175,7 +176,8 @@ struct AsyncMapTiles : Maps<T> {
   __device__ AsyncMapTiles(const Maps<T>& maps, bool paired, void* raw)
       : Maps<T>(maps), paired(kTogether == 1 || paired), raw(static_cast<T*>(raw)) {}
 
-  // Rows [row, row + kRows) from the first step on; those from `count` on are zero.
+  // Rows [row, row + kRows) from the first step on; those from `count` on are zero. Without kWithC, of B alone.
+  template <bool kWithC>
   __device__ void load(int row, int count) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
@@ -184,7 +186,7 @@ struct AsyncMapTiles : Maps<T> {
       if (at >= kRows * states) break;
       const int left = r < count ? dstate - n : 0;
       load(raw + at, this->B_at(r, n), this->B_state, left);
-      load(raw + kValues + at, this->C_at(r, n), this->C_state, left);
+      if constexpr (kWithC) load(raw + kValues + at, this->C_at(r, n), this->C_state, left);
     }
     copies_commit();
   }
@@ -197,7 +199,7 @@ struct AsyncMapTiles : Maps<T> {
     }
   }
   // kLater: groups of copies that the thread has committed after those of the tile, at least.
-  template <int kLater>
+  template <bool kWithC, int kLater>
   __device__ void store(float* B_tile, float* C_tile) const {
     copies_wait<kLater>();
 #pragma unroll
@@ -207,7 +209,7 @@ struct AsyncMapTiles : Maps<T> {
 #pragma unroll
       for (int k = 0; k < kTogether; ++k) {
         B_tile[at + k] = to_float(raw[at + k]) * kLn2;
-        C_tile[at + k] = to_float(raw[kValues + at + k]);
+        if constexpr (kWithC) C_tile[at + k] = to_float(raw[kValues + at + k]);
       }
     }
   }

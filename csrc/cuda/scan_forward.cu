@@ -5,10 +5,10 @@
 namespace cmimtl::cuda {
 namespace {
 
-auto kernel_of(DType dtype) {
-  return dtype == DType::kFloat32    ? forward_kernel<float>
-         : dtype == DType::kBFloat16 ? forward_kernel<bfloat16>
-                                     : forward_kernel<float16>;
+auto kernels_of(DType dtype) {
+  return dtype == DType::kFloat32    ? forward_kernels<float>
+         : dtype == DType::kBFloat16 ? forward_kernels<bfloat16>
+                                     : forward_kernels<float16>;
 }
 
 }  // namespace
@@ -21,25 +21,22 @@ int64_t forward_elements(const ScanSizes& s) {
 void scan_forward(const ScanForward& p, float* workspace, void* stream) {
   const ScanPlan plan = plan_forward(p.size, channels_in_pairs(p), warps_to_fill(kMostWarps));
   if (plan.blocks(p.size) == 0) return;
-  const auto run = [&](const Split& split, bool gate) {
-    const ForwardKernel kernel = kernel_of(p.dtype)(plan, p.streams, gate);
-    launch(kernel.scan, dim3(unsigned(plan.blocks(p.size))), dim3(kernel.sizes.threads), kernel.sizes.shared_bytes,
-           stream, p, split);
-  };
-  Split split = make_split(p.size, plan, workspace);
+  Split split = make_split(p.size, plan, false, workspace);
   split.paired_maps = states_in_pairs(p);
+  const auto run = [&](const ForwardKernel& kernel, const Segments& segments) {
+    launch(kernel.run, dim3(unsigned(plan.blocks(p.size, segments))), dim3(kernel.sizes.threads),
+           kernel.sizes.shared_bytes, stream, p, split);
+  };
+  const ForwardKernels kernels = kernels_of(p.dtype)(plan, p.streams, p.z[0].data);
   if (plan.segments > 1) {
-    split.summary = true;
-    run(split, false);
-    carry_states(p, split, false, static_cast<const float*>(p.initial_state), static_cast<float*>(p.last_state),
-                 stream);
-    split.summary = false;
+    run(kernels.summary, split.summed);
+    carry_states(p, split, false, static_cast<const float*>(p.initial_state), stream);
   }
-  run(split, p.z[0].data);
+  run(kernels.scan, split.all());
 }
 
 LaunchSizes scan_forward_launch(DType dtype, const ScanPlan& plan, int streams, bool gate) {
-  return kernel_of(dtype)(plan, streams, gate).sizes;
+  return kernels_of(dtype)(plan, streams, gate).scan.sizes;
 }
 
 }  // namespace cmimtl::cuda

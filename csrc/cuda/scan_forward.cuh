@@ -30,9 +30,11 @@ constexpr int kStage = 4;  // steps that are loaded together
 // kChannels: neighbouring channels of a thread, 2 only where kShare is 1.
 // kStreams: 2 for the cross scan, whose steps are the products and the sums of two streams.
 // Options that cost no slot where they are off are tested at run time; the gate is not one of them.
-template <class T, int kStates, int kShare, int kChannels, int kStreams, bool kGate>
+// kSummary: the first pass of a scan that is split in time (see split.h), which takes neither C nor D nor a gate.
+template <class T, int kStates, int kShare, int kChannels, int kStreams, bool kGate, bool kSummary = false>
 struct Forward {
   static_assert(kChannels == 1 || (kChannels == 2 && kShare == 1), "lanes that share a channel hold one");
+  static_assert(!kSummary || (kChannels == 1 && !kGate), "what fills the chip two channels to a thread is not split");
   static constexpr int kGroups = kChannels, kGroup = kStage / kGroups;   // steps at a time
   static constexpr int kOwn = kGroup / kShare;                           // steps of a group that are this lane's
   static constexpr int kPoints = kOwn < kStreams ? 1 : kOwn / kStreams;  // steps of a stream, and gates, of those
@@ -46,23 +48,21 @@ struct Forward {
   static constexpr int kRaw = 2 * 2 * Tiles::kValues * int(sizeof(float)), kRing = kRaw + Tiles::kRawBytes;
   static constexpr size_t kShared = kRing + Loads::kBytes;
 
-  // A pass over segments comes before the scan of a split one; with two channels in a thread none is split.
-  static constexpr bool kSummaries = !kGate && kChannels == 1;
-
   const ScanForward& p;
   Place<kStates, kShare, kChannels> place;
   Walk<const T> u[kStreams], z[kStreams], delta;  // at this lane's first step of the next stage to load
   Walk<T> out[kStreams];                          // of the next group
   Loads ahead;
-  bool softplus_delta, summary;
+  bool softplus_delta;
   bool odd;  // this lane's first step is the second one of its pair, in the order of x
   int own;   // the first of this lane's steps of a group
   float a[kChannels][kStates], h[kChannels][kStates];
   float bias[kChannels], skip[kChannels];  // bias times log2 e
-  float sum[kChannels] = {};               // of the step sizes that are this lane's, for a summary
+  float sum = 0.0f;                        // of the step sizes that are this lane's, for a summary
 
   __device__ Forward(const ScanForward& p, const Split& split)
-      : p(p), place(p.size, split.segments), softplus_delta(p.delta_softplus), summary(kSummaries && split.summary) {}
+      : p(p), place(p.size, segments_of(split)), softplus_delta(p.delta_softplus) {}
+  __device__ static Segments segments_of(const Split& split) { return kSummary ? split.summed : split.all(); }
 
   // The slots of the i-th own step of delta, and of the i-th of stream m of u and of z, of group g.
   __device__ static constexpr int delta_slot(int g, int i) { return g * kOwn + i; }
@@ -212,7 +212,8 @@ struct Forward {
 #pragma unroll
       for (int i = 0; i < kStates; i += 4) {
         const int at = j * place.states + place.state(i);
-        const float4 b4 = load_vector<float4>(B + at), c4 = load_vector<float4>(C + at);
+        const float4 b4 = load_vector<float4>(B + at),
+                     c4 = kSummary ? make_float4(0, 0, 0, 0) : load_vector<float4>(C + at);
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) {
           step(h[c][i], a[c][i], d_j[c], dx_j[c], b4.x, c4.x, y_j[c]);
@@ -225,22 +226,22 @@ struct Forward {
       for (int c = 0; c < kChannels; ++c) {
         if constexpr (kShare == 1) {
           y[j % kOwn][c] = y_j[c];
-        } else {
+        } else if constexpr (!kSummary) {
           y_j[c] = sum_over_lanes(y_j[c]);
           if (own / kOwn == j / kOwn) y[j % kOwn][c] += y_j[c];
         }
       }
     }
-    if constexpr (kSummaries) {
-      if (summary) {
+    if constexpr (kSummary) {
 #pragma unroll
-        for (int i = 0; i < kOwn; ++i) {
-#pragma unroll
-          for (int c = 0; c < kChannels; ++c) sum[c] += d[i][c];
-        }
-        return;
-      }
+      for (int i = 0; i < kOwn; ++i) sum += d[i][0];
+    } else {
+      store_outputs<kMasked>(left, gate, y);
     }
+  }
+
+  template <bool kMasked>
+  __device__ void store_outputs(int left, const float (&gate)[kPoints * kChannels], float (&y)[kOwn][kChannels]) {
     const bool mine = place.live_now() && (kShare < 4 || place.lane < kShare);
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
@@ -294,10 +295,10 @@ struct Forward {
 #pragma unroll
       for (int i = 0; i < kStates; ++i) h[c][i] = 0.0f;
       bias[c] = p.delta_bias ? static_cast<const float*>(p.delta_bias)[channel + c] * kLog2E : 0.0f;
-      skip[c] = p.D ? static_cast<const float*>(p.D)[channel + c] : 0.0f;
+      skip[c] = !kSummary && p.D ? static_cast<const float*>(p.D)[channel + c] : 0.0f;
     }
-    if (!summary) {
-      if (kChannels == 1 && split.states) {
+    if constexpr (!kSummary) {
+      if (kChannels == 1 && first > 0) {
         load_states(place.row(split.states, p.size, split.segments, place.segment), dstate, h);
       } else if (p.initial_state) {
         load_states(place.row(static_cast<const float*>(p.initial_state), p.size, 1, 0), dstate, h);
@@ -328,22 +329,27 @@ struct Forward {
       steps_of_segment(split, first, step, count);
     }
 
-    if (kShare > 1 && summary) sum[0] = sum_over_lanes(place.lane < kShare ? sum[0] : 0.0f);
-    finish(Place<kStates, kShare, kChannels>(p.size, split.segments), split);
+    const Place<kStates, kShare, kChannels> again(p.size, segments_of(split));  // of what was not kept meanwhile
+    if constexpr (kSummary) {
+      if (kShare > 1) sum = sum_over_lanes(place.lane < kShare ? sum : 0.0f);
+      finish_summary(again, split);
+    } else {
+      finish(again, split);
+    }
   }
 
-  // Results of the whole segment; all that the place is made of was not kept while it ran.
+  // At the segment after this one.
+  __device__ void finish_summary(const Place<kStates, kShare, kChannels>& place, const Split& split) const {
+    const int64_t slot = place.segment + 1;
+    store_states(place, place.row(split.states, p.size, split.segments, slot), int(p.size.dstate), h);
+    if (place.live && place.lane == 0)
+      split.sums[(place.sample * split.segments + slot) * p.size.dim + place.channel] = sum;
+  }
+
+  // Results of the whole segment.
   __device__ void finish(const Place<kStates, kShare, kChannels>& place, const Split& split) const {
     const int dstate = int(p.size.dstate);
-    if (kSummaries && split.summary) {
-      store_states(place, place.row(split.states, p.size, split.segments, place.segment), dstate, h);
-      if (!place.live || place.lane > 0) return;
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c)
-        split.sums[(place.sample * split.segments + place.segment) * p.size.dim + place.channel + c] = sum[c];
-      return;
-    }
-    if (kChannels == 2 || !split.states)
+    if (kChannels == 2 || place.segment == split.last())
       store_states(place, place.row(static_cast<float*>(p.last_state), p.size, 1, 0), dstate, h);
     if (!place.live || place.lane > 0) return;
     // The rows of `out` that are past the sample's valid steps, a share for each segment.
@@ -358,9 +364,9 @@ struct Forward {
   __device__ void steps_of_segment(const Split& split, int64_t first, int64_t step, int count) {
     Tiles tiles(Maps<T>(p, place.sample, place.group, place.states, step), split.paired_maps, shared_memory() + kRaw);
     const int dstate = int(p.size.dstate), every = int(p.size.checkpoint_every);
-    int due = p.checkpoints && !summary ? 0 : count;  // the step before which a checkpoint is due
+    int due = p.checkpoints ? 0 : count;  // the step before which a checkpoint is due
 
-    tiles.load(0, count);
+    tiles.template load<!kSummary>(0, count);
     ahead.stage = kRing;
 #pragma unroll
     for (int i = 0; i < Loads::kStages; ++i) {
@@ -370,11 +376,11 @@ struct Forward {
     int buffer = 0, k = 0;
     for (int row = 0; row < count; row += kRows, buffer ^= 1) {
       const float* B = shared_memory<float>() + buffer * 2 * Tiles::kValues;
-      tiles.template store<Loads::kCommits>(const_cast<float*>(B), const_cast<float*>(B) + Tiles::kValues);
+      tiles.template store<!kSummary, Loads::kCommits>(const_cast<float*>(B), const_cast<float*>(B) + Tiles::kValues);
       __syncthreads();  // one is enough: the buffer that is written next was last read before it
-      tiles.load(row + kRows, count);
+      tiles.template load<!kSummary>(row + kRows, count);
       do {
-        if (k == due) {
+        if (!kSummary && k == due) {
           const int64_t row = place.sample * p.size.nchunks + (first + k) / every;
           float* const checkpoints = static_cast<float*>(p.checkpoints);
           store_states(place, checkpoints + (row * p.size.dim + place.channel_again()) * dstate, dstate, h);
@@ -403,14 +409,26 @@ __global__ void __launch_bounds__(kThreads, kShare == 4 ? 3 : 4)
   Forward<T, kStates, kShare, kChannels, kStreams, kGate>(p, split).run(split);
 }
 
+template <class T, int kStates, int kShare, int kStreams>
+__global__ void __launch_bounds__(kThreads, kShare == 4 ? 3 : 4)
+    scan_forward_summary_kernel(const ScanForward p, const Split split) {
+  Forward<T, kStates, kShare, 1, kStreams, false, true>(p, split).run(split);
+}
+
 template <class T, int kStates, int kShare, int kChannels, int kStreams, bool kGate>
-ForwardKernel forward_instance() {
-  return {scan_forward_kernel<T, kStates, kShare, kChannels, kStreams, kGate>,
-          {kThreads, int(Forward<T, kStates, kShare, kChannels, kStreams, kGate>::kShared)}};
+ForwardKernels forward_instance() {
+  ForwardKernels kernels{};
+  kernels.scan = {scan_forward_kernel<T, kStates, kShare, kChannels, kStreams, kGate>,
+                  {kThreads, int(Forward<T, kStates, kShare, kChannels, kStreams, kGate>::kShared)}};
+  if constexpr (kChannels == 1) {
+    kernels.summary = {scan_forward_summary_kernel<T, kStates, kShare, kStreams>,
+                       {kThreads, int(Forward<T, kStates, kShare, 1, kStreams, false, true>::kShared)}};
+  }
+  return kernels;
 }
 
 template <class T, int kStreams, bool kGate>
-ForwardKernel forward_kernel(const ScanPlan& plan) {
+ForwardKernels forward_kernels(const ScanPlan& plan) {
   if (plan.states == 8 && plan.lanes == 1) return forward_instance<T, 8, 1, 1, kStreams, kGate>();
   if (plan.states == 8) return forward_instance<T, 8, 2, 1, kStreams, kGate>();
   if (plan.channels == 2) return forward_instance<T, 16, 1, 2, kStreams, kGate>();
@@ -420,9 +438,9 @@ ForwardKernel forward_kernel(const ScanPlan& plan) {
 }
 
 template <class T>
-ForwardKernel forward_kernel(const ScanPlan& plan, int streams, bool gate) {
-  const auto of = gate ? (streams == 1 ? forward_kernel<T, 1, true> : forward_kernel<T, 2, true>)
-                       : (streams == 1 ? forward_kernel<T, 1, false> : forward_kernel<T, 2, false>);
+ForwardKernels forward_kernels(const ScanPlan& plan, int streams, bool gate) {
+  const auto of = gate ? (streams == 1 ? forward_kernels<T, 1, true> : forward_kernels<T, 2, true>)
+                       : (streams == 1 ? forward_kernels<T, 1, false> : forward_kernels<T, 2, false>);
   return of(plan);
 }
 

@@ -2,6 +2,6 @@
 
 namespace cmimtl::cuda {
 
-template ForwardKernel forward_kernel<bfloat16>(const ScanPlan&, int streams, bool gate);
+template ForwardKernels forward_kernels<bfloat16>(const ScanPlan&, int streams, bool gate);
 
 }  // namespace cmimtl::cuda

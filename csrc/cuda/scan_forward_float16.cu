@@ -2,6 +2,6 @@
 
 namespace cmimtl::cuda {
 
-template ForwardKernel forward_kernel<float16>(const ScanPlan&, int streams, bool gate);
+template ForwardKernels forward_kernels<float16>(const ScanPlan&, int streams, bool gate);
 
 }  // namespace cmimtl::cuda

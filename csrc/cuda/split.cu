@@ -4,21 +4,18 @@ namespace cmimtl::cuda {
 namespace {
 
 // One thread for each (sample, channel, state).
-__global__ void __launch_bounds__(kThreads) carry_kernel(const ScanSizes s, const float* A, const Split split,
-                                                         bool backward, const float* initial, float* last) {
+__global__ void __launch_bounds__(kThreads)
+    carry_kernel(const ScanSizes s, const float* A, const Split split, bool backward, const float* initial) {
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x, per_sample = s.dim * s.dstate;
   if (at >= s.batch * per_sample) return;
   const int64_t sample = at / per_sample, in_sample = at % per_sample, channel = in_sample / s.dstate;
   const float a = A[in_sample];
   float carry = initial ? initial[at] : 0.0f;
-  for (int64_t i = 0; i < split.segments; ++i) {
+  for (int64_t i = 1; i < split.segments; ++i) {
     const int64_t slot = sample * split.segments + (backward ? split.segments - 1 - i : i);
     float& state = split.states[slot * per_sample + in_sample];
-    const float added = state;
-    state = carry;
-    carry = fmaf(ex2(a * split.sums[slot * s.dim + channel]), carry, added);
+    state = carry = fmaf(ex2(a * split.sums[slot * s.dim + channel]), carry, state);
   }
-  if (last) last[at] = carry;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -38,11 +35,10 @@ void sum_parts(const float* parts, int64_t count, int64_t size, float* out, void
          out);
 }
 
-void carry_states(const ScanForward& p, const Split& split, bool backward, const float* initial, float* last,
-                  void* stream) {
+void carry_states(const ScanForward& p, const Split& split, bool backward, const float* initial, void* stream) {
   const int64_t blocks = ceil_div(p.size.batch * p.size.dim * p.size.dstate, kThreads);
   launch(carry_kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, p.size, static_cast<const float*>(p.A), split,
-         backward, initial, last);
+         backward, initial);
 }
 
 }  // namespace cmimtl::cuda

@@ -1,5 +1,11 @@
-// A scan split in time (see plan.h). Each segment is first run from zero with `summary`, which leaves what it adds to the
-// carry; carry_states turns that into the carry that each segment starts with; then the segments run again.
+// A scan split in time (see plan.h). The carry is the state, and goes from segment to segment, or its gradient, and goes
+// from the last segment to the first; "before" and "after" are in the direction of the carry. There are three passes:
+//     summary        runs each segment from zero, but for the final one, which nothing is carried out of: it leaves what
+//                    the segment adds to the carry, and the sum of its step sizes, at the segment after it
+//     carry_states   turns that into what is carried into each segment
+//     scan           runs every segment from there. The one that no other comes before starts as a scan that is not
+//                    split does, from initial_state or dlast_state; last_state or dinitial_state is what the final one
+//                    ends with.
 #pragma once
 
 #include "device.h"
@@ -10,25 +16,28 @@ namespace cmimtl::cuda {
 
 struct Split {
   int64_t segments, segment_steps;
-  bool summary;
+  Segments summed;   // that the summary runs
   bool paired_maps;  // states_in_pairs of plan.h, for the forward pass
-  float* states;     // (batch, segments, dim, dstate), null where there is one segment
-  float* sums;       // (batch, segments, dim): the step sizes of a segment, times log2 e
+  // Null where there is one segment; the place of the segment that no other comes before is not used.
+  float* states;  // (batch, segments, dim, dstate): what the segment before this one adds, then the carry into this one
+  float* sums;    // (batch, segments, dim): the step sizes of the segment before this one, times log2 e
+
+  __host__ __device__ Segments all() const { return {0, segments}; }
+  __device__ int last() const { return int(segments) - 1; }
 };
 
-inline Split make_split(const ScanSizes& s, const ScanPlan& plan, float* workspace) {
-  Split split{plan.segments, plan.segment_steps, false, false, nullptr, nullptr};
+inline Split make_split(const ScanSizes& s, const ScanPlan& plan, bool backward, float* workspace) {
+  Split split{plan.segments, plan.segment_steps, plan.summed(backward), false, nullptr, nullptr};
   if (plan.segments > 1 && workspace)
     split.states = workspace, split.sums = workspace + s.batch * plan.segments * s.dim * s.dstate;
   return split;
 }
 
-// states[b, s] becomes the carry into segment s, from what the segments add to it:
-//     forward     carry[0] = initial, carry[s + 1] = exp(A sums[s]) carry[s] + states[s]; `last` is the one past the end
+// states[b, s] becomes the carry into segment s, from what the segment before it adds:
+//     forward     carry[s] = exp(A sums[s]) carry[s - 1] + states[s], where carry[0] = initial, which is stored nowhere
 //     backward    the same from the last segment to the first
-// initial and last: (batch, dim, dstate), or null: zeros, not wanted.
-void carry_states(const ScanForward& p, const Split& split, bool backward, const float* initial, float* last,
-                  void* stream);
+// initial: (batch, dim, dstate), or null: zeros.
+void carry_states(const ScanForward& p, const Split& split, bool backward, const float* initial, void* stream);
 
 // Sums that the blocks of the backward pass leave in the workspace, float.
 struct Partial {
@@ -53,7 +62,7 @@ struct BackwardWorkspace {
       return taken;
     };
     partial.dA = take(parts * s.dim * s.dstate);
-    split = make_split(s, plan, take(split_elements(s, plan)));
+    split = make_split(s, plan, true, take(split_elements(s, plan)));
     partial.dB = take(maps), partial.dC = take(maps);
     partial.dD = take(parts * s.dim), partial.dbias = take(parts * s.dim);
   }
@@ -61,18 +70,21 @@ struct BackwardWorkspace {
 
 // An instance of a scan's kernels, and how it is launched.
 struct ForwardKernel {
-  void (*scan)(ScanForward, Split);
+  void (*run)(ScanForward, Split);
   LaunchSizes sizes;
+};
+struct ForwardKernels {
+  ForwardKernel scan, summary;  // no summary where the plan has two channels in a thread: it is not split in time
 };
 struct BackwardKernels {
   void (*scan)(ScanBackward, Split, Partial);
-  void (*summary)(ScanBackward, Split, Partial);  // the first pass of a scan that is split in time
-  LaunchSizes sizes;                              // of either
+  void (*summary)(ScanBackward, Split, Partial);
+  LaunchSizes sizes;  // of either
 };
 
 // Of scan_forward.cuh and scan_backward.cuh, one file for each T, so that they compile side by side.
 template <class T>
-ForwardKernel forward_kernel(const ScanPlan& plan, int streams, bool gate);
+ForwardKernels forward_kernels(const ScanPlan& plan, int streams, bool gate);
 template <class T>
 BackwardKernels backward_kernels(const ScanPlan& plan, int streams, bool gate);
 template <class T>

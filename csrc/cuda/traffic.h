@@ -44,11 +44,12 @@ struct Moved {
 };
 
 struct TensorBytes {
-  int64_t stream, steps, map;  // u, z, out; delta; B
-  int64_t A, channels, state;  // A; D; initial_state
-  int64_t checkpoints;         // (batch, nchunks, dim, dstate)
-  int64_t states, sums;        // (batch, segments, dim, dstate), (batch, segments, dim)
-  int64_t map_parts;           // (tiles_per_group, batch, ngroups, steps, dstate)
+  int64_t stream, steps, map;      // u, z, out; delta; B
+  int64_t A, channels, state;      // A; D; initial_state
+  int64_t checkpoints;             // (batch, nchunks, dim, dstate)
+  int64_t states, sums;            // of split.h, of all segments but one: (batch, segments - 1, dim, dstate), (…, dim)
+  int64_t A_parts, channel_parts;  // (batch, segments, dim, dstate), (batch, segments, dim)
+  int64_t map_parts;               // (tiles_per_group, batch, ngroups, steps, dstate)
 
   TensorBytes(const ScanSizes& s, const ScanPlan& plan, const ScanOptions& o) {
     const int64_t element = o.dtype == DType::kFloat32 ? 4 : 2, acc = sizeof(float);
@@ -58,31 +59,50 @@ struct TensorBytes {
     A = s.dim * s.dstate * acc, channels = s.dim * acc;
     state = s.batch * A;
     checkpoints = s.nchunks * state;
-    states = plan.segments * state, sums = s.batch * plan.segments * channels;
+    states = (plan.segments - 1) * state, sums = s.batch * (plan.segments - 1) * channels;
+    A_parts = plan.segments * state, channel_parts = s.batch * plan.segments * channels;
     map_parts = plan.tiles_per_group * s.batch * s.steps * s.ngroups * s.dstate * acc;
   }
 };
+
+// Of bytes that are spread evenly over the steps, those that the summary of a split scan reads.
+inline int64_t in_summary(int64_t bytes, const ScanSizes& s, const ScanPlan& plan, bool backward) {
+  return plan.segments > 1 ? bytes / s.steps * plan.steps(s, plan.summed(backward)) : 0;
+}
 
 // What both passes read.
 inline std::vector<Moved> inputs_traffic(const ScanSizes& s, const ScanPlan& plan, const ScanOptions& o,
                                          bool backward) {
   const TensorBytes bytes(s, plan, o);
-  const int64_t split = plan.segments > 1, scans = 1 + split;  // launches of the scan's kernels, see split.h
-  const int64_t of_states = backward ? 1 : scans;              // those that compute the states, of u and B
-  const int64_t blocks = scans * s.batch * plan.segments;      // that have the same channels
-  std::vector<Moved> moved = {
-      {"u", of_states * bytes.stream, 0, of_states * bytes.stream, 0, bytes.stream},
-      {"delta", scans * bytes.steps, 0, scans * bytes.steps, 0, bytes.steps},
-      // The carries of a split scan take A too, one thread for each sample and state.
-      {"A", (scans + split) * bytes.A, 0, (blocks + split * s.batch) * bytes.A, 0, bytes.A},
-      {"B", of_states * bytes.map, 0, plan.tiles_per_group * of_states * bytes.map, 0, bytes.map},
-      {"C", scans * bytes.map, 0, plan.tiles_per_group * scans * bytes.map, 0, bytes.map},
+  const int64_t split = plan.segments > 1;  // has a summary and carries too, see split.h
+  // Blocks that have the same channels.
+  const int64_t blocks = s.batch * plan.segments, of_summary = s.batch * plan.summed(backward).count;
+  const auto of_steps = [&](const char* name, int64_t n, int64_t tiles, bool summed) {
+    const int64_t all = n + (summed ? in_summary(n, s, plan, backward) : 0);
+    return Moved{name, all, 0, tiles * all, 0, n};
   };
-  if (o.skip) moved.push_back({"D", scans * bytes.channels, 0, blocks * bytes.channels, 0, bytes.channels});
-  if (o.bias) moved.push_back({"delta_bias", scans * bytes.channels, 0, blocks * bytes.channels, 0, bytes.channels});
+  // The states are summed up of u and B, their gradients of C and of what backward_traffic has.
+  std::vector<Moved> moved = {
+      of_steps("u", bytes.stream, 1, !backward),
+      of_steps("delta", bytes.steps, 1, true),
+      // The carries of a split scan take A too, one thread for each sample and state.
+      {"A", (1 + 2 * split) * bytes.A, 0, (blocks + of_summary + split * s.batch) * bytes.A, 0, bytes.A},
+      of_steps("B", bytes.map, plan.tiles_per_group, !backward),
+      of_steps("C", bytes.map, plan.tiles_per_group, backward),
+  };
+  if (o.skip) moved.push_back({"D", bytes.channels, 0, blocks * bytes.channels, 0, bytes.channels});
+  if (o.bias) {
+    moved.push_back(
+        {"delta_bias", (1 + split) * bytes.channels, 0, (blocks + of_summary) * bytes.channels, 0, bytes.channels});
+  }
   if (split) {
     moved.push_back({"states of segments", 2 * bytes.states, 2 * bytes.states, 2 * bytes.states, 0, 0});
     moved.push_back({"sums of segments", bytes.sums, bytes.sums, bytes.sums, 0, 0});
+  }
+  // What the carry begins with, and so does the scan of the segment that no other comes before.
+  if (backward ? o.last_gradient : o.state) {
+    const int64_t read = (1 + split) * bytes.state;
+    moved.push_back({backward ? "dlast_state" : "initial_state", read, 0, read, 0, bytes.state});
   }
   return moved;
 }
@@ -93,7 +113,6 @@ inline std::vector<Moved> forward_traffic(const ScanSizes& s, const ScanPlan& pl
   const auto read_once = [&](const char* name, int64_t n) { moved.push_back({name, n, 0, n, 0, n}); };
   const auto written = [&](const char* name, int64_t n) { moved.push_back({name, 0, n, 0, 0, n}); };
   if (o.gate) read_once("z", bytes.stream);  // what a segment adds to the states needs no gate
-  if (o.state) read_once("initial_state", bytes.state);
   written("out", bytes.stream), written("last_state", bytes.state);
   if (s.checkpoint_every > 0) written("checkpoints", bytes.checkpoints);
   return moved;
@@ -101,9 +120,11 @@ inline std::vector<Moved> forward_traffic(const ScanSizes& s, const ScanPlan& pl
 
 inline std::vector<Moved> backward_traffic(const ScanSizes& s, const ScanPlan& plan, const ScanOptions& o) {
   const TensorBytes bytes(s, plan, o);
-  const int64_t scans = plan.segments > 1 ? 2 : 1;
   std::vector<Moved> moved = inputs_traffic(s, plan, o, true);
-  const auto read = [&](const char* name, int64_t n) { moved.push_back({name, scans * n, 0, scans * n, 0, n}); };
+  const auto read = [&](const char* name, int64_t n) {
+    const int64_t all = n + in_summary(n, s, plan, true);
+    moved.push_back({name, all, 0, all, 0, n});
+  };
   const auto written = [&](const char* name, int64_t n) { moved.push_back({name, 0, n, 0, 0, n}); };
   const auto parts = [&](const char* name, int64_t n, bool summed) {
     moved.push_back({name, summed * n, n, summed * n, 0, 0});
@@ -111,16 +132,15 @@ inline std::vector<Moved> backward_traffic(const ScanSizes& s, const ScanPlan& p
   read("dout", bytes.stream);
   if (o.gate) read("z", bytes.stream), written("dz", bytes.stream);
   moved.push_back({"checkpoints", bytes.checkpoints, 0, bytes.checkpoints, bytes.checkpoints, bytes.checkpoints});
-  if (o.last_gradient) moved.push_back({"dlast_state", bytes.state, 0, bytes.state, 0, bytes.state});
   written("du", bytes.stream), written("ddelta", bytes.steps);
   written("dA", bytes.A), written("dB", bytes.map), written("dC", bytes.map);
   if (o.skip) written("dD", bytes.channels);
   if (o.bias) written("ddelta_bias", bytes.channels);
   if (o.state) written("dinitial_state", bytes.state);
   if (o.output) written("out", bytes.stream);
-  parts("parts of dA", bytes.states, true);
+  parts("parts of dA", bytes.A_parts, true);
   parts("parts of dB", bytes.map_parts, true), parts("parts of dC", bytes.map_parts, true);
-  parts("parts of dD", bytes.sums, o.skip), parts("parts of ddelta_bias", bytes.sums, o.bias);
+  parts("parts of dD", bytes.channel_parts, o.skip), parts("parts of ddelta_bias", bytes.channel_parts, o.bias);
   return moved;
 }
 

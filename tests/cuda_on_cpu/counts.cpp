@@ -78,7 +78,7 @@ class Call {
     p.last_state = make("last_state", states(1));
     const ScanPlan plan = plan_forward(s_, channels_in_pairs(p), warps_to_fill(kMostWarps));
     float* const workspace = allocate(size_t(forward_elements(s_)) * sizeof(float));
-    watch(make_split(s_, plan, workspace), plan);
+    watch(make_split(s_, plan, false, workspace), plan);
     scan_forward(p, workspace, nullptr);
   }
   void backward() {

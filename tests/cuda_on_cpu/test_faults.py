@@ -56,8 +56,8 @@ FAULTS = {
     ),
     "forward: two segments of a split scan share their place": Fault(
         "scan_forward.cuh",
-        "store_states(place, place.row(split.states, p.size, split.segments, place.segment)",
-        "store_states(place, place.row(split.states, p.size, split.segments, 0)",
+        "slot = place.segment + 1",
+        "slot = 0",
         "thread",
         RACE,
         "test_scan and 600",

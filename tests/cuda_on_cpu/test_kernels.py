@@ -30,12 +30,16 @@ def split_cases(op: str) -> list[Case]:
     steps = 2 if op == "cross_selective_scan" else 1
     one = {"batch": 1, "dim": 3, "dstate": 4, "length": 600 // steps}
     two = one | {"batch": 2, "dstate": 16}
+    half = {"dtype": torch.bfloat16}
     return [
         Case(op, one, SOFT),
         Case(op, one, BACK),
         Case(op, two, SOFT, "sliced", (601 // steps - 1, 130 // steps)),
         Case(op, two, BACK, "sliced", (0, 400 // steps)),
         Case(op, one | dict.fromkeys(matrix.TENSOR_OPTIONS, False)),
+        # Three segments of 152 steps, and two steps of the last one.
+        Case(op, two | half, SOFT, "transposed", (456 // steps, 458 // steps)),
+        Case(op, one | half | {"dstate": 40}, BACK, lengths=(150 // steps,)),
     ]
 
 
@@ -130,9 +134,12 @@ def test_convolution(case):
     check(case)
 
 
+@pytest.mark.parametrize("length, dim", [(40, 20), (600, 3)], ids=["one pass", "split in time"])
 @pytest.mark.parametrize("op", matrix.SCANS)
-def test_the_same_bits_under_every_schedule(cuda_on_cpu, op):
-    inputs = testing.scan_inputs(batch=2, length=40, dim=20, cross=op == "cross_selective_scan")
+def test_the_same_bits_under_every_schedule(cuda_on_cpu, op, length, dim):
+    inputs = testing.scan_inputs(
+        batch=2, length=length, dim=dim, cross=op == "cross_selective_scan"
+    )
     function, runs = getattr(cmimtl_kernels, op), []
     for seed in (0, 1, 2):
         cuda_on_cpu.simt_set_seed(seed)

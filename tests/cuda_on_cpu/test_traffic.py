@@ -101,7 +101,7 @@ def check(formula: dict[str, Counter], counts: dict[str, Counter]) -> None:
 
 
 # The carries of a split scan have blocks of 128 states of any channel, so dim * dstate is a
-# multiple of it in the last two.
+# multiple of it in the last three.
 CASES = [
     Scan(1, 21, 130),
     Scan(2, 21, 130, dtype="bfloat16"),
@@ -113,8 +113,9 @@ CASES = [
     Scan(1, 9, 5, dstate=256, dtype="bfloat16"),
     Scan(1, 520, 8),
     Scan(2, 261, 8, streams=2, dtype="bfloat16"),
+    Scan(1, 520, 8, gate=False, optional=False),
 ]
-SPLIT = CASES[-2:]
+SPLIT = CASES[-3:]
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -178,16 +179,16 @@ def over_least(kernels, scan: Scan, *passes: str) -> float:
 # (batch, length): most bytes over the least, forward, backward and both. With 64 steps the parts
 # of dA, a row of states for each sample, weigh as much as two values of each step. Scans of 192
 # warps are split in time on the way back, or they would leave two thirds of an H100 idle: delta, z,
-# dout and C are read twice then.
+# dout and C are read twice then, but for the first segment's.
 MOST = {
     "float32": {
         (16, 64): (1.01, 1.12, 1.07),
-        (4, 1154): (1.01, 1.44, 1.27),
+        (4, 1154): (1.01, 1.37, 1.22),
         (8, 4096): (1.01, 1.06, 1.04),
     },
     "bfloat16": {
         (16, 64): (1.01, 1.18, 1.11),
-        (4, 1154): (1.01, 1.45, 1.26),
+        (4, 1154): (1.01, 1.38, 1.22),
         (8, 4096): (1.01, 1.10, 1.06),
     },
 }
