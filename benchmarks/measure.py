@@ -30,7 +30,7 @@ LONG_CALL = 2.5
 SECONDS_TO_SETTLE = 0.025
 
 
-MEMORY_KEPT = 2**30  # bytes that an allocator which keeps its memory has from the start
+MEMORY_KEPT = 2**31  # bytes that an allocator which keeps its memory has from the start
 
 # Parameters of glibc's mallopt: with the first values it keeps the memory that it has, as jemalloc
 # and tcmalloc do; the second are what its defaults come to where large tensors come and go.
