@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cmimtl_kernels.ops import causal_conv1d, check_lengths, cross_selective_scan, selective_scan
-from cmimtl_kernels.reference import valid_steps
-from cmimtl_kernels.resample import align, interpolate, pool
+from cmimtl_kernels.resample import align, blank_padding, interpolate, pool
 
 INTERLEAVE_KINDS = ("product-sum", "gated")
 
@@ -213,7 +212,8 @@ class CrossMambaBlock(nn.Module):
 
     def _project_in(self, visual, text, visual_lengths, text_lengths):
         """Both streams one after the other through one GEMM. -> (batch, L_v + L_t, 2 * d_inner)"""
-        streams = (_blank_padding(visual, visual_lengths), _blank_padding(text, text_lengths))
+        # Else what is in the padding would reach the gradients of the weights.
+        streams = (blank_padding(visual, visual_lengths), blank_padding(text, text_lengths))
         return self.in_proj(self.norm(torch.cat(streams, 1)))
 
     def _check_inputs(self, visual: Tensor, text: Tensor) -> None:
@@ -391,12 +391,3 @@ class _TakeApart(torch.autograd.Function):
         for to, grad in zip(_parts(duz, ctx.sizes), grads, strict=True):
             to.copy_(grad)
         return duz, None
-
-
-def _blank_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """x with its padded steps 0, so that nothing in them, NaN included, reaches a weight's
-    gradient."""
-    if lengths is None:
-        return x
-    valid = valid_steps(lengths, x.shape[0], x.shape[1])
-    return torch.where(valid[..., None], x, x.new_zeros(()))

@@ -53,7 +53,7 @@ def pool(
     Output step j is the mean of input steps floor(j m / k) … ceil((j + 1) m / k) - 1. Arguments and
     result as `align`. With lengths it builds (batch, n, length) weights.
     """
-    batch, length, _ = x.shape
+    length = x.shape[1]
     if lengths is None and n_lengths is None:
         return x if length == n else F.adaptive_avg_pool1d(x.transpose(1, 2), n).transpose(1, 2)
     m, k = _valid_counts(x, n, lengths, n_lengths)
@@ -63,9 +63,17 @@ def pool(
     i = torch.arange(length, device=x.device)
     inside = (i >= start[..., None]) & (i < stop[..., None]) & (i < m[..., None])
     weight = inside.to(accumulation_dtype(x.dtype)) / (stop - start).clamp(min=1)[..., None]
-    x = _keep(valid_steps(m[:, 0], batch, length), x)
-    out = (weight @ x.to(weight.dtype)).to(x.dtype)
-    return out if n_lengths is None else _keep(valid_steps(n_lengths, batch, n), out)
+    x = blank_padding(x, lengths)
+    return blank_padding((weight @ x.to(weight.dtype)).to(x.dtype), n_lengths)
+
+
+def blank_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x with its padded steps 0, and 0 for their gradient: nothing in them, NaN included, reaches
+    what is made of it."""
+    if lengths is None:
+        return x
+    valid = valid_steps(lengths, x.shape[0], x.shape[1])
+    return torch.where(valid[..., None], x, x.new_zeros(()))
 
 
 def _valid_counts(
@@ -79,11 +87,15 @@ def _valid_counts(
     return m, k
 
 
-# The shorter side of a resampling up to which it is a product with a matrix, most of whose elements
-# are 0. On two cores that takes a sixth of the time of reading two rows for each step (and adding
-# them up on the way back) between 32 and 577 steps, two thirds between 512 and 2048, and more
-# between 1024 and 2048.
-_MATRIX = 512
+def _as_matrix(n: int, length: int, dim: int) -> bool:
+    """Whether a product with a matrix, most of whose elements are 0, is the faster way to resample
+    than reading two rows for each step, which on the way back are added up.
+
+    Making the matrix costs the same for any dim. On two cores, forward and backward at dim 1536, it
+    takes a sixth of the time between 32 and 577 steps, half between 512 and 2048, and more between
+    1024 and 2048; at dim 64 a third, and three times as long between 512 and 2048.
+    """
+    return min(n, length) <= min(dim, 512)
 
 
 def _read_linearly(
@@ -93,7 +105,7 @@ def _read_linearly(
 
     position_of(j, m, k), with m and k (batch, 1), gives the positions, (batch, n).
     """
-    batch, length, _ = x.shape
+    batch, length, dim = x.shape
     m, k = (count[:, None] for count in _valid_counts(x, n, lengths, n_lengths))
     last = (m - 1).clamp(min=0)
     j = torch.arange(n, dtype=torch.float64, device=x.device)
@@ -101,9 +113,8 @@ def _read_linearly(
     left = position.floor()
     right = torch.minimum(left + 1, last)
     weight = (position - left)[..., None].to(accumulation_dtype(x.dtype))  # (batch, n, 1)
-    if lengths is not None:
-        x = _keep(valid_steps(lengths, batch, length), x)
-    if min(n, length) <= _MATRIX:
+    x = blank_padding(x, lengths)
+    if _as_matrix(n, length, dim):
         i = torch.arange(length, device=x.device)
         at_left, at_right = (i == side[..., None] for side in (left, right))
         matrix = torch.where(at_left, 1 - weight, 0) + torch.where(at_right, weight, 0)
@@ -112,10 +123,4 @@ def _read_linearly(
         rows = torch.arange(batch, device=x.device)[:, None]
         low, high = (x[rows, side.long()].to(weight.dtype) for side in (left, right))
         out = torch.lerp(low, high, weight.expand_as(low))
-    out = out.to(x.dtype)
-    return out if n_lengths is None else _keep(valid_steps(n_lengths, batch, n), out)
-
-
-def _keep(valid: Tensor, x: Tensor) -> Tensor:
-    """x where `valid` (batch, length), 0 elsewhere; the gradient of the rest is 0 too."""
-    return torch.where(valid[..., None], x, x.new_zeros(()))
+    return blank_padding(out.to(x.dtype), n_lengths)
