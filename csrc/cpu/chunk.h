@@ -29,8 +29,12 @@ inline int64_t lines_per_group(const ScanSizes& s) {
 }
 template <class T>
 inline Line line_at(const ScanSizes& s, int64_t index) {
-  const int64_t per_group = s.dim / s.ngroups, lines = lines_per_group<T>(s), group = index / lines;
-  const int64_t offset = index % lines * Simd<T>::kLine, left = per_group - offset;
+  int64_t per_group = s.dim, group = 0, place = index;
+  if (s.ngroups > 1) {  // else without the divisions, for this is asked at every visit
+    const int64_t lines = lines_per_group<T>(s);
+    per_group /= s.ngroups, group = index / lines, place = index % lines;
+  }
+  const int64_t offset = place * Simd<T>::kLine, left = per_group - offset;
   return {index, group * per_group + offset, int(left < Simd<T>::kLine ? left : Simd<T>::kLine), group};
 }
 
@@ -76,26 +80,40 @@ struct Chunk {
 inline Chunk chunk_at(const ScanForward& p, int64_t valid, int64_t begin) {
   const int64_t total = valid * p.streams, left = total - begin, sign = p.reverse ? -1 : 1;
   const int chunk = chunk_steps(p.size), count = int(left < chunk ? left : chunk);
-  const int64_t pair = begin / p.streams;
+  const int log = p.streams - 1;  // 1 or 2 streams
+  const int64_t pair = begin >> log;
   return {begin,
           count,
           {p.reverse ? total - 1 - begin : begin, sign, count},
-          {p.reverse ? valid - 1 - pair : pair, sign, count / p.streams}};
+          {p.reverse ? valid - 1 - pair : pair, sign, count >> log}};
 }
 
-// The order in which a task visits its pieces (lines or blocks) of every chunk. Where channels are neighbours in memory, all
+// The visits of a task to its pieces (lines or blocks) of every chunk, in order. Where channels are neighbours in memory, all
 // pieces of a chunk, then the next chunk: rows stream. Where steps are neighbours, as in mamba's layout, all chunks of a piece,
 // then the next piece, so that few pages are in use at a time. Which of them changes no result.
 class Visits {
  public:
   Visits(const In& stream, int64_t chunks, int64_t pieces)
       : chunks_(chunks), pieces_(pieces), along_time_(stream.step == 1 && stream.dim != 1) {}
-  int64_t count() const { return chunks_ * pieces_; }
-  int64_t chunk(int64_t visit) const { return along_time_ ? visit % chunks_ : visit / pieces_; }
-  int64_t piece(int64_t visit) const { return along_time_ ? visit / chunks_ : visit % pieces_; }
+  int64_t chunk() const { return chunk_; }
+  int64_t piece() const { return piece_; }
+  bool more() const { return chunk_ < chunks_ && piece_ < pieces_; }
+  // Stays behind the last visit.
+  void advance() {
+    if (!more()) return;
+    int64_t &inner = along_time_ ? chunk_ : piece_, &outer = along_time_ ? piece_ : chunk_;
+    if (++inner < (along_time_ ? chunks_ : pieces_)) return;
+    inner = 0;
+    ++outer;
+  }
+  Visits ahead(int count) const {
+    Visits later = *this;
+    for (int i = 0; i < count; ++i) later.advance();
+    return later;
+  }
 
  private:
-  int64_t chunks_, pieces_;
+  int64_t chunks_, pieces_, chunk_ = 0, piece_ = 0;
   bool along_time_;
 };
 
@@ -130,6 +148,14 @@ template <class T, class F>
 inline void each_row(const ScanForward& p, const Chunk& c, F f) {
   for (int j = 0; j < c.pairs.count; ++j)
     for (int v = 0; v < Simd<T>::kLine; v += Simd<T>::kLanes) f(j, j * p.streams, v);
+}
+
+// Calls f(i, v) for processed step i and lane v. What is done for every step before anything else is worth a loop of its own:
+// a core holds some hundred waiting operations, and of shorter chains those are more steps.
+template <class T, class F>
+inline void each_step(const Chunk& c, F f) {
+  for (int i = 0; i < c.count; ++i)
+    for (int v = 0; v < Simd<T>::kLine; v += Simd<T>::kLanes) f(i, v);
 }
 
 // The product and the sum of pair j are processed steps 2 j + product and 2 j + sum: time reversed, the sum comes first.

@@ -84,22 +84,20 @@ void each_conv_chunk(const ConvForward& p, const In& second, const Out& result, 
                      int64_t first, int64_t last, bool backwards, F visit) {
   using T = typename Storage<S>::T;
   const int64_t chunks = ceil_div(valid, kSteps);
-  const Visits visits(p.x, chunks, last - first);
-  const auto begin_of = [&](int64_t i) {
-    return (backwards ? chunks - 1 - visits.chunk(i) : visits.chunk(i)) * kSteps;
-  };
+  Visits at(p.x, chunks, last - first), later = at.ahead(1);
+  const auto begin_of = [&](const Visits& at) { return (backwards ? chunks - 1 - at.chunk() : at.chunk()) * kSteps; };
   const auto count_at = [&](int64_t begin) { return valid - begin < kSteps ? valid - begin : kSteps; };
-  for (int64_t i = 0; i < visits.count(); ++i) {
+  for (; at.more(); at.advance(), later.advance()) {
     Prefetch next;
-    if (i + 1 < visits.count()) {
-      const int64_t begin = begin_of(i + 1), channel = conv_line<T>(p, first + visits.piece(i + 1)).channel;
+    if (later.more()) {
+      const int64_t begin = begin_of(later), channel = conv_line<T>(p, first + later.piece()).channel;
       const Span span = conv_span(p, valid, begin, count_at(begin));
       next.add<S>(p.x, batch, channel, span);
       next.add<S>(second, batch, channel, span);
       next.add<S>(result, batch, channel, span);
     }
-    const int64_t begin = begin_of(i);
-    visit(visits.piece(i), conv_line<T>(p, first + visits.piece(i)), begin, int(count_at(begin)), next);
+    const int64_t begin = begin_of(at);
+    visit(at.piece(), conv_line<T>(p, first + at.piece()), begin, int(count_at(begin)), next);
   }
 }
 

@@ -70,10 +70,15 @@ bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Wei
   }
 
   Magnitude<T> magnitude;
+  each_step<T>(c, [&](int i, int v) {
+    const V d = load(delta[i] + v) + at(bias + v);
+    at(to.delta + i * kLine + v) = d;
+    if (p.delta_softplus) at(to.slope + i * kLine + v) = exp_of_minus_magnitude<T, V, I>(d);
+  });
   const auto token = [&](int i, int v, V x, V dout, V gate, V slope_of_gate) {
     const int place = i * kLine + v;
-    V d = load(delta[i] + v) + at(bias + v), slope = 1 - V{};
-    if (p.delta_softplus) softplus<T, V, I>(V(d), d, slope);
+    V d = at(to.delta + place), slope = 1 - V{};
+    if (p.delta_softplus) softplus<T>(V(d), V(at(to.slope + place)), d, slope);
     magnitude.add(v, d);
     at(to.delta + place) = d;
     at(to.slope + place) = slope;
@@ -311,17 +316,17 @@ void backward_task(const ScanBackward& q, const void* prepared, const Partial<ty
   for (int64_t i = 0; i < (last - first) * kLine; ++i) w.dD[i] = w.dbias[i] = 0;
 
   const int64_t chunks = ceil_div(total, chunk);
-  const Visits visits(p.u[0], chunks, last_block - first_block);
-  const auto chunk_of = [&](int64_t visit) { return chunk_at(p, valid, (chunks - 1 - visits.chunk(visit)) * chunk); };
+  Visits visit(p.u[0], chunks, last_block - first_block), later = visit.ahead(1);
+  const auto chunk_of = [&](const Visits& at) { return chunk_at(p, valid, (chunks - 1 - at.chunk()) * chunk); };
   Maps<S, T> maps(p, batch, w.B, w.C);
-  for (int64_t visit = 0; visit < visits.count(); ++visit) {
+  for (; visit.more(); visit.advance(), later.advance()) {
     const Chunk c = chunk_of(visit);
-    const int64_t index = first_block + visits.piece(visit);
+    const int64_t index = first_block + visit.piece();
     maps.load(c, block_at<T>(p.size, index).group);
     Prefetch next[kBlockLines];
-    if (visit + 1 < visits.count()) {
-      const Chunk after = chunk_of(visit + 1);
-      const Block block = block_at<T>(p.size, first_block + visits.piece(visit + 1));
+    if (later.more()) {
+      const Chunk after = chunk_of(later);
+      const Block block = block_at<T>(p.size, first_block + later.piece());
       for (int64_t i = block.first; i < block.last; ++i)
         next[i - block.first] = next_rows<S>(q, after, batch, line_at<T>(p.size, i).channel);
     }

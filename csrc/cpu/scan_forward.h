@@ -44,9 +44,14 @@ bool stage_forward(const ForwardScratch<S>& w, const ForwardColumns<T>& to, cons
   Magnitude<T> magnitude;
   const Rows<const S> delta = gather(p.delta, batch, line.channel, line.channels, c.steps, w.in[0]);
   const auto stream = [&](int m) { return gather(p.u[m], batch, line.channel, line.channels, c.pairs, w.in[1 + m]); };
+  each_step<T>(c, [&](int i, int v) {
+    const V d = load(delta[i] + v) + at(bias + v);
+    at(to.delta + i * kLine + v) = d;
+    if (p.delta_softplus) at(to.delta_x + i * kLine + v) = exp_of_minus_magnitude<T, V, I>(d);
+  });
   const auto token = [&](int i, int v, V x) {
-    V d = load(delta[i] + v) + at(bias + v), slope;
-    if (p.delta_softplus) softplus<T, V, I>(V(d), d, slope);
+    V d = at(to.delta + i * kLine + v), slope;
+    if (p.delta_softplus) softplus<T>(V(d), V(at(to.delta_x + i * kLine + v)), d, slope);
     magnitude.add(v, d);
     at(to.delta + i * kLine + v) = d;
     at(to.delta_x + i * kLine + v) = d * x;
@@ -105,9 +110,9 @@ void finish_forward(const ForwardScratch<S>& w, const T* y_of, const ScanForward
 
 // The rows that a line of a chunk reads and writes.
 template <class S>
-Prefetch next_rows(const ScanForward& p, const Chunk& c, int64_t batch, int64_t channel) {
+Prefetch next_rows(const ScanForward& p, const Chunk& c, int64_t batch, int64_t channel, int64_t piece) {
   using T = typename Storage<S>::T;
-  Prefetch next;
+  Prefetch next = kForwardLocality == kSecondLevel ? Prefetch(piece) : Prefetch();
   next.add<S>(p.delta, batch, channel, c.steps);
   for (int m = 0; m < p.streams; ++m) {
     next.add<S>(p.u[m], batch, channel, c.pairs);
@@ -157,19 +162,18 @@ void forward_task(const ScanForward& p, const void* prepared, int64_t batch, int
     if (initial) initial += (batch * dim + line.channel) * dstate;
     load_states(initial, dstate, line.channels, state_of(index));
   }
-  const Visits visits(p.u[0], ceil_div(total, chunk), last - first);
-  const auto chunk_of = [&](int64_t visit) { return chunk_at(p, valid, visits.chunk(visit) * chunk); };
-  const auto line_of = [&](int64_t visit) { return line_at<T>(p.size, first + visits.piece(visit)); };
+  Visits visit(p.u[0], ceil_div(total, chunk), last - first), later = visit.ahead(kVisitsAhead);
+  const auto chunk_of = [&](const Visits& at) { return chunk_at(p, valid, at.chunk() * chunk); };
+  const auto line_of = [&](const Visits& at) { return line_at<T>(p.size, first + at.piece()); };
   Maps<S, T> maps(p, batch, w.B, w.C);
-  for (int64_t visit = 0; visit < visits.count(); ++visit) {
+  for (; visit.more(); visit.advance(), later.advance()) {
     const Chunk c = chunk_of(visit);
     const Line line = line_of(visit);
     maps.load(c, line.group);
     T* state = state_of(line.index);
     if (p.checkpoints) store_states(state, dstate, line.channels, checkpoint<T>(p, c, batch, line.channel));
     Prefetch next;
-    const int64_t later = visit + kVisitsAhead;
-    if (later < visits.count()) next = next_rows<S>(p, chunk_of(later), batch, line_of(later).channel);
+    if (later.more()) next = next_rows<S>(p, chunk_of(later), batch, line_of(later).channel, later.piece());
     forward_line<S>(w, weights, p, c, batch, line, state, next);
   }
   for (int64_t index = first; index < last; ++index) {
