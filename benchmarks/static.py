@@ -5,8 +5,9 @@
 An element is one state of one channel at one step. `slots_per_element` and its kin count the
 hottest loop, the one over steps that the recurrence of the pass is in; `all_slots_per_element`
 counts every such loop of a Triton kernel, what a backward pass recomputes and prepares included. A
-CUDA kernel has one. Warps on a multiprocessor are as many as registers, the shared memory of a
-launch and the most warps and blocks allow.
+CUDA kernel has one, and its forward pass another one, for the last steps of whatever length there
+is: `last_slots_per_element`, with all that its branches may leave out. Warps on a multiprocessor
+are as many as registers, the shared memory of a launch and the most warps and blocks allow.
 
 Rows of a whole CUDA pass also have what it moves (csrc/cuda/traffic.h, by the plan of a launch):
 over the least that has to move, for the workload below, and in bytes for that and the benchmarks'
@@ -176,6 +177,7 @@ def _same(row: dict, other: dict) -> bool:
 _COLUMNS = {
     "slots_per_element": "slots",
     "all_slots_per_element": "all slots",
+    "last_slots_per_element": "last slots",
     "mufu_cycles_per_element": "MUFU cycles",
     "registers": "registers",
     "spill_bytes": "spilled bytes",
@@ -223,6 +225,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pass", nargs="+", choices=PASSES, default=PASSES[:2], dest="passes")
     options = parser.parse_args(arguments)
     console = Console()
+    if not console.is_terminal:  # a file or a pipe has room for every column
+        console = Console(width=200)
     rows = collect(options.backend, options.target, options.dtype, options.passes, console.print)
     temporary = options.json.with_name(options.json.name + ".tmp")
     temporary.write_text(json.dumps(by_launch(rows), indent=1) + "\n")

@@ -122,15 +122,17 @@ def figures(kernel: sass.Kernel, elements: int) -> dict:
     for loop in kernel.loops_without(r"MUFU\.EX2"):
         if iterations := loop.count(r"MUFU\.EX2") // elements:
             loops[loop] = iterations * elements
-    loop = min(loops, key=lambda loop: loop.slots / loops[loop])  # not the one of a short rest
+    rates = {loop: loop.slots / count for loop, count in loops.items()}
+    loop = min(rates, key=rates.get)  # not the one of the last steps, if they have one
 
     def per_element(pattern: str) -> float:
         return loop.count(pattern) / loops[loop]
 
-    slots, mufu = loop.slots / loops[loop], sass.CYCLES_PER_MUFU * per_element("MUFU")
+    slots, mufu = rates[loop], sass.CYCLES_PER_MUFU * per_element("MUFU")
     return {
         "slots_per_element": slots,
         "all_slots_per_element": slots,
+        "last_slots_per_element": max(rates.values()),
         "mufu_cycles_per_element": mufu,
         "all_mufu_cycles_per_element": mufu,
         "ex2_per_element": per_element(r"MUFU\.EX2"),

@@ -37,9 +37,12 @@ struct Ahead {
   __device__ void commit() {
     if constexpr (kAsync) copies_commit();
   }
-  // Before the first use of a stage.
+  // Before the first use of a stage; wait() where the stage after it is on its way too.
   __device__ void wait() const {
     if constexpr (kAsync) copies_wait<kStages - 1>();
+  }
+  __device__ void wait_for_all() const {
+    if constexpr (kAsync) copies_wait<0>();
   }
   __device__ void get(int slot, float (&x)[kChannels]) const {
     if constexpr (kAsync) {

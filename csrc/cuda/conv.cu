@@ -29,8 +29,7 @@ void conv_backward(const ConvBackward& q, float* workspace, void* stream) {
                                                    : launch_conv_backward<float16>;
     run(q, dweight, dbias, stream);
   }
-  sum_parts(dweight, parts(p), p.dim * p.width, static_cast<float*>(q.dweight), stream);
-  if (q.dbias) sum_parts(dbias, parts(p), p.dim, static_cast<float*>(q.dbias), stream);
+  sum_parts({{{dweight, p.dim * p.width, q.dweight}, {dbias, p.dim, q.dbias}}}, parts(p), stream);
 }
 
 }  // namespace cmimtl::cuda

@@ -39,10 +39,12 @@ void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
     run(kernels.scan, split.all());
   }
   of.sum_tiles(q, plan, partial, stream);
-  const int64_t parts = s.batch * plan.segments;
-  sum_parts(partial.dA, parts, s.dim * s.dstate, static_cast<float*>(q.dA), stream);
-  if (q.dD) sum_parts(partial.dD, parts, s.dim, static_cast<float*>(q.dD), stream);
-  if (q.ddelta_bias) sum_parts(partial.dbias, parts, s.dim, static_cast<float*>(q.ddelta_bias), stream);
+  const PartsOfWeights weights{{
+      {partial.dA, s.dim * s.dstate, q.dA},
+      {partial.dD, s.dim, q.dD},
+      {partial.dbias, s.dim, q.ddelta_bias},
+  }};
+  sum_parts(weights, s.batch * plan.segments, stream);
 }
 
 LaunchSizes scan_backward_launch(DType dtype, const ScanPlan& plan, int streams, bool gate) {

@@ -15,8 +15,9 @@
 // nothing here is worth a second pass over the data.
 //
 // Memory is read ahead by asynchronous copies, double-buffered: the tiles of B and C (scan_common.cuh), and the streams,
-// two stages of kStage steps (ahead.cuh). The last steps of a sequence run through the same code with masked loads and
-// stores, 0.3 slots more, whatever its length.
+// two stages of kStage steps (ahead.cuh). The last steps of a sequence, fewer than 16, have code of their own (Follow). Of
+// two channels a stage of it takes 7.5 slots, and fewer where it has nothing left to load, as the last stage, the only one
+// that may lack steps. Of one channel all of it is masked, 0.5 slots more: a last stage apart would not fit the registers.
 #pragma once
 
 #include "ahead.cuh"
@@ -25,6 +26,10 @@
 namespace cmimtl::cuda {
 
 constexpr int kStage = 4;  // steps that are loaded together
+
+// What follows a stage. Many steps: the stage that is loaded during it is a whole one. Few: that stage may lack steps, or
+// there is none; with one channel in a thread this stage may lack steps too. Nothing: it loads nothing, and may lack steps.
+enum class Follow { kMany, kFew, kNothing };
 
 // kShare: lanes of a channel that share what is done once for a step, 1, 2 or 4; lanes past the fourth repeat it.
 // kChannels: neighbouring channels of a thread, 2 only where kShare is 1.
@@ -40,6 +45,7 @@ struct Forward {
   static constexpr int kPoints = kOwn < kStreams ? 1 : kOwn / kStreams;  // steps of a stream, and gates, of those
   static constexpr int kRows = kShare == 4 ? 4 : 16 / kShare;
   static constexpr int kUnit = kRows < kChunk ? kRows : kChunk;  // steps between two looks for a checkpoint
+  static constexpr int kApart = kChannels == 2 ? kStage : 0;     // most steps of a last stage apart
   static constexpr int kWidest = kShare == 4 ? int(kMostStates) : kShare * kStates;
   using Tiles = AsyncMapTiles<T, kRows, kWidest>;
   using Loads = Ahead<T, kChannels, kGroups*(kOwn + (kGate ? 2 : 1) * kStreams * kPoints)>;
@@ -184,8 +190,9 @@ struct Forward {
 
   // Group g of a stage, whose rows of B and C are given, (kGroup, states). The last one starts loads, as all of the stage
   // has been read.
-  template <bool kMasked>
+  template <Follow kFollow>
   __device__ void group(int g, int left, const float* B, const float* C) {
+    constexpr bool kMasked = kFollow == Follow::kNothing || (kFollow == Follow::kFew && kApart == 0);
     float d[kOwn][kChannels], x[kOwn][kChannels], dx[kOwn][kChannels], y[kOwn][kChannels], gate[kPoints * kChannels];
     prepare<kMasked>(g, left, d, x);
     if constexpr (kGate) gates(g, gate);
@@ -197,8 +204,13 @@ struct Forward {
         y[i][c] = skip[c] * x[i][c];
       }
     }
-    if (g == kGroups - 1) {
-      load<kMasked>(left + g * kGroup - Loads::kStages * kStage);
+    if (kFollow != Follow::kNothing && g == kGroups - 1) {
+      if constexpr (kFollow == Follow::kFew) {
+        const int follow = left + g * kGroup - Loads::kStages * kStage;
+        if (kApart == 0 || follow > 0) load<true>(follow);
+      } else {
+        load<false>(kStage);
+      }
       ahead.turn(kRing);
     }
 #pragma unroll
@@ -255,13 +267,17 @@ struct Forward {
     }
   }
 
-  template <bool kMasked>
+  template <Follow kFollow>
   __device__ void stage(int left, const float* B, const float* C) {
-    ahead.wait();
+    if constexpr (kFollow == Follow::kMany) {
+      ahead.wait();
+    } else {
+      ahead.wait_for_all();  // the stage before may have loaded nothing, so how many to wait for is not known
+    }
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       const int at = g * kGroup * place.states;
-      group<kMasked>(g, left - g * kGroup, B + at, C + at);
+      group<kFollow>(g, left - g * kGroup, B + at, C + at);
     }
   }
 
@@ -373,12 +389,14 @@ struct Forward {
       load<true>(count - i * kStage);
       ahead.turn(kRing);
     }
+    const float* B = nullptr;
     int buffer = 0, k = 0;
     for (int row = 0; row < count; row += kRows, buffer ^= 1) {
-      const float* B = shared_memory<float>() + buffer * 2 * Tiles::kValues;
-      tiles.template store<!kSummary, Loads::kCommits>(const_cast<float*>(B), const_cast<float*>(B) + Tiles::kValues);
+      float* const tile = shared_memory<float>() + buffer * 2 * Tiles::kValues;
+      tiles.template store<!kSummary, Loads::kCommits>(tile, tile + Tiles::kValues);
       __syncthreads();  // one is enough: the buffer that is written next was last read before it
       tiles.template load<!kSummary>(row + kRows, count);
+      B = tile;
       do {
         if (!kSummary && k == due) {
           const int64_t row = place.sample * p.size.nchunks + (first + k) / every;
@@ -389,16 +407,19 @@ struct Forward {
         if (k + kUnit + Loads::kStages * kStage <= count) {
 #pragma unroll 1
           for (int i = 0; i < kUnit; i += kStage, B += kStage * place.states)
-            stage<false>(kStage, B, B + Tiles::kValues);
+            stage<Follow::kMany>(kStage, B, B + Tiles::kValues);
           k += kUnit;
         } else {
+          if (kApart > 0 && count - k <= kApart) break;
+#pragma unroll 1
           do {
-            stage<true>(count - k, B, B + Tiles::kValues);
+            stage<Follow::kFew>(count - k, B, B + Tiles::kValues);
             k += kStage, B += kStage * place.states;
-          } while (k % kUnit != 0 && k < count);
+          } while (k % kUnit != 0 && count - k > kApart);
         }
-      } while (k % kRows != 0 && k < count);
+      } while (k % kRows != 0 && (kApart > 0 || k < count));
     }
+    if constexpr (kApart > 0) stage<Follow::kNothing>(count - k, B, B + Tiles::kValues);
     copies_wait<0>();  // those of the stages past the last one: no thread ends before its copies
   }
 };

@@ -18,21 +18,30 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    sum_parts_kernel(const float* parts, int64_t count, int64_t size, float* out) {
-  const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (at >= size) return;
-  float sum = 0.0f;
-  for (int64_t k = 0; k < count; ++k) sum += parts[k * size + at];
-  out[at] = sum;
+__global__ void __launch_bounds__(kThreads) sum_parts_kernel(const PartsOfWeights weights, int64_t count) {
+  int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+#pragma unroll
+  for (const Parts& x : weights.of) {
+    if (at < x.size) {
+      float sum = 0.0f;
+      for (int64_t k = 0; k < count; ++k) sum += x.parts[k * x.size + at];
+      static_cast<float*>(x.out)[at] = sum;
+      return;
+    }
+    at -= x.size;
+  }
 }
 
 }  // namespace
 
-void sum_parts(const float* parts, int64_t count, int64_t size, float* out, void* stream) {
+void sum_parts(PartsOfWeights weights, int64_t count, void* stream) {
+  int64_t size = 0;
+  for (Parts& x : weights.of) {
+    if (!x.out) x.size = 0;
+    size += x.size;
+  }
   if (size == 0) return;
-  launch(sum_parts_kernel, dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0, stream, parts, count, size,
-         out);
+  launch(sum_parts_kernel, dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0, stream, weights, count);
 }
 
 void carry_states(const ScanForward& p, const Split& split, bool backward, const float* initial, void* stream) {

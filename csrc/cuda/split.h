@@ -90,7 +90,16 @@ BackwardKernels backward_kernels(const ScanPlan& plan, int streams, bool gate);
 template <class T>
 void launch_sum_tiles(const ScanBackward& q, const ScanPlan& plan, const Partial& partial, void* stream);
 
-// out[i] = sum of parts[k][i] over k, in order; parts: (count, size).
-void sum_parts(const float* parts, int64_t count, int64_t size, float* out, void* stream);
+// out[i] = sum of parts[k][i] over k, in order; parts: (count, size). Without `out`, nothing.
+struct Parts {
+  const float* parts;
+  int64_t size;
+  void* out;  // float
+};
+struct PartsOfWeights {
+  Parts of[3];
+};
+// All of them in one launch: short scans take not much longer than launches do.
+void sum_parts(PartsOfWeights weights, int64_t count, void* stream);
 
 }  // namespace cmimtl::cuda
