@@ -296,7 +296,7 @@ class Prefetch {
     constexpr int kPair = 128, kPiece = Simd<typename Storage<S>::T>::kLine * sizeof(S);
     if (piece_ >= 0 && bytes % kPair == 0) {  // the rows are at the same place in a pair, and stay there
       const int64_t place = int64_t(reinterpret_cast<uintptr_t>(first)) / kPiece - piece_;
-      first += (streams_ / 2 - place & kPair / kPiece - 1) * kPiece;
+      first += ((streams_ / 2 - place) & (kPair / kPiece - 1)) * kPiece;
     }
     stream_[streams_++] = {first, bytes};
   }
