@@ -20,7 +20,7 @@ LIMITS = {
     ("backward", CROSS): (22.0, 11.0, 8, 0, 1.1),
 }
 # Most slots of the forward loop of the last steps, in which the loads are counted that only the
-# first of its rounds run: without them it is under 7.3. Of fewer channels all of it is masked.
+# first of its rounds run. Of fewer channels all of it is masked.
 LAST_STEPS, LAST_OF_FEWER = 7.52, 0.7
 # Slots and MUFU cycles of the forward kernels with fewer channels, by the states of a thread, a
 # little above what is reached: 16 of one channel, or 8 in each of two lanes.

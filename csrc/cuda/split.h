@@ -99,7 +99,7 @@ struct Parts {
 struct PartsOfWeights {
   Parts of[3];
 };
-// All of them in one launch: short scans take not much longer than launches do.
+// All of them in one launch.
 void sum_parts(PartsOfWeights weights, int64_t count, void* stream);
 
 }  // namespace cmimtl::cuda
