@@ -157,6 +157,15 @@ __device__ __forceinline__ void give_up() { asm volatile("trap;"); }
 // take four uniform instructions and two others. x > 2^10 - 2^31.
 __device__ __forceinline__ int stride_of_lane(int x) { return max(x, static_cast<int>(threadIdx.x) - 0x7fffffff); }
 
+// Zeros `bytes` of device memory, on `stream`.
+inline void clear_memory(void* p, size_t bytes, void* stream) {
+  const cudaError_t status = cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error("cmimtl: CUDA refused to clear " + std::to_string(bytes) +
+                           " bytes: " + cudaGetErrorString(status));
+}
+
 // The warps that fill a machine of which `most` are known to: tests of the engine have a smaller one.
 constexpr int64_t warps_to_fill(int64_t most) { return most; }
 
@@ -243,6 +252,10 @@ inline unsigned thread_again() { return threadIdx.x; }
 inline int anew(int x) { return x; }
 inline void give_up() { std::abort(); }
 inline int stride_of_lane(int x) { return x; }
+
+inline void clear_memory(void* p, size_t bytes, void* /*stream*/) {
+  std::fill_n(static_cast<char*>(p), bytes, char{0});
+}
 
 inline int64_t warps_to_fill(int64_t most) { return simt::warps_to_fill > 0 ? simt::warps_to_fill : most; }
 

@@ -14,6 +14,8 @@ constexpr int64_t kMostTaps = 32;       // of the convolution: a thread holds fo
 constexpr int kChunk = 8;               // steps that the backward pass keeps the states of, see scan_backward.cuh
 constexpr int64_t kMostWarps = 1056;    // 8 warps on each of 132 multiprocessors: more add no speed
 constexpr int64_t kLeastSegment = 128;  // steps; the pass over the carries costs as much as a few of them
+// The most that the last block of those which share a sum adds up alone, see ScanPlan::sums_itself.
+constexpr int64_t kMostSamplesOfLast = 64, kMostRowsOfLast = 4096;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -48,6 +50,14 @@ struct ScanPlan {
   int64_t steps(const ScanSizes& s, const Segments& run) const {
     const auto begin = [&](int64_t i) { return i * segment_steps < s.steps ? i * segment_steps : s.steps; };
     return begin(run.first + run.count) - begin(run.first);
+  }
+
+  // Do the blocks of the backward pass also add up what they leave in the workspace? Of a short scan the parts are as
+  // much as a tenth of all bytes, and launches of their own for the sums a tenth of the time; of a long one they are
+  // neither, and a block alone would take too long for them.
+  bool sums_itself(const ScanSizes& s) const {
+    return segments == 1 && blocks(s) > 0 && s.batch <= kMostSamplesOfLast &&
+           tiles_per_group * s.steps <= kMostRowsOfLast;
   }
 };
 

@@ -7,7 +7,7 @@ namespace {
 
 struct OfType {
   BackwardKernels (*kernels)(const ScanPlan& plan, int streams, bool gate);
-  void (*sum_tiles)(const ScanBackward& q, const ScanPlan& plan, const Partial& partial, void* stream);
+  void (*sum_tiles)(const ScanBackward& q, const Partial& partial, void* stream);
 };
 template <class T>
 constexpr OfType kOf{backward_kernels<T>, launch_sum_tiles<T>};
@@ -26,6 +26,9 @@ void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
   const ScanPlan plan = plan_backward(s);
   const auto [split, partial, _] = BackwardWorkspace(s, plan, workspace);
   const OfType of = of_type(p.dtype);
+  if (partial.tickets) {
+    clear_memory(partial.tickets, size_t(BackwardWorkspace::tickets(s, plan)) * sizeof(unsigned), stream);
+  }
   if (plan.blocks(s) > 0) {
     const BackwardKernels kernels = of.kernels(plan, p.streams, p.z[0].data);
     const auto run = [&](auto kernel, const Segments& segments) {
@@ -38,7 +41,8 @@ void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
     }
     run(kernels.scan, split.all());
   }
-  of.sum_tiles(q, plan, partial, stream);
+  if (partial.tickets) return;
+  of.sum_tiles(q, partial, stream);
   const PartsOfWeights weights{{
       {partial.dA, s.dim * s.dstate, q.dA},
       {partial.dD, s.dim, q.dD},

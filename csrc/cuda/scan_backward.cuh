@@ -23,10 +23,11 @@
 //     end         9, 3 stores, 6 for addresses, mask, y: a 16th of 23                              1.4
 //     rest        tiles, checkpoint, sums over warps, the loop                                     1.2
 // so 20.9; bfloat16 takes 0.4 more to convert, the cross scan 0.6 for its pairs. The MUFU pipe takes 11 cycles of it.
-// No atomics: sums over blocks, samples and segments go through the workspace and are added in a fixed order.
+// No atomics on floats: sums over blocks, samples and segments go through the workspace and are added in a fixed order.
 #pragma once
 
 #include "scan_backward_inputs.cuh"
+#include "scan_backward_parts.cuh"
 #include "scan_backward_sums.cuh"
 
 namespace cmimtl::cuda {
@@ -280,10 +281,12 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     if (count > 0) chunks(split);
     const float dD = sum_over_lanes(shared.own_value(Shared::kSumD)),
                 dbias = sum_over_lanes(shared.own_value(Shared::kSumBias));
-    finish_segment(Place<kStates, kShare>(p.size, split.all()), split, partial, dD, dbias);
+    const Place<kStates, kShare> place(p.size, split.all());  // what it is made of was not kept while chunks ran
+    finish_segment(place, split, partial, dD, dbias);
+    if (partial.tickets) LastBlock<T, Place<kStates, kShare>>{q, partial, place}.run();
   }
 
-  // Results of the whole segment; all that the place is made of was not kept while it ran.
+  // Results of the whole segment.
   __device__ void finish_segment(const Place<kStates, kShare>& place, const Split& split, const Partial& partial,
                                  float dD, float dbias) {
     const int dstate = int(p.size.dstate);

@@ -3,6 +3,6 @@
 namespace cmimtl::cuda {
 
 template BackwardKernels backward_kernels<float16>(const ScanPlan&, int streams, bool gate);
-template void launch_sum_tiles<float16>(const ScanBackward&, const ScanPlan&, const Partial&, void*);
+template void launch_sum_tiles<float16>(const ScanBackward&, const Partial&, void*);
 
 }  // namespace cmimtl::cuda

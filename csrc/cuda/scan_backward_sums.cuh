@@ -1,4 +1,4 @@
-// dB and dC: sums over the channels of a warp, of a block, and over the blocks of a group.
+// dB and dC: sums over the channels of a warp and of a block. For those over blocks see scan_backward_parts.cuh.
 #pragma once
 
 #include "scan_backward_shared.cuh"
@@ -79,34 +79,5 @@ struct BackwardSums {
     }
   }
 };
-
-// dB and dC, one thread for each element: the sums of the tiles, zero at steps past the sample's own.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    sum_tiles_kernel(const ScanBackward q, const Partial partial, int64_t tiles) {
-  const ScanSizes& s = q.forward.size;
-  const int64_t per_sample = s.steps * s.ngroups * s.dstate, size = s.batch * per_sample;
-  const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (at >= size) return;
-  const int64_t sample = at / per_sample, n = at % s.dstate, group = at / s.dstate % s.ngroups;
-  const int64_t step = at % per_sample / (s.ngroups * s.dstate);
-  const int64_t from = ((sample * s.ngroups + group) * s.steps + step) * s.dstate + n;
-  const int64_t* lengths = q.forward.lengths;
-  float dB = 0.0f, dC = 0.0f;
-  if (!lengths || step < lengths[sample] * q.forward.streams) {
-    for (int64_t i = 0; i < tiles; ++i) dB += partial.dB[i * size + from], dC += partial.dC[i * size + from];
-  }
-  static_cast<T*>(q.dB)[at] = from_float<T>(dB * kLn2);  // as d was times log2 e
-  static_cast<T*>(q.dC)[at] = from_float<T>(dC);
-}
-
-template <class T>
-void launch_sum_tiles(const ScanBackward& q, const ScanPlan& plan, const Partial& partial, void* stream) {
-  const ScanSizes& s = q.forward.size;
-  const int64_t size = s.batch * s.steps * s.ngroups * s.dstate;
-  if (size == 0) return;
-  launch(sum_tiles_kernel<T>, dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0, stream, q, partial,
-         plan.tiles_per_group);
-}
 
 }  // namespace cmimtl::cuda

@@ -1,3 +1,4 @@
+#include "ordered_sum.cuh"
 #include "split.h"
 
 namespace cmimtl::cuda {
@@ -23,9 +24,7 @@ __global__ void __launch_bounds__(kThreads) sum_parts_kernel(const PartsOfWeight
 #pragma unroll
   for (const Parts& x : weights.of) {
     if (at < x.size) {
-      float sum = 0.0f;
-      for (int64_t k = 0; k < count; ++k) sum += x.parts[k * x.size + at];
-      static_cast<float*>(x.out)[at] = sum;
+      static_cast<float*>(x.out)[at] = ordered_sum<1>(x.parts + at, x.size, count)[0];
       return;
     }
     at -= x.size;

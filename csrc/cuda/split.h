@@ -39,11 +39,15 @@ inline Split make_split(const ScanSizes& s, const ScanPlan& plan, bool backward,
 // initial: (batch, dim, dstate), or null: zeros.
 void carry_states(const ScanForward& p, const Split& split, bool backward, const float* initial, void* stream);
 
-// Sums that the blocks of the backward pass leave in the workspace, float.
+// Sums that the blocks of the backward pass leave in the workspace, float. scan_backward_parts.cuh adds them up.
 struct Partial {
-  float *dB, *dC;     // (tiles_per_group, batch, ngroups, steps, dstate)
+  int64_t tiles;      // tiles_per_group of the plan
+  float *dB, *dC;     // (tiles, batch, ngroups, steps, dstate)
   float* dA;          // (batch * segments, dim, dstate)
   float *dD, *dbias;  // (batch * segments, dim)
+  // How many blocks have left theirs: those of the same channels (ngroups, tiles), then those of the same sample and
+  // group (batch, ngroups). Null where the scan does not add up its sums itself.
+  unsigned* tickets;
 };
 
 // What the backward pass has in its workspace.
@@ -55,7 +59,8 @@ struct BackwardWorkspace {
   // Where dstate is a multiple of 4, so is all that comes before the sums of step sizes: rows of states stay aligned.
   BackwardWorkspace(const ScanSizes& s, const ScanPlan& plan, float* workspace) {
     const int64_t parts = s.batch * plan.segments;
-    const int64_t maps = plan.tiles_per_group * s.batch * s.steps * s.ngroups * s.dstate;
+    partial.tiles = plan.tiles_per_group;
+    const int64_t maps = partial.tiles * s.batch * s.steps * s.ngroups * s.dstate;
     const auto take = [&](int64_t count) {
       float* const taken = workspace ? workspace + elements : nullptr;
       elements += count;
@@ -65,6 +70,11 @@ struct BackwardWorkspace {
     split = make_split(s, plan, true, take(split_elements(s, plan)));
     partial.dB = take(maps), partial.dC = take(maps);
     partial.dD = take(parts * s.dim), partial.dbias = take(parts * s.dim);
+    partial.tickets = plan.sums_itself(s) ? reinterpret_cast<unsigned*>(take(tickets(s, plan))) : nullptr;
+  }
+
+  static int64_t tickets(const ScanSizes& s, const ScanPlan& plan) {
+    return s.ngroups * (plan.tiles_per_group + s.batch);
   }
 };
 
@@ -88,7 +98,7 @@ ForwardKernels forward_kernels(const ScanPlan& plan, int streams, bool gate);
 template <class T>
 BackwardKernels backward_kernels(const ScanPlan& plan, int streams, bool gate);
 template <class T>
-void launch_sum_tiles(const ScanBackward& q, const ScanPlan& plan, const Partial& partial, void* stream);
+void launch_sum_tiles(const ScanBackward& q, const Partial& partial, void* stream);
 
 // out[i] = sum of parts[k][i] over k, in order; parts: (count, size). Without `out`, nothing.
 struct Parts {

@@ -3,7 +3,8 @@
 //
 // Of the same accesses there are three counts, from the memory to the threads:
 //     read, written     each byte once in each launch: what memory moves, where the caches keep what the blocks of a
-//                       launch share. What one launch writes and the next one reads counts twice.
+//                       launch share. What a launch has written itself is not read from memory; what one launch writes
+//                       and the next one reads counts twice.
 //     read_by_blocks    each byte once in each block: what L2 hands out at least. B and C are read by every block along
 //                       the channels, A by the blocks of every sample. No two blocks write the same byte.
 //     again             what a block reads a second time, from L2: the backward pass copies each checkpoint to shared
@@ -11,6 +12,8 @@
 //                       Not counted are loads that repeat an address of their block: those of threads past the last
 //                       channel, of further lanes of a channel, and past a segment's first chunk.
 // `least` is what no implementation that keeps these checkpoints can do without: each input and each result once.
+//
+// Not counted are the tickets of a short backward pass, four bytes for each block at most.
 //
 // All steps are valid, and no tensor overlaps itself: with `lengths` less is read.
 #pragma once
@@ -126,8 +129,10 @@ inline std::vector<Moved> backward_traffic(const ScanSizes& s, const ScanPlan& p
     moved.push_back({name, all, 0, all, 0, n});
   };
   const auto written = [&](const char* name, int64_t n) { moved.push_back({name, 0, n, 0, 0, n}); };
+  const bool by_scan = plan.sums_itself(s);
   const auto parts = [&](const char* name, int64_t n, bool summed) {
-    moved.push_back({name, summed * n, n, summed * n, 0, 0});
+    const int64_t read = summed ? n : 0;
+    moved.push_back({name, by_scan ? 0 : read, n, read, 0, 0});
   };
   read("dout", bytes.stream);
   if (o.gate) read("z", bytes.stream), written("dz", bytes.stream);

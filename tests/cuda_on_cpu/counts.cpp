@@ -24,11 +24,14 @@ class Count {
   int64_t all = 0, by_blocks = 0, by_launches = 0;
 
   explicit Count(size_t bytes) : block_(bytes), launch_(bytes) {}
-  void add(size_t at, size_t bytes) {
+  // `cached`: of accesses that find what the same launch has left in the cache.
+  void add(size_t at, size_t bytes, const Count* cached = nullptr) {
     all += int64_t(bytes);
     for (size_t i = at; i < at + bytes; ++i) {
       if (block_[i] != simt::blocks_begun) block_[i] = simt::blocks_begun, ++by_blocks;
-      if (launch_[i] != simt::launches_begun) launch_[i] = simt::launches_begun, ++by_launches;
+      if (launch_[i] == simt::launches_begun) continue;
+      launch_[i] = simt::launches_begun;
+      by_launches += !cached || cached->launch_[i] != simt::launches_begun;
     }
   }
 
@@ -53,7 +56,8 @@ void count(const void* p, size_t bytes, bool write) {
   Tensor& x = *--after;
   if (at >= x.begin + x.bytes) return;
   if (at + bytes > x.begin + x.bytes) std::abort();
-  (write ? x.writes : x.reads).add(size_t(at - x.begin), bytes);
+  const size_t offset = size_t(at - x.begin);
+  write ? x.writes.add(offset, bytes) : x.reads.add(offset, bytes, &x.writes);
 }
 
 // The tensors of a call, without gaps, zero. They are watched while it lives.

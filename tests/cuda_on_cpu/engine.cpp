@@ -37,7 +37,9 @@ struct Thread {
   uint64_t result;
   QueuedCopy copies[kMaxCopies];  // a ring
   int copies_begun, copies_done;
-  int groups;  // committed so far
+  int groups;                      // committed so far
+  bool fenced;                     // since its last collective
+  std::vector<unsigned*> atomics;  // of which it saw others' values since its last fence
 
   unsigned lane() const { return linear % warpSize; }
 };
@@ -83,7 +85,7 @@ void wake(Thread& thread) {
 // The host sees what the threads did, those of a block that a fault cut short included.
 void join_threads() {
   for (unsigned i = 0; i < thread_count; ++i) threads[i]->fiber.release(&current_launch->finished);
-  Fiber::acquire_by_scheduler(&current_launch->finished);
+  Fiber::acquire_here(&current_launch->finished);
 }
 
 // Everything that one of them did so far happens before everything that another does from now on.
@@ -244,6 +246,8 @@ void start_threads() {
     thread.index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
     thread.failed = false;
     thread.copies_begun = thread.copies_done = thread.groups = 0;
+    thread.fenced = false;
+    thread.atomics.clear();
     thread.fiber.start(thread_main);
     wake(thread);
   }
@@ -292,6 +296,7 @@ void wait_in(State state, Where where) {
   Thread& self = *running;
   self.state = state;
   self.where = where;
+  self.fenced = false;
   self.fiber.leave();
 }
 
@@ -352,6 +357,20 @@ void queue_copy(Copy copy, Where where) {
 }
 
 void copies_commit() { ++running->groups; }
+
+void fence() {
+  for (unsigned* p : running->atomics) Fiber::acquire_here(p);
+  running->atomics.clear();
+  running->fenced = true;
+}
+
+unsigned atomic_add(unsigned* p, unsigned value) {
+  if (running->fenced) Fiber::release_here(p);
+  running->atomics.push_back(p);
+  const unsigned before = *p;
+  *p += value;
+  return before;
+}
 
 bool take_copy(int groups, Copy& copy) {
   Thread& self = *running;

@@ -225,6 +225,26 @@ __global__ void cross_block_race(const float* x, float* out, int n) {
   if (kFaulty && threadIdx.x == 0) out[0] = x[n - 1];  // the same value: no result shows it
 }
 
+// Every block leaves its share; the last one to do so reads those of all.
+enum class TicketFault { kNone, kNoFenceBefore, kNoFenceAfter, kNoBarrier };
+template <TicketFault kFault>
+__global__ void tickets(const float* x, float* out, int n) {
+  unsigned* const last = shared_memory<unsigned>();
+  static float shares[kThreads];
+  static unsigned taken;
+  const int first = int(blockIdx.x * blockDim.x), i = first + int(threadIdx.x);
+  shares[i] = x[n - 1 - i];
+  if (kFault != TicketFault::kNoBarrier) __syncthreads();
+  if (threadIdx.x == 0) {
+    if (kFault != TicketFault::kNoFenceBefore) __threadfence();
+    last[0] = atomicAdd(&taken, 1u) % gridDim.x == gridDim.x - 1;
+    if (kFault != TicketFault::kNoFenceAfter) __threadfence();
+  }
+  __syncthreads();
+  if (!last[0]) return;
+  for (int k = int(threadIdx.x); k < n; k += int(blockDim.x)) out[k] = shares[k];
+}
+
 using Kernel = void (*)(const float*, float*, int);
 struct Case {
   Kernel right, faulty;
@@ -236,6 +256,11 @@ constexpr size_t kFloats = kThreads * sizeof(float);
 template <CopyFault kFault>
 constexpr Case copy_case() {
   return {copies<CopyFault::kNone>, copies<kFault>, 1, kThreads, kFloats, kFloats};
+}
+
+template <TicketFault kFault>
+constexpr Case ticket_case() {
+  return {tickets<TicketFault::kNone>, tickets<kFault>, 4, kThreads / 4, sizeof(unsigned), sizeof(unsigned)};
 }
 
 #define CASE(name, ...)                             \
@@ -267,6 +292,9 @@ const std::map<std::string, Case> kCases = {
     CASE(copy_over_what_is_read, 1, kThreads, kFloats, kFloats),
     CASE(copy_of_invalid, 1, kThreads, kFloats, kFloats),
     CASE(cross_block_race, 4, kThreads / 4),
+    {"ticket_without_fence_before", ticket_case<TicketFault::kNoFenceBefore>()},
+    {"ticket_without_fence_after", ticket_case<TicketFault::kNoFenceAfter>()},
+    {"ticket_without_barrier", ticket_case<TicketFault::kNoBarrier>()},
     {"too_much_shared_memory", {removed_barrier<false>, removed_barrier<false>, 1, kThreads, kFloats, (227 << 10) + 1}},
 };
 

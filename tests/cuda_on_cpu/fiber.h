@@ -145,7 +145,13 @@ class Fiber {
     __tsan_switch_to_fiber(self, kNoOrder);
 #endif
   }
-  static void acquire_by_scheduler([[maybe_unused]] void* address) {
+  // The same of whatever runs: the scheduler, or a fiber.
+  static void release_here([[maybe_unused]] void* address) {
+#ifdef SIMT_THREAD
+    __tsan_release(address);
+#endif
+  }
+  static void acquire_here([[maybe_unused]] void* address) {
 #ifdef SIMT_THREAD
     __tsan_acquire(address);
 #endif

@@ -14,7 +14,9 @@
 //   - Under the thread sanitizer two threads are ordered by __syncthreads and __syncwarp alone, never by the schedule, and
 //     blocks are not ordered at all: a missing barrier is a data race, whether or not it changed the result.
 //   - Under the address and undefined-behaviour sanitizers, one element too far and a misaligned vector are errors.
-// Not simulated: thread block clusters, TMA, tensor cores, atomics.
+//   - Blocks are ordered by fences alone: what a thread knew at a __threadfence before its atomicAdd is known to one whose
+//     atomicAdd on the same number comes later and is followed by a __threadfence. A barrier ends what a fence covers.
+// Not simulated: thread block clusters, TMA, tensor cores, atomics other than atomicAdd on unsigned.
 #pragma once
 
 #include <algorithm>
@@ -120,6 +122,8 @@ struct Copy {
 };
 void queue_copy(Copy copy, Where where);
 void copies_commit();
+void fence();
+unsigned atomic_add(unsigned* p, unsigned value);
 // The thread's next copy that waiting for all but `groups` groups must finish; false where there is none.
 bool take_copy(int groups, Copy& copy);
 
@@ -188,6 +192,8 @@ inline int __all_sync(unsigned mask, int predicate, simt::Where where = simt::Wh
   return __ballot_sync(mask, predicate, where) == mask;
 }
 
+inline void __threadfence() { simt::fence(); }
+inline unsigned atomicAdd(unsigned* p, unsigned value) { return simt::atomic_add(p, value); }
 template <class T>
 T __ldg(const T* p) {
   return *p;

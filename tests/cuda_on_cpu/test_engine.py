@@ -34,6 +34,9 @@ FAULTS = {
     "copy_over_what_is_read": {"thread": RACE},
     "copy_of_invalid": {"plain": "element 0 is 65"},
     "cross_block_race": {"thread": RACE},
+    "ticket_without_fence_before": {"thread": RACE},
+    "ticket_without_fence_after": {"thread": RACE},
+    "ticket_without_barrier": {"thread": RACE},
     "too_much_shared_memory": {"plain": "232449 bytes of shared memory: more than 232448"},
 }
 

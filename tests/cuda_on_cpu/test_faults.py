@@ -119,6 +119,28 @@ FAULTS = {
         WRONG,
         "test_scan and lengths",
     ),
+    "backward: parts are not fenced before the block's ticket": Fault(
+        "scan_backward_parts.cuh",
+        "__threadfence();  // who sees the tickets sees the parts",
+        "",
+        "thread",
+        RACE,
+    ),
+    "backward: the last block reads parts before it has seen the tickets": Fault(
+        "scan_backward_parts.cuh",
+        "      __threadfence();\n    }",
+        "    }",
+        "thread",
+        RACE,
+    ),
+    "backward: a block that is not the last adds up the parts": Fault(
+        "scan_backward_parts.cuh",
+        "unsigned(blocks) - 1",
+        "0u",
+        "plain",
+        WRONG,
+        "test_scan and 130",
+    ),
     "split: the gradients' carries are in the order of the states'": Fault(
         "split.cu",
         "backward ? split.segments - 1 - i : i",

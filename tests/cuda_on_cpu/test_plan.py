@@ -92,6 +92,8 @@ def functions() -> ctypes.CDLL:
         getattr(library, name).restype = Plan
     library.has_pairs.argtypes = [Strided, ctypes.c_int64]
     library.has_pairs.restype = ctypes.c_bool
+    library.sums_itself.argtypes = [Plan, Sizes]
+    library.sums_itself.restype = ctypes.c_bool
     library.blocks.argtypes = [Plan, Sizes]
     library.blocks.restype = ctypes.c_int64
     library.split_elements.argtypes = [Sizes, Plan]
@@ -377,4 +379,32 @@ def test_backward_workspace_holds_the_sums_of_every_block(workspaces, functions,
     tiles = plan.tiles_per_group * s.batch * s.steps * s.ngroups * s.dstate  # of dB, and of dC
     segments = s.batch * plan.segments * (s.dim * s.dstate + s.dim + s.dim)  # of dA, dD, dbias
     carries = functions.split_elements(s, plan)
-    assert workspaces.backward_elements(s) == 2 * tiles + segments + carries
+    tickets = s.ngroups * (plan.tiles_per_group + s.batch) if functions.sums_itself(plan, s) else 0
+    assert workspaces.backward_elements(s) == 2 * tiles + segments + carries + tickets
+
+
+@pytest.mark.parametrize(
+    "batch, steps, dim, itself",
+    [
+        (16, 64, 1536, True),  # the fusion of a question
+        (64, 256, 1536, True),  # of twice as many tokens, as a cross scan
+        (4, 1154, 1536, False),  # split in time
+        (8, 4096, 1536, False),
+        (65, 64, 1536, False),
+        (0, 64, 1536, False),  # no block would do it
+        (1, 0, 1, True),
+    ],
+)
+def test_short_scans_add_up_their_sums_themselves(functions, batch, steps, dim, itself):
+    s = sizes(batch, steps, dim, every=8)
+    assert functions.sums_itself(functions.plan_backward(s), s) == itself
+
+
+@given(s=any_sizes)
+@many
+def test_a_block_adds_up_little(functions, s):
+    plan = functions.plan_backward(s)
+    if functions.sums_itself(plan, s):
+        assert plan.segments == 1
+        parts = s.batch * plan.channels_per_block + plan.tiles_per_group * s.steps
+        assert parts * s.dstate <= (64 * 128 + 4096) * 256
