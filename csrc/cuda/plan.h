@@ -14,8 +14,8 @@ constexpr int64_t kMostTaps = 32;       // of the convolution: a thread holds fo
 constexpr int kChunk = 8;               // steps that the backward pass keeps the states of, see scan_backward.cuh
 constexpr int64_t kMostWarps = 1056;    // 8 warps on each of 132 multiprocessors: more add no speed
 constexpr int64_t kLeastSegment = 128;  // steps; the pass over the carries costs as much as a few of them
-// The most that the last block of those which share a sum adds up alone, see ScanPlan::sums_itself.
-constexpr int64_t kMostSamplesOfLast = 64, kMostRowsOfLast = 4096;
+// The most that one block adds up alone of what others leave in the workspace: samples, and rows of dB and dC.
+constexpr int64_t kSamplesOfLast = 64, kMostRowsOfLast = 6144;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -52,12 +52,14 @@ struct ScanPlan {
     return begin(run.first + run.count) - begin(run.first);
   }
 
-  // Do the blocks of the backward pass also add up what they leave in the workspace? Of a short scan the parts are as
-  // much as a tenth of all bytes, and launches of their own for the sums a tenth of the time; of a long one they are
-  // neither, and a block alone would take too long for them.
-  bool sums_itself(const ScanSizes& s) const {
-    return segments == 1 && blocks(s) > 0 && s.batch <= kMostSamplesOfLast &&
-           tiles_per_group * s.steps <= kMostRowsOfLast;
+  // Do the blocks of the backward pass also add up what they leave in the workspace, of dA, dD and ddelta_bias, and of
+  // dB and dC? It spares memory traffic and a launch, which matter most where scans are short; the dB and dC of a long
+  // one are more than one block should take.
+  bool sums_weights(const ScanSizes& s) const { return segments == 1 && blocks(s) > 0; }
+  bool sums_maps(const ScanSizes& s) const { return sums_weights(s) && tiles_per_group * s.steps <= kMostRowsOfLast; }
+  // Samples are added up kSamplesOfLast at a time, then those sums: how many, where there is more than one.
+  int64_t sums_of_samples(const ScanSizes& s) const {
+    return sums_weights(s) && s.batch > kSamplesOfLast ? ceil_div(s.batch, kSamplesOfLast) : 0;
   }
 };
 

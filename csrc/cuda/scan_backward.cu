@@ -24,11 +24,11 @@ void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
   const ScanForward& p = q.forward;
   const ScanSizes& s = p.size;
   const ScanPlan plan = plan_backward(s);
-  const auto [split, partial, _] = BackwardWorkspace(s, plan, workspace);
+  const BackwardWorkspace memory(s, plan, workspace);
+  const Split& split = memory.split;
+  const Partial& partial = memory.partial;
   const OfType of = of_type(p.dtype);
-  if (partial.tickets) {
-    clear_memory(partial.tickets, size_t(BackwardWorkspace::tickets(s, plan)) * sizeof(unsigned), stream);
-  }
+  if (memory.tickets > 0) clear_memory(memory.first_ticket, size_t(memory.tickets) * sizeof(unsigned), stream);
   if (plan.blocks(s) > 0) {
     const BackwardKernels kernels = of.kernels(plan, p.streams, p.z[0].data);
     const auto run = [&](auto kernel, const Segments& segments) {
@@ -41,8 +41,8 @@ void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
     }
     run(kernels.scan, split.all());
   }
-  if (partial.tickets) return;
-  of.sum_tiles(q, partial, stream);
+  if (!plan.sums_maps(s)) of.sum_tiles(q, partial, stream);
+  if (plan.sums_weights(s)) return;
   const PartsOfWeights weights{{
       {partial.dA, s.dim * s.dstate, q.dA},
       {partial.dD, s.dim, q.dD},

@@ -283,7 +283,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
                 dbias = sum_over_lanes(shared.own_value(Shared::kSumBias));
     const Place<kStates, kShare> place(p.size, split.all());  // what it is made of was not kept while chunks ran
     finish_segment(place, split, partial, dD, dbias);
-    if (partial.tickets) LastBlock<T, Place<kStates, kShare>>{q, partial, place}.run();
+    if (partial.of_samples) LastBlock<T, Place<kStates, kShare>>{q, partial, place}.run();
   }
 
   // Results of the whole segment.

@@ -1,7 +1,7 @@
 // What the blocks of the backward scan leave in the workspace, added up: dB and dC over the tiles of channels, dA, dD and
-// ddelta_bias over the samples. Launches of their own do it, or, of short scans (ScanPlan::sums_itself), the scan: of the
-// blocks that share a sum, the last one to end, while the parts are in the cache. That is whichever it happens to be; the
-// parts are added in their own order, the same in both ways.
+// ddelta_bias over samples and segments. Launches of their own do it, or, where the plan says so, the scan: of the blocks
+// that share a sum the last one to end, while the parts are in the cache. Which one that is differs from run to run; the
+// order of the sums does not.
 #pragma once
 
 #include "ordered_sum.cuh"
@@ -46,7 +46,7 @@ void launch_sum_tiles(const ScanBackward& q, const Partial& partial, void* strea
   launch(sum_tiles_kernel<T>, dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0, stream, q, partial);
 }
 
-// The threads of the last block share the sums.
+// What the last block does, all of its threads together.
 template <class T, class Place>
 struct LastBlock {
   const ScanBackward& q;
@@ -55,43 +55,62 @@ struct LastBlock {
   const ScanSizes& s = q.forward.size;
 
   __device__ void run() const {
+    if (partial.of_maps && is_last(partial.of_maps + place.sample * s.ngroups + place.group, partial.tiles))
+      s.dstate % 4 == 0 ? sum_maps<4>() : sum_maps<1>();
+    const int64_t tiles = s.ngroups * partial.tiles, tile = place.group * partial.tiles + place.tile;
+    const int64_t together = place.sample / kSamplesOfLast, begin = together * kSamplesOfLast;
+    const int64_t samples = min(s.batch - begin, kSamplesOfLast);
+    if (!is_last(partial.of_samples + together * tiles + tile, samples)) return;
+    if (!partial.of_sums) return sum_weights(0, samples, {q.dA, q.dD, q.ddelta_bias});
+    const int64_t sum = s.batch + together;
+    sum_weights(begin, samples,
+                {row(partial.dA, s.dstate, sum), q.dD ? row(partial.dD, 1, sum) : nullptr,
+                 q.ddelta_bias ? row(partial.dbias, 1, sum) : nullptr});
+    const int64_t sums = (s.batch - 1) / kSamplesOfLast + 1;
+    if (is_last(partial.of_sums + tile, sums)) sum_weights(s.batch, sums, {q.dA, q.dD, q.ddelta_bias});
+  }
+
+  // Is this the last of `blocks` blocks to come here? If so, it sees what the others have written before.
+  __device__ bool is_last(unsigned* ticket, int64_t blocks) const {
     unsigned* const last = shared_memory<unsigned>();
-    __syncthreads();  // all threads have written their parts, and none needs the shared memory any more
+    __syncthreads();  // all threads have written theirs, and none needs the shared memory any more
     if (threadIdx.x == 0) {
-      __threadfence();  // who sees the tickets sees the parts
-      last[0] = take_ticket(place.group * partial.tiles + place.tile, s.batch);
-      last[1] = take_ticket(s.ngroups * partial.tiles + place.sample * s.ngroups + place.group, partial.tiles);
+      __threadfence();  // who sees the ticket sees the parts
+      *last = atomicAdd(ticket, 1u) == unsigned(blocks) - 1;
       __threadfence();
     }
     __syncthreads();
-    if (last[0]) sum_weights();
-    if (last[1]) s.dstate % 4 == 0 ? sum_maps<4>() : sum_maps<1>();
-  }
-
-  // Is this the last of `blocks` blocks to take one?
-  __device__ bool take_ticket(int64_t at, int64_t blocks) const {
-    return atomicAdd(partial.tickets + at, 1u) == unsigned(blocks) - 1;
-  }
-
-  __device__ void sum_weights() const {
-    const int64_t first = place.first_channel, count = min(place.channels, kThreads / place.lanes);
-    s.dstate % 4 == 0 ? sum_samples<4>(partial.dA, s.dstate, first, count, q.dA)
-                      : sum_samples<1>(partial.dA, s.dstate, first, count, q.dA);
-    if (q.dD) sum_samples<1>(partial.dD, 1, first, count, q.dD);
-    if (q.ddelta_bias) sum_samples<1>(partial.dbias, 1, first, count, q.ddelta_bias);
-  }
-
-  // Of `count` channels that each have `width` numbers. parts: (batch, dim, width).
-  template <int kCount>
-  __device__ void sum_samples(const float* parts, int64_t width, int64_t first, int64_t count, void* out) const {
-    for (int64_t i = first * width + threadIdx.x * kCount; i < (first + count) * width; i += kThreads * kCount)
-      store_vector(static_cast<float*>(out) + i, ordered_sum<kCount>(parts + i, s.dim * width, s.batch));
+    return *last;
   }
 
   template <int kCount>
   __device__ void sum_maps() const {
     for (int64_t i = threadIdx.x * kCount; i < s.steps * s.dstate; i += kThreads * kCount)
       sum_tiles<T, kCount>(q, partial, place.sample, place.group, i / s.dstate, i % s.dstate);
+  }
+
+  // Of this block's channels: rows [first, first + count) of the parts of dA, dD and ddelta_bias.
+  struct Weights {
+    void *A, *D, *bias;  // float; no sum where null
+  };
+  __device__ void sum_weights(int64_t first, int64_t count, const Weights& to) const {
+    s.dstate % 4 == 0 ? sum_rows<4>(partial.dA, s.dstate, first, count, to.A)
+                      : sum_rows<1>(partial.dA, s.dstate, first, count, to.A);
+    if (to.D) sum_rows<1>(partial.dD, 1, first, count, to.D);
+    if (to.bias) sum_rows<1>(partial.dbias, 1, first, count, to.bias);
+  }
+
+  // parts: rows of (dim, width); out: one.
+  template <int kCount>
+  __device__ void sum_rows(const float* parts, int64_t width, int64_t first, int64_t count, void* out) const {
+    const int64_t channels = min(place.channels, kThreads / place.lanes), begin = place.first_channel * width;
+    for (int64_t i = begin + threadIdx.x * kCount; i < begin + channels * width; i += kThreads * kCount)
+      store_vector(static_cast<float*>(out) + i,
+                   ordered_sum<kCount>(row(parts, width, first) + i, s.dim * width, count));
+  }
+  template <class X>
+  __device__ X* row(X* parts, int64_t width, int64_t i) const {
+    return parts + i * s.dim * width;
   }
 };
 

@@ -43,22 +43,25 @@ void carry_states(const ScanForward& p, const Split& split, bool backward, const
 struct Partial {
   int64_t tiles;      // tiles_per_group of the plan
   float *dB, *dC;     // (tiles, batch, ngroups, steps, dstate)
-  float* dA;          // (batch * segments, dim, dstate)
-  float *dD, *dbias;  // (batch * segments, dim)
-  // How many blocks have left theirs: those of the same channels (ngroups, tiles), then those of the same sample and
-  // group (batch, ngroups). Null where the scan does not add up its sums itself.
-  unsigned* tickets;
+  float* dA;          // (batch * segments + sums_of_samples of the plan, dim, dstate)
+  float *dD, *dbias;  // the same of (dim)
+  // How many blocks have left theirs. Null where the scan does not add them up itself.
+  unsigned* of_maps;     // (batch, ngroups)
+  unsigned* of_samples;  // (ceil(batch / kSamplesOfLast), ngroups, tiles)
+  unsigned* of_sums;     // (ngroups, tiles): how many sums of samples there are
 };
 
 // What the backward pass has in its workspace.
 struct BackwardWorkspace {
   Split split;
   Partial partial;
+  unsigned* first_ticket;  // of all, which are to be cleared before the scan
+  int64_t tickets = 0;
   int64_t elements = 0;  // all of it
 
   // Where dstate is a multiple of 4, so is all that comes before the sums of step sizes: rows of states stay aligned.
   BackwardWorkspace(const ScanSizes& s, const ScanPlan& plan, float* workspace) {
-    const int64_t parts = s.batch * plan.segments;
+    const int64_t parts = s.batch * plan.segments + plan.sums_of_samples(s);
     partial.tiles = plan.tiles_per_group;
     const int64_t maps = partial.tiles * s.batch * s.steps * s.ngroups * s.dstate;
     const auto take = [&](int64_t count) {
@@ -70,11 +73,15 @@ struct BackwardWorkspace {
     split = make_split(s, plan, true, take(split_elements(s, plan)));
     partial.dB = take(maps), partial.dC = take(maps);
     partial.dD = take(parts * s.dim), partial.dbias = take(parts * s.dim);
-    partial.tickets = plan.sums_itself(s) ? reinterpret_cast<unsigned*>(take(tickets(s, plan))) : nullptr;
-  }
-
-  static int64_t tickets(const ScanSizes& s, const ScanPlan& plan) {
-    return s.ngroups * (plan.tiles_per_group + s.batch);
+    const auto take_tickets = [&](bool any, int64_t count) {
+      tickets += any * count;
+      return any ? reinterpret_cast<unsigned*>(take(count)) : nullptr;
+    };
+    const int64_t tiles = s.ngroups * partial.tiles;
+    partial.of_maps = take_tickets(plan.sums_maps(s), s.batch * s.ngroups);
+    partial.of_samples = take_tickets(plan.sums_weights(s), ceil_div(s.batch, kSamplesOfLast) * tiles);
+    partial.of_sums = take_tickets(plan.sums_of_samples(s) > 0, tiles);
+    first_ticket = partial.of_maps ? partial.of_maps : partial.of_samples;
   }
 };
 

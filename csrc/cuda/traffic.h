@@ -13,7 +13,7 @@
 //                       channel, of further lanes of a channel, and past a segment's first chunk.
 // `least` is what no implementation that keeps these checkpoints can do without: each input and each result once.
 //
-// Not counted are the tickets of a short backward pass, four bytes for each block at most.
+// Not counted are the tickets of the backward pass, a few bytes for each block.
 //
 // All steps are valid, and no tensor overlaps itself: with `lengths` less is read.
 #pragma once
@@ -52,6 +52,7 @@ struct TensorBytes {
   int64_t checkpoints;             // (batch, nchunks, dim, dstate)
   int64_t states, sums;            // of split.h, of all segments but one: (batch, segments - 1, dim, dstate), (…, dim)
   int64_t A_parts, channel_parts;  // (batch, segments, dim, dstate), (batch, segments, dim)
+  int64_t A_sums, channel_sums;    // of samples: (sums_of_samples, dim, dstate), (sums_of_samples, dim)
   int64_t map_parts;               // (tiles_per_group, batch, ngroups, steps, dstate)
 
   TensorBytes(const ScanSizes& s, const ScanPlan& plan, const ScanOptions& o) {
@@ -64,6 +65,7 @@ struct TensorBytes {
     checkpoints = s.nchunks * state;
     states = (plan.segments - 1) * state, sums = s.batch * (plan.segments - 1) * channels;
     A_parts = plan.segments * state, channel_parts = s.batch * plan.segments * channels;
+    A_sums = plan.sums_of_samples(s) * A, channel_sums = plan.sums_of_samples(s) * channels;
     map_parts = plan.tiles_per_group * s.batch * s.steps * s.ngroups * s.dstate * acc;
   }
 };
@@ -129,10 +131,10 @@ inline std::vector<Moved> backward_traffic(const ScanSizes& s, const ScanPlan& p
     moved.push_back({name, all, 0, all, 0, n});
   };
   const auto written = [&](const char* name, int64_t n) { moved.push_back({name, 0, n, 0, 0, n}); };
-  const bool by_scan = plan.sums_itself(s);
-  const auto parts = [&](const char* name, int64_t n, bool summed) {
-    const int64_t read = summed ? n : 0;
-    moved.push_back({name, by_scan ? 0 : read, n, read, 0, 0});
+  // What the scan adds up itself comes from the cache. `sums`: of samples, in the same tensor.
+  const auto parts = [&](const char* name, int64_t n, bool summed, bool by_scan, int64_t sums = 0) {
+    const int64_t read = summed ? n + sums : 0;
+    moved.push_back({name, by_scan ? 0 : read, n + (summed ? sums : 0), read, 0, 0});
   };
   read("dout", bytes.stream);
   if (o.gate) read("z", bytes.stream), written("dz", bytes.stream);
@@ -143,9 +145,11 @@ inline std::vector<Moved> backward_traffic(const ScanSizes& s, const ScanPlan& p
   if (o.bias) written("ddelta_bias", bytes.channels);
   if (o.state) written("dinitial_state", bytes.state);
   if (o.output) written("out", bytes.stream);
-  parts("parts of dA", bytes.A_parts, true);
-  parts("parts of dB", bytes.map_parts, true), parts("parts of dC", bytes.map_parts, true);
-  parts("parts of dD", bytes.channel_parts, o.skip), parts("parts of ddelta_bias", bytes.channel_parts, o.bias);
+  const bool maps = plan.sums_maps(s), weights = plan.sums_weights(s);
+  parts("parts of dA", bytes.A_parts, true, weights, bytes.A_sums);
+  parts("parts of dB", bytes.map_parts, true, maps), parts("parts of dC", bytes.map_parts, true, maps);
+  parts("parts of dD", bytes.channel_parts, o.skip, weights, bytes.channel_sums);
+  parts("parts of ddelta_bias", bytes.channel_parts, o.bias, weights, bytes.channel_sums);
   return moved;
 }
 

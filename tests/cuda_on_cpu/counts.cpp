@@ -101,7 +101,8 @@ class Call {
     const ScanPlan plan = plan_backward(s_);
     float* const base = allocate(size_t(backward_elements(s_)) * sizeof(float));
     const BackwardWorkspace workspace(s_, plan, base);
-    const int64_t parts = s_.batch * plan.segments, maps = plan.tiles_per_group * elements_of_map();
+    const int64_t parts = s_.batch * plan.segments + plan.sums_of_samples(s_),
+                  maps = plan.tiles_per_group * elements_of_map();
     watch(workspace.split, plan);
     watch("parts of dA", workspace.partial.dA, parts * s_.dim * s_.dstate);
     watch("parts of dB", workspace.partial.dB, maps), watch("parts of dC", workspace.partial.dC, maps);

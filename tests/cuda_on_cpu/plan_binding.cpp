@@ -16,7 +16,9 @@ using cmimtl::cuda::ScanPlan;
 EXPORTED ScanPlan plan_forward(ScanSizes sizes) { return cmimtl::cuda::plan_forward(sizes); }
 EXPORTED ScanPlan plan_forward_in_pairs(ScanSizes sizes) { return cmimtl::cuda::plan_forward(sizes, true); }
 EXPORTED ScanPlan plan_backward(ScanSizes sizes) { return cmimtl::cuda::plan_backward(sizes); }
-EXPORTED bool sums_itself(ScanPlan plan, ScanSizes sizes) { return plan.sums_itself(sizes); }
+EXPORTED bool sums_weights(ScanPlan plan, ScanSizes sizes) { return plan.sums_weights(sizes); }
+EXPORTED bool sums_maps(ScanPlan plan, ScanSizes sizes) { return plan.sums_maps(sizes); }
+EXPORTED int64_t sums_of_samples(ScanPlan plan, ScanSizes sizes) { return plan.sums_of_samples(sizes); }
 EXPORTED int64_t blocks(ScanPlan plan, ScanSizes sizes) { return plan.blocks(sizes); }
 EXPORTED int64_t split_elements(ScanSizes sizes, ScanPlan plan) { return cmimtl::cuda::split_elements(sizes, plan); }
 EXPORTED bool has_pairs(cmimtl::In x, int64_t element_bytes) { return cmimtl::cuda::has_pairs(x, element_bytes); }

@@ -121,7 +121,7 @@ FAULTS = {
     ),
     "backward: parts are not fenced before the block's ticket": Fault(
         "scan_backward_parts.cuh",
-        "__threadfence();  // who sees the tickets sees the parts",
+        "__threadfence();  // who sees the ticket sees the parts",
         "",
         "thread",
         RACE,
@@ -137,6 +137,14 @@ FAULTS = {
         "scan_backward_parts.cuh",
         "unsigned(blocks) - 1",
         "0u",
+        "plain",
+        WRONG,
+        "test_scan and 130",
+    ),
+    "backward: sums of samples are added up before all are there": Fault(
+        "scan_backward_parts.cuh",
+        "if (is_last(partial.of_sums + tile, sums))",
+        "if (together == sums - 1)",
         "plain",
         WRONG,
         "test_scan and 130",

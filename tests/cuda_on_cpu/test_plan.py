@@ -92,8 +92,11 @@ def functions() -> ctypes.CDLL:
         getattr(library, name).restype = Plan
     library.has_pairs.argtypes = [Strided, ctypes.c_int64]
     library.has_pairs.restype = ctypes.c_bool
-    library.sums_itself.argtypes = [Plan, Sizes]
-    library.sums_itself.restype = ctypes.c_bool
+    for name in ("sums_weights", "sums_maps"):
+        getattr(library, name).argtypes = [Plan, Sizes]
+        getattr(library, name).restype = ctypes.c_bool
+    library.sums_of_samples.argtypes = [Plan, Sizes]
+    library.sums_of_samples.restype = ctypes.c_int64
     library.blocks.argtypes = [Plan, Sizes]
     library.blocks.restype = ctypes.c_int64
     library.split_elements.argtypes = [Sizes, Plan]
@@ -376,35 +379,41 @@ def test_forward_workspace_is_that_of_the_plan_that_runs(workspaces, functions, 
 @many
 def test_backward_workspace_holds_the_sums_of_every_block(workspaces, functions, s):
     plan = functions.plan_backward(s)
-    tiles = plan.tiles_per_group * s.batch * s.steps * s.ngroups * s.dstate  # of dB, and of dC
-    segments = s.batch * plan.segments * (s.dim * s.dstate + s.dim + s.dim)  # of dA, dD, dbias
+    maps = plan.tiles_per_group * s.batch * s.steps * s.ngroups * s.dstate  # of dB, and of dC
+    rows = s.batch * plan.segments + functions.sums_of_samples(plan, s)
+    weights = rows * (s.dim * s.dstate + s.dim + s.dim)  # of dA, dD, dbias
     carries = functions.split_elements(s, plan)
-    tickets = s.ngroups * (plan.tiles_per_group + s.batch) if functions.sums_itself(plan, s) else 0
-    assert workspaces.backward_elements(s) == 2 * tiles + segments + carries + tickets
+    tickets = s.batch * s.ngroups if functions.sums_maps(plan, s) else 0
+    if functions.sums_weights(plan, s):
+        tickets += s.ngroups * plan.tiles_per_group * (-(-s.batch // 64) + (s.batch > 64))
+    assert workspaces.backward_elements(s) == 2 * maps + weights + carries + tickets
 
 
 @pytest.mark.parametrize(
-    "batch, steps, dim, itself",
+    "batch, steps, dim, weights, maps, sums",
     [
-        (16, 64, 1536, True),  # the fusion of a question
-        (64, 256, 1536, True),  # of twice as many tokens, as a cross scan
-        (4, 1154, 1536, False),  # split in time
-        (8, 4096, 1536, False),
-        (65, 64, 1536, False),
-        (0, 64, 1536, False),  # no block would do it
-        (1, 0, 1, True),
+        (16, 64, 1536, True, True, 0),  # the fusion of a question
+        (64, 256, 1536, True, True, 0),  # of twice as many tokens, as a cross scan
+        (65, 64, 1536, True, True, 2),
+        (4, 1154, 1536, False, False, 0),  # split in time
+        (8, 4096, 1536, True, False, 0),
+        (0, 64, 1536, False, False, 0),  # no block would do it
+        (1, 0, 1, True, True, 0),
     ],
 )
-def test_short_scans_add_up_their_sums_themselves(functions, batch, steps, dim, itself):
+def test_who_adds_up_the_sums_of_blocks(functions, batch, steps, dim, weights, maps, sums):
     s = sizes(batch, steps, dim, every=8)
-    assert functions.sums_itself(functions.plan_backward(s), s) == itself
+    plan = functions.plan_backward(s)
+    assert functions.sums_weights(plan, s) == weights
+    assert functions.sums_maps(plan, s) == maps
+    assert functions.sums_of_samples(plan, s) == sums
 
 
 @given(s=any_sizes)
 @many
 def test_a_block_adds_up_little(functions, s):
     plan = functions.plan_backward(s)
-    if functions.sums_itself(plan, s):
-        assert plan.segments == 1
-        parts = s.batch * plan.channels_per_block + plan.tiles_per_group * s.steps
-        assert parts * s.dstate <= (64 * 128 + 4096) * 256
+    if functions.sums_maps(plan, s):
+        assert plan.tiles_per_group * s.steps <= 6144
+    if sums := functions.sums_of_samples(plan, s):
+        assert s.batch <= 64 * sums < s.batch + 64
