@@ -139,7 +139,7 @@ FAULTS = {
         "0u",
         "plain",
         WRONG,
-        "test_scan and 130",
+        "test_scan and 66",
     ),
     "backward: sums of samples are added up before all are there": Fault(
         "scan_backward_parts.cuh",
@@ -147,7 +147,7 @@ FAULTS = {
         "if (together == sums - 1)",
         "plain",
         WRONG,
-        "test_scan and 130",
+        "test_scan and 66",
     ),
     "split: the gradients' carries are in the order of the states'": Fault(
         "split.cu",
