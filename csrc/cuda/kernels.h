@@ -1,5 +1,5 @@
 // The entry points of the CUDA kernels: what bindings.cpp calls. C++ alone. `stream` is a cudaStream_t. They throw
-// std::runtime_error where the device refuses a launch.
+// std::runtime_error where the device refuses a launch or to clear memory.
 #pragma once
 
 #include "plan.h"

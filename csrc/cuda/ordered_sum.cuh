@@ -9,8 +9,7 @@ namespace cmimtl::cuda {
 template <int kCount>
 __device__ Vector<float, kCount> ordered_sum(const float* parts, int64_t stride, int64_t count) {
   Vector<float, kCount> sum{};
-// As many loads under way; in fours, a last block does it alone.
-#pragma unroll(kCount == 4 ? 8 : 4)
+#pragma unroll 4  // as many loads under way
   for (int64_t k = 0; k < count; ++k) {
     const auto part = load_vector<Vector<float, kCount>>(parts + k * stride);
 #pragma unroll

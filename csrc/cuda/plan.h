@@ -14,8 +14,9 @@ constexpr int64_t kMostTaps = 32;       // of the convolution: a thread holds fo
 constexpr int kChunk = 8;               // steps that the backward pass keeps the states of, see scan_backward.cuh
 constexpr int64_t kMostWarps = 1056;    // 8 warps on each of 132 multiprocessors: more add no speed
 constexpr int64_t kLeastSegment = 128;  // steps; the pass over the carries costs as much as a few of them
-// The most that one block adds up alone of what others leave in the workspace: samples, and rows of dB and dC.
-constexpr int64_t kSamplesOfLast = 64, kMostRowsOfLast = 6144;
+// What one block adds up alone of what others leave in the workspace: samples, few enough to run at the same time so that
+// the cache still has what they left, and floats of dB, as many of dC.
+constexpr int64_t kSamplesOfLast = 16, kMostOfMapsOfLast = 96 << 10;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -53,10 +54,12 @@ struct ScanPlan {
   }
 
   // Do the blocks of the backward pass also add up what they leave in the workspace, of dA, dD and ddelta_bias, and of
-  // dB and dC? It spares memory traffic and a launch, which matter most where scans are short; the dB and dC of a long
-  // one are more than one block should take.
+  // dB and dC? It spares memory traffic, which matters most where scans are short, and clearing the tickets is the only
+  // launch that remains; the dB and dC of a long scan are more than one block should take.
   bool sums_weights(const ScanSizes& s) const { return segments == 1 && blocks(s) > 0; }
-  bool sums_maps(const ScanSizes& s) const { return sums_weights(s) && tiles_per_group * s.steps <= kMostRowsOfLast; }
+  bool sums_maps(const ScanSizes& s) const {
+    return sums_weights(s) && tiles_per_group * s.steps * s.dstate <= kMostOfMapsOfLast;
+  }
   // Samples are added up kSamplesOfLast at a time, then those sums: how many, where there is more than one.
   int64_t sums_of_samples(const ScanSizes& s) const {
     return sums_weights(s) && s.batch > kSamplesOfLast ? ceil_div(s.batch, kSamplesOfLast) : 0;

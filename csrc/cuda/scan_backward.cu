@@ -1,4 +1,4 @@
-// The backward scan: dispatch, the passes of one that is split in time, and the sums over blocks, samples and segments.
+// The backward scan: dispatch, the passes of one that is split in time, and the sums that it does not make itself.
 #include "kernels.h"
 #include "split.h"
 

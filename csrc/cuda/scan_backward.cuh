@@ -281,9 +281,9 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     if (count > 0) chunks(split);
     const float dD = sum_over_lanes(shared.own_value(Shared::kSumD)),
                 dbias = sum_over_lanes(shared.own_value(Shared::kSumBias));
-    const Place<kStates, kShare> place(p.size, split.all());  // what it is made of was not kept while chunks ran
-    finish_segment(place, split, partial, dD, dbias);
-    if (partial.of_samples) LastBlock<T, Place<kStates, kShare>>{q, partial, place}.run();
+    const Place<kStates, kShare> again(p.size, split.all());  // `place` would keep registers that the chunks need
+    finish_segment(again, split, partial, dD, dbias);
+    if (partial.samples_done) SumsOfBlocks<T, Place<kStates, kShare>>{q, partial, again}.add_if_last();
   }
 
   // Results of the whole segment.

@@ -1,7 +1,7 @@
 // What the blocks of the backward scan leave in the workspace, added up: dB and dC over the tiles of channels, dA, dD and
 // ddelta_bias over samples and segments. Launches of their own do it, or, where the plan says so, the scan: of the blocks
-// that share a sum the last one to end, while the parts are in the cache. Which one that is differs from run to run; the
-// order of the sums does not.
+// that share a sum the last one to end, while the cache has the parts. Which one that is differs from run to run; the order
+// of the sums does not.
 #pragma once
 
 #include "ordered_sum.cuh"
@@ -46,28 +46,28 @@ void launch_sum_tiles(const ScanBackward& q, const Partial& partial, void* strea
   launch(sum_tiles_kernel<T>, dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0, stream, q, partial);
 }
 
-// What the last block does, all of its threads together.
+// Every block ends with it, all of its threads together: takes its tickets and adds up where it is the last.
 template <class T, class Place>
-struct LastBlock {
+struct SumsOfBlocks {
   const ScanBackward& q;
   const Partial& partial;
   const Place& place;
   const ScanSizes& s = q.forward.size;
 
-  __device__ void run() const {
-    if (partial.of_maps && is_last(partial.of_maps + place.sample * s.ngroups + place.group, partial.tiles))
+  __device__ void add_if_last() const {
+    if (partial.maps_done && is_last(partial.maps_done + place.sample * s.ngroups + place.group, partial.tiles))
       s.dstate % 4 == 0 ? sum_maps<4>() : sum_maps<1>();
     const int64_t tiles = s.ngroups * partial.tiles, tile = place.group * partial.tiles + place.tile;
     const int64_t together = place.sample / kSamplesOfLast, begin = together * kSamplesOfLast;
     const int64_t samples = min(s.batch - begin, kSamplesOfLast);
-    if (!is_last(partial.of_samples + together * tiles + tile, samples)) return;
-    if (!partial.of_sums) return sum_weights(0, samples, {q.dA, q.dD, q.ddelta_bias});
+    if (!is_last(partial.samples_done + together * tiles + tile, samples)) return;
+    if (!partial.sums_done) return sum_weights(0, samples, {q.dA, q.dD, q.ddelta_bias});
     const int64_t sum = s.batch + together;
     sum_weights(begin, samples,
                 {row(partial.dA, s.dstate, sum), q.dD ? row(partial.dD, 1, sum) : nullptr,
                  q.ddelta_bias ? row(partial.dbias, 1, sum) : nullptr});
-    const int64_t sums = (s.batch - 1) / kSamplesOfLast + 1;
-    if (is_last(partial.of_sums + tile, sums)) sum_weights(s.batch, sums, {q.dA, q.dD, q.ddelta_bias});
+    if (is_last(partial.sums_done + tile, partial.sums))
+      sum_weights(s.batch, partial.sums, {q.dA, q.dD, q.ddelta_bias});
   }
 
   // Is this the last of `blocks` blocks to come here? If so, it sees what the others have written before.

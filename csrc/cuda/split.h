@@ -39,16 +39,17 @@ inline Split make_split(const ScanSizes& s, const ScanPlan& plan, bool backward,
 // initial: (batch, dim, dstate), or null: zeros.
 void carry_states(const ScanForward& p, const Split& split, bool backward, const float* initial, void* stream);
 
-// Sums that the blocks of the backward pass leave in the workspace, float. scan_backward_parts.cuh adds them up.
+// Sums that the blocks of the backward pass leave in the workspace, added up by scan_backward_parts.cuh.
 struct Partial {
   int64_t tiles;      // tiles_per_group of the plan
+  int64_t sums;       // sums_of_samples of the plan
   float *dB, *dC;     // (tiles, batch, ngroups, steps, dstate)
-  float* dA;          // (batch * segments + sums_of_samples of the plan, dim, dstate)
+  float* dA;          // (batch * segments + sums, dim, dstate)
   float *dD, *dbias;  // the same of (dim)
-  // How many blocks have left theirs. Null where the scan does not add them up itself.
-  unsigned* of_maps;     // (batch, ngroups)
-  unsigned* of_samples;  // (ceil(batch / kSamplesOfLast), ngroups, tiles)
-  unsigned* of_sums;     // (ngroups, tiles): how many sums of samples there are
+  // Tickets: how many have left theirs. Null where the scan does not add them up itself, the last one without sums too.
+  unsigned* maps_done;     // (batch, ngroups): blocks of the same sample and group
+  unsigned* samples_done;  // (ceil(batch / kSamplesOfLast), ngroups, tiles): blocks of the same channels
+  unsigned* sums_done;     // (ngroups, tiles): sums of samples
 };
 
 // What the backward pass has in its workspace.
@@ -61,8 +62,8 @@ struct BackwardWorkspace {
 
   // Where dstate is a multiple of 4, so is all that comes before the sums of step sizes: rows of states stay aligned.
   BackwardWorkspace(const ScanSizes& s, const ScanPlan& plan, float* workspace) {
-    const int64_t parts = s.batch * plan.segments + plan.sums_of_samples(s);
-    partial.tiles = plan.tiles_per_group;
+    partial.tiles = plan.tiles_per_group, partial.sums = plan.sums_of_samples(s);
+    const int64_t parts = s.batch * plan.segments + partial.sums;
     const int64_t maps = partial.tiles * s.batch * s.steps * s.ngroups * s.dstate;
     const auto take = [&](int64_t count) {
       float* const taken = workspace ? workspace + elements : nullptr;
@@ -78,10 +79,10 @@ struct BackwardWorkspace {
       return any ? reinterpret_cast<unsigned*>(take(count)) : nullptr;
     };
     const int64_t tiles = s.ngroups * partial.tiles;
-    partial.of_maps = take_tickets(plan.sums_maps(s), s.batch * s.ngroups);
-    partial.of_samples = take_tickets(plan.sums_weights(s), ceil_div(s.batch, kSamplesOfLast) * tiles);
-    partial.of_sums = take_tickets(plan.sums_of_samples(s) > 0, tiles);
-    first_ticket = partial.of_maps ? partial.of_maps : partial.of_samples;
+    partial.maps_done = take_tickets(plan.sums_maps(s), s.batch * s.ngroups);
+    partial.samples_done = take_tickets(plan.sums_weights(s), ceil_div(s.batch, kSamplesOfLast) * tiles);
+    partial.sums_done = take_tickets(partial.sums > 0, tiles);
+    first_ticket = partial.maps_done ? partial.maps_done : partial.samples_done;
   }
 };
 

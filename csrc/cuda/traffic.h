@@ -3,8 +3,8 @@
 //
 // Of the same accesses there are three counts, from the memory to the threads:
 //     read, written     each byte once in each launch: what memory moves, where the caches keep what the blocks of a
-//                       launch share. What a launch has written itself is not read from memory; what one launch writes
-//                       and the next one reads counts twice.
+//                       launch share. What a launch has written itself is not read from memory, as the last block
+//                       reads it soon after; what one launch writes and the next one reads counts twice.
 //     read_by_blocks    each byte once in each block: what L2 hands out at least. B and C are read by every block along
 //                       the channels, A by the blocks of every sample. No two blocks write the same byte.
 //     again             what a block reads a second time, from L2: the backward pass copies each checkpoint to shared

@@ -24,14 +24,14 @@ class Count {
   int64_t all = 0, by_blocks = 0, by_launches = 0;
 
   explicit Count(size_t bytes) : block_(bytes), launch_(bytes) {}
-  // `cached`: of accesses that find what the same launch has left in the cache.
-  void add(size_t at, size_t bytes, const Count* cached = nullptr) {
+  // `written`: of reads, which find in the cache what the same launch has written.
+  void add(size_t at, size_t bytes, const Count* written = nullptr) {
     all += int64_t(bytes);
     for (size_t i = at; i < at + bytes; ++i) {
       if (block_[i] != simt::blocks_begun) block_[i] = simt::blocks_begun, ++by_blocks;
       if (launch_[i] == simt::launches_begun) continue;
       launch_[i] = simt::launches_begun;
-      by_launches += !cached || cached->launch_[i] != simt::launches_begun;
+      by_launches += !written || written->launch_[i] != simt::launches_begun;
     }
   }
 

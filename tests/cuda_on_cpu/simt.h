@@ -12,10 +12,11 @@
 //     names the source line, the block and the thread.
 //   - Shared memory is a heap block of the exact size, filled with NaN; so is the target of a copy under way.
 //   - Under the thread sanitizer two threads are ordered by __syncthreads and __syncwarp alone, never by the schedule, and
-//     blocks are not ordered at all: a missing barrier is a data race, whether or not it changed the result.
+//     blocks by fences alone: a missing barrier is a data race, whether or not it changed the result.
 //   - Under the address and undefined-behaviour sanitizers, one element too far and a misaligned vector are errors.
-//   - Blocks are ordered by fences alone: what a thread knew at a __threadfence before its atomicAdd is known to one whose
-//     atomicAdd on the same number comes later and is followed by a __threadfence. A barrier ends what a fence covers.
+//   - What a thread with a __threadfence before its atomicAdd knows is known to one whose atomicAdd on the same number
+//     comes later and is followed by a __threadfence. A collective ends what a fence covers, which is stricter than CUDA;
+//     what a thread writes itself between its fence and its atomicAdd is taken for fenced, which is not seen as a fault.
 // Not simulated: thread block clusters, TMA, tensor cores, atomics other than atomicAdd on unsigned.
 #pragma once
 
