@@ -54,8 +54,8 @@ struct ScanPlan {
   }
 
   // Do the blocks of the backward pass also add up what they leave in the workspace, of dA, dD and ddelta_bias, and of
-  // dB and dC? It spares memory traffic, which matters most where scans are short, and clearing the tickets is the only
-  // launch that remains; the dB and dC of a long scan are more than one block should take.
+  // dB and dC? It spares memory traffic, which matters most where scans are short, and the launches of the sums for one
+  // that clears the tickets; the dB and dC of a long scan are more than one block should take.
   bool sums_weights(const ScanSizes& s) const { return segments == 1 && blocks(s) > 0; }
   bool sums_maps(const ScanSizes& s) const {
     return sums_weights(s) && tiles_per_group * s.steps * s.dstate <= kMostOfMapsOfLast;
