@@ -1,5 +1,6 @@
 // AVX-512 again, for cores that have its FP16 instructions as well, none of which is used: they tell Intel's server cores since
-// Sapphire Rapids from those before and from AMD's up to Zen 5. See scan_math.h and scan_groups.h for what differs.
+// Sapphire Rapids from those before and from AMD's up to Zen 5. See scan_math.h, scan_groups.h and tile.h for
+// what differs.
 #include <cstdint>
 #include <initializer_list>
 

@@ -68,6 +68,9 @@ inline int64_t valid_length(const ScanForward& p, int64_t batch) {
   return valid_length(p.lengths, p.size.length, batch);
 }
 
+// Of a result, (batch, length, dim).
+inline int64_t elements(const ScanSizes& s) { return s.batch * s.length * s.dim; }
+
 inline int chunk_steps(const ScanSizes& s) { return s.checkpoint_every ? int(s.checkpoint_every) : kSteps; }
 
 // Processed steps begin … begin + count - 1: rows of delta, B and C, and of the streams.
@@ -245,11 +248,11 @@ class Magnitude {
 
 // The sums over `lanes` of rows of a group of states: [state][lane] -> [state].
 template <class T>
-void sum_lanes(const T* from, int states, T* to) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  int n = 0;
+void sum_lanes(const T* from, int64_t states, T* to) {
+  constexpr int64_t kLanes = Simd<T>::kLanes;
+  int64_t n = 0;
   if constexpr (__is_same(T, float)) {
-    const auto quad = [&](int state) {
+    const auto quad = [&](int64_t state) {
       const Quad* row = reinterpret_cast<const Quad*>(from + state * kLanes);
       Quad sum = row[0];
       for (int q = 1; q < kLanes / 4; ++q) sum += row[q];

@@ -126,13 +126,13 @@ void conv_forward_task(const ConvForward& p, int64_t batch, int64_t first, int64
                        for (int64_t i = 0; i < halo * kLine; ++i) w.rows[i] = kept.halo[i];
                        load_rows(p.x, batch, line, span, w.in, w.rows + halo * kLine);
                        for (int64_t i = 0; i < halo * kLine; ++i) kept.halo[i] = w.rows[count * kLine + i];
-                       const Rows<S> out = target(p.out, batch, line.channel, line.channels, span, w.out);
+                       const Target<S> out = target(p.out, batch, line.channel, line.channels, span, w.out);
                        for (int j = 0; j < count; ++j) {
                          next.row(j, 0, 1);
                          for (int v = 0; v < kLine; v += Simd<T>::kLanes) {
                            V y = convolve(w.rows + j * kLine + v, kept.weight + v, kept.bias + v, width);
                            if (p.silu) y *= sigmoid<T, V, I>(y);
-                           store(out[j] + v, y);
+                           out.put(j, v, y);
                          }
                        }
                        scatter(out, p.out, batch, line.channel, line.channels, span);
@@ -183,7 +183,7 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
                        load_rows(p.x, batch, line, span, w.in, w.rows + halo * kLine);
                        load_rows(q.dout, batch, line, span, w.in, w.gradients);
                        for (int64_t i = 0; i < halo * kLine; ++i) w.gradients[count * kLine + i] = kept.halo[i];
-                       const Rows<S> dx = target(q.dx, batch, line.channel, line.channels, span, w.out);
+                       const Target<S> dx = target(q.dx, batch, line.channel, line.channels, span, w.out);
                        for (int v = 0; v < kLine; v += Simd<T>::kLanes) {
                          V dbias = at(kept.dbias + v);
                          for (int j = 0; j < count; ++j) {
@@ -208,7 +208,7 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
                            V sum = V{};
                            for (int64_t k = 0; k < width; ++k)
                              sum += at(kept.weight + k * kLine + v) * at(w.gradients + (j + halo - k) * kLine + v);
-                           store(dx[j] + v, sum);
+                           dx.put(j, v, sum);
                          }
                        }
                        // Of these the chunk before needs the first ones.

@@ -14,7 +14,7 @@ struct Columns {
   T* delta_x;        // d x
   T *dy, *y;         // the gradient of y = <C, h> + D x, and y
   T *dx, *ddelta;    // sums over the states
-  T *gate, *dgate;   // silu(z), and dout times its derivative
+  T *gate, *dgate;   // silu(z), kept where out is wanted, and dout times its derivative
   T* state;          // [state][lane], before the chunk
 
   Columns() = default;
@@ -60,7 +60,7 @@ bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Wei
   const auto rows = [&](const In& x, const Span& span, int buffer) {
     return gather(x, batch, line.channel, line.channels, span, w.in[buffer]);
   };
-  const bool gated = p.z[0].data;
+  const bool gated = p.z[0].data, wanted = p.out[0].data;
   const Rows<const S> delta = rows(p.delta, c.steps, 0);
   Rows<const S> u[2], z[2], dout[2];
   for (int m = 0; m < p.streams; ++m) {
@@ -86,7 +86,7 @@ bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Wei
     at(to.y + place) = at(D + v) * x;
     at(to.dx + place) = at(to.ddelta + place) = V{};
     at(to.dy + place) = dout * gate;
-    at(to.gate + place) = gate;
+    if (wanted) at(to.gate + place) = gate;
     at(to.dgate + place) = dout * slope_of_gate;
   };
   const auto silu = [&](V z, V& gate, V& slope) {
@@ -125,11 +125,11 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
     return gather(x, batch, line.channel, line.channels, c.pairs, w.in[buffer]);
   };
   const auto to = [&](const Out& x, const Span& span, int buffer) {
-    return target(x, batch, line.channel, line.channels, span, w.out[buffer]);
+    return target(x, batch, line.channel, line.channels, span, w.out[buffer], elements(p.size));
   };
   Rows<const S> u[2], z[2];
-  const Rows<S> ddelta = to(q.ddelta, c.steps, 0);
-  Rows<S> du[2], dz[2], out[2];
+  const Target<S> ddelta = to(q.ddelta, c.steps, 0);
+  Target<S> du[2], dz[2], out[2];
   for (int m = 0; m < p.streams; ++m) {
     u[m] = rows(p.u[m], m);
     du[m] = to(q.du[m], c.pairs, 1 + m);
@@ -144,7 +144,7 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
     const int place = i * kLine + v;
     const V sum = at(from.dx + place), dy = at(from.dy + place);
     const V dd = (x * sum + at(from.ddelta + place) * T(kLn2)) * at(from.slope + place);
-    store(ddelta[i] + v, dd);
+    ddelta.put(i, v, dd);
     dD[v / kLanes] += dy * x;
     dbias[v / kLanes] += dd;
     return V(at(from.delta + place) * sum + at(D + v) * dy);
@@ -153,9 +153,9 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   const auto gated_y = [&](int i, int v) { return V(at(from.gate + i * kLine + v) * at(from.y + i * kLine + v)); };
   if (p.streams == 1) {
     each_row<T>(p, c, [&](int j, int i, int v) {
-      store(du[0][j] + v, token(i, v, load(u[0][j] + v)));
-      if (gated) store(dz[0][j] + v, dgate(i, v));
-      if (wanted) store(out[0][j] + v, gated_y(i, v));
+      du[0].put(j, v, token(i, v, load(u[0][j] + v)));
+      if (gated) dz[0].put(j, v, dgate(i, v));
+      if (wanted) out[0].put(j, v, gated_y(i, v));
     });
   } else {
     const Order order(p);
@@ -163,16 +163,16 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
       const int product = i + order.product, sum = i + order.sum;
       const V a = load(u[0][j] + v), b = load(u[1][j] + v);
       const V dp = token(product, v, V(a * b)), ds = token(sum, v, V(a + b));
-      store(du[0][j] + v, V(b * dp + ds));
-      store(du[1][j] + v, V(a * dp + ds));
+      du[0].put(j, v, V(b * dp + ds));
+      du[1].put(j, v, V(a * dp + ds));
       if (gated) {
         const V both = dgate(product, v) + dgate(sum, v);
-        store(dz[0][j] + v, V(both * load(z[1][j] + v)));
-        store(dz[1][j] + v, V(both * load(z[0][j] + v)));
+        dz[0].put(j, v, V(both * load(z[1][j] + v)));
+        dz[1].put(j, v, V(both * load(z[0][j] + v)));
       }
       if (wanted) {
-        store(out[0][j] + v, gated_y(product, v));
-        store(out[1][j] + v, gated_y(sum, v));
+        out[0].put(j, v, gated_y(product, v));
+        out[1].put(j, v, gated_y(sum, v));
       }
     });
   }
@@ -189,16 +189,19 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   }
 }
 
-// The rows that a line of a chunk reads and writes.
+// The rows that a line of a chunk reads, or writes through the caches.
 template <class S>
 Prefetch next_rows(const ScanBackward& q, const Chunk& c, int64_t batch, int64_t channel) {
   const ScanForward& p = q.forward;
   Prefetch next;
+  const auto result = [&](const Out& x, const Span& span) {
+    if (!past_caches<S>(x, elements(p.size), batch, channel, span)) next.add<S>(x, batch, channel, span);
+  };
   next.add<S>(p.delta, batch, channel, c.steps);
-  next.add<S>(q.ddelta, batch, channel, c.steps);
+  result(q.ddelta, c.steps);
   for (int m = 0; m < p.streams; ++m) {
     for (const In* x : {&p.u[m], &p.z[m], &q.dout[m]}) next.add<S>(*x, batch, channel, c.pairs);
-    for (const Out* x : {&q.du[m], &q.dz[m]}) next.add<S>(*x, batch, channel, c.pairs);
+    for (const Out* x : {&q.du[m], &q.dz[m]}) result(*x, c.pairs);
   }
   next.add(checkpoint<typename Storage<S>::T>(p, c, batch, channel), kLineBytes * p.size.dstate);
   return next;
@@ -237,7 +240,7 @@ void store_maps(const ScanForward& p, const Partial<T>& partial, const Chunk& c,
 }
 
 // One block of lines in one chunk. States outside, lines inside: the sums dB and dC of one group stay in the first-level
-// cache.
+// cache. What comes before the first group and after the last is done beside them, while the line's columns are there.
 template <class S, class T>
 void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, const ScanBackward& q,
                     const Partial<T>& partial, const Chunk& c, int64_t batch, int64_t block_index, int64_t first_line,
@@ -246,35 +249,35 @@ void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, cons
   const ScanForward& p = q.forward;
   const Block block = block_at<T>(p.size, block_index);
   const int64_t dstate = p.size.dstate;
-  bool moderate[kBlockLines];
-  for (int64_t index = block.first; index < block.last; ++index) {
-    const Line line = line_at<T>(p.size, index);
-    const Columns<T>& columns = w.columns[index - block.first];
-    load_states<T>(checkpoint<T>(p, c, batch, line.channel), dstate, line.channels, columns.state);
-    moderate[index - block.first] = stage_backward(w, columns, weights, q, c, batch, line);
-  }
   const int groups = int(ceil_div(dstate, kBackwardGroup));
+  bool moderate[kBlockLines];
   each_group<kBackwardGroup>(dstate, [&]<int kGroup>(int64_t n) {
+    const int group = int(n / kBackwardGroup);
     bool first = true;
     for (int64_t index = block.first; index < block.last; ++index) {
-      const int k = int(index - block.first), group = int(n / kBackwardGroup);
-      const Columns<T>& to = w.columns[k];
-      const int64_t of_weights = (index * dstate + n) * kLine, of_task = ((index - first_line) * dstate + n) * kLine;
-      for (int v = 0; v < line_at<T>(p.size, index).channels; v += kLanes, first = false) {
+      const int k = int(index - block.first);
+      const Line line = line_at<T>(p.size, index);
+      const Columns<T>& columns = w.columns[k];
+      if (n == 0) {
+        load_states<T>(checkpoint<T>(p, c, batch, line.channel), dstate, line.channels, columns.state);
+        moderate[k] = stage_backward(w, columns, weights, q, c, batch, line);
+      }
+      const int64_t of_task = (index - first_line) * kLine, states = of_task * dstate + n * kLine;
+      for (int v = 0; v < line.channels; v += kLanes, first = false) {
         const BackwardSlice<T> slice{c.count,
-                                     to.delta + v,
-                                     to.delta_x + v,
-                                     to.dy + v,
-                                     to.y + v,
-                                     to.dx + v,
-                                     to.ddelta + v,
+                                     columns.delta + v,
+                                     columns.delta_x + v,
+                                     columns.dy + v,
+                                     columns.y + v,
+                                     columns.dx + v,
+                                     columns.ddelta + v,
                                      w.B + n,
                                      w.C + n,
                                      dstate,
-                                     weights.A2 + of_weights + v,
-                                     to.state + n * kLine + v,
-                                     w.carry + of_task + v,
-                                     w.dA + of_task + v,
+                                     weights.A2 + (index * dstate + n) * kLine + v,
+                                     columns.state + n * kLine + v,
+                                     w.carry + states + v,
+                                     w.dA + states + v,
                                      w.dB,
                                      w.dC,
                                      w.decay,
@@ -283,14 +286,11 @@ void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, cons
         replay_any<kGroup>(slice, moderate[k], first);
         gradient_any<kGroup>(slice, first);
       }
+      if (n + kGroup == dstate)
+        finish_backward(w, columns, weights, q, c, batch, line, w.dD + of_task, w.dbias + of_task);
     }
     store_maps(p, partial, c, batch, block_index, n, kGroup, w.dB, w.dC);
   });
-  for (int64_t index = block.first; index < block.last; ++index) {
-    const int64_t of_task = (index - first_line) * kLine;
-    finish_backward(w, w.columns[index - block.first], weights, q, c, batch, line_at<T>(p.size, index), w.dD + of_task,
-                    w.dbias + of_task);
-  }
 }
 
 template <class S>

@@ -81,17 +81,16 @@ void finish_forward(const ForwardScratch<S>& w, const T* y_of, const ScanForward
   constexpr int kLine = Simd<T>::kLine;
   const bool gated = p.z[0].data;
   Rows<const S> z[2];
-  Rows<S> out[2];
+  Target<S> out[2];
   for (int m = 0; m < p.streams; ++m) {
     if (gated) z[m] = gather(p.z[m], batch, line.channel, line.channels, c.pairs, w.in[3 + m]);
-    out[m] = target(p.out[m], batch, line.channel, line.channels, c.pairs, w.out[m]);
+    out[m] = target(p.out[m], batch, line.channel, line.channels, c.pairs, w.out[m], elements(p.size));
   }
   const auto silu = [&](V x) { return V(x * sigmoid<T, V, I>(x)); };
   const auto y = [&](int i, int v) -> V { return at(y_of + i * kLine + v); };
   if (p.streams == 1) {
-    each_row<T>(p, c, [&](int j, int i, int v) {
-      store(out[0][j] + v, gated ? V(y(i, v) * silu(load(z[0][j] + v))) : y(i, v));
-    });
+    each_row<T>(p, c,
+                [&](int j, int i, int v) { out[0].put(j, v, gated ? V(y(i, v) * silu(load(z[0][j] + v))) : y(i, v)); });
   } else {
     const Order order(p);
     each_row<T>(p, c, [&](int j, int i, int v) {
@@ -101,14 +100,14 @@ void finish_forward(const ForwardScratch<S>& w, const T* y_of, const ScanForward
         product *= gate;
         sum *= gate;
       }
-      store(out[0][j] + v, product);
-      store(out[1][j] + v, sum);
+      out[0].put(j, v, product);
+      out[1].put(j, v, sum);
     });
   }
   for (int m = 0; m < p.streams; ++m) scatter(out[m], p.out[m], batch, line.channel, line.channels, c.pairs);
 }
 
-// The rows that a line of a chunk reads and writes.
+// The rows that a line of a chunk reads, or writes through the caches.
 template <class S>
 Prefetch next_rows(const ScanForward& p, const Chunk& c, int64_t batch, int64_t channel, int64_t piece) {
   using T = typename Storage<S>::T;
@@ -117,7 +116,8 @@ Prefetch next_rows(const ScanForward& p, const Chunk& c, int64_t batch, int64_t 
   for (int m = 0; m < p.streams; ++m) {
     next.add<S>(p.u[m], batch, channel, c.pairs);
     next.add<S>(p.z[m], batch, channel, c.pairs);
-    next.add<S>(p.out[m], batch, channel, c.pairs);
+    if (!past_caches<S>(p.out[m], elements(p.size), batch, channel, c.pairs))
+      next.add<S>(p.out[m], batch, channel, c.pairs);
   }
   if (p.checkpoints) next.add(checkpoint<T>(p, c, batch, channel), kLineBytes * p.size.dstate);
   return next;

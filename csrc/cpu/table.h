@@ -45,6 +45,7 @@ constexpr Kernels table() {
   };
   k.forward = [](const ScanForward& p, const void* weights, int64_t batch, int64_t first, int64_t last, void* scratch) {
     with_storage<T>(p.dtype, [&](auto s) { forward_task<decltype(s)>(p, weights, batch, first, last, scratch); });
+    order_stores();
   };
   k.backward_bytes = [](const ScanBackward& q, int64_t blocks) {
     const ScanSizes& s = q.forward.size;
@@ -57,6 +58,7 @@ constexpr Kernels table() {
     with_storage<T>(q.forward.dtype, [&](auto s) {
       backward_task<decltype(s)>(q, weights, partial<T>(parts), batch, first, last, scratch);
     });
+    order_stores();
   };
   k.reduce_maps = [](const ScanBackward& q, const BackwardParts& parts, int64_t batch, int64_t step, void* row) {
     with_storage<T>(q.forward.dtype,
@@ -78,6 +80,7 @@ constexpr Kernels table() {
   k.forward_split = [](const ScanForward& p, const void* weights, const Split& split, int phase, int64_t task,
                        void* scratch) {
     with_storage<T>(p.dtype, [&](auto s) { ForwardSegment<decltype(s)>(p, weights, split).run(phase, task, scratch); });
+    order_stores();
   };
   k.backward_split_bytes = [](const ScanBackward& q, const Split& split) {
     return with_storage<T>(q.forward.dtype, [&](auto s) { return BackwardSegment<decltype(s)>::bytes(q, split); });
@@ -91,6 +94,7 @@ constexpr Kernels table() {
     with_storage<T>(q.forward.dtype, [&](auto s) {
       BackwardSegment<decltype(s)>(q, weights, partial<T>(parts), split).run(phase, task, scratch);
     });
+    order_stores();
   };
   k.conv_lines = [](int64_t dim) { return ceil_div(dim, Simd<T>::kLine); };
   // No storage type is wider than T.
