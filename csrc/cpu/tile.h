@@ -200,11 +200,44 @@ inline void transpose4(const float* from, int64_t from_row, float* to, int64_t t
   *reinterpret_cast<Quad*>(to + 3 * to_row) = shuffle<2, 3, 6, 7>(ab_high, cd_high);
 }
 
+#if CMIMTL_VECTOR_BYTES == 64
+// Sixteen by sixteen. Each pass exchanges a bit of the row's number with the same bit of the lane's.
+inline void transpose16(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  typedef int32_t Lanes __attribute__((vector_size(64)));
+  Simd<float>::V rows[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) rows[i] = at(from + i * from_row);
+#pragma GCC unroll 4
+  for (int bit = 1; bit < 16; bit *= 2) {
+    Lanes first, second;  // of the lanes of two rows, 0 to 15 and 16 to 31
+#pragma GCC unroll 16
+    for (int l = 0; l < 16; ++l) first[l] = l & bit ? 16 + l - bit : l, second[l] = first[l] + bit;
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      if (i & bit) continue;
+      const auto a = __m512(rows[i]), b = __m512(rows[i | bit]);
+      rows[i] = _mm512_permutex2var_ps(a, __m512i(first), b);
+      rows[i | bit] = _mm512_permutex2var_ps(a, __m512i(second), b);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) at(to + i * to_row) = rows[i];
+}
+#endif
+
 // to[j * to_row + c] = from[c * from_row + j], c < rows, j < columns.
 template <class S>
 void transpose(const S* from, int64_t from_row, int64_t rows, int64_t columns, S* to, int64_t to_row) {
   int64_t whole_rows = 0, whole_columns = 0;
   if constexpr (__is_same(S, float)) {
+#if CMIMTL_VECTOR_BYTES == 64
+    if (rows % 16 == 0 && columns % 16 == 0) {
+      for (int64_t c = 0; c < rows; c += 16)
+        for (int64_t j = 0; j < columns; j += 16)
+          transpose16(from + c * from_row + j, from_row, to + j * to_row + c, to_row);
+      return;
+    }
+#endif
     whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
     for (int64_t c = 0; c < whole_rows; c += 4)
       for (int64_t j = 0; j < whole_columns; j += 4)
