@@ -1,4 +1,4 @@
-#include "scan_forward.cuh"
+#include "scan_forward_launch.cuh"
 
 namespace cmimtl::cuda {
 

@@ -100,7 +100,7 @@ struct BackwardKernels {
   LaunchSizes sizes;  // of either
 };
 
-// Of scan_forward.cuh and scan_backward.cuh, one file for each T, so that they compile side by side.
+// Of scan_forward_launch.cuh and scan_backward_launch.cuh, one file for each T, so that they compile side by side.
 template <class T>
 ForwardKernels forward_kernels(const ScanPlan& plan, int streams, bool gate);
 template <class T>
