@@ -1,9 +1,10 @@
 """The ops in Triton, namespace `cmimtl_triton`: one source for NVIDIA and AMD devices.
 
 Importing this package registers the kernels and compiles nothing; triton itself is imported by the
-first call. math.py holds the functions of one element, lanes.py what passes between the threads of
-a warp, scan_forward.py, scan_backward.py, scan_segments.py and conv.py the kernels, plan.py how
-they are laid over a device, launch.py what allocates and launches.
+first call. math.py holds the functions of one element, lanes.py and quads.py what passes between
+the threads of a warp, scan_forward.py, scan_backward.py (and scan_backward_inputs.py),
+scan_segments.py and conv.py the kernels, plan.py how they are laid over a device, launch.py what
+allocates and launches.
 """
 
 import importlib

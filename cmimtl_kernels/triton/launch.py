@@ -14,7 +14,8 @@ from torch import Tensor
 from cmimtl_kernels import backends
 from cmimtl_kernels.triton import plan
 from cmimtl_kernels.triton.conv import conv_backward, conv_forward
-from cmimtl_kernels.triton.scan_backward import ROW, scan_backward
+from cmimtl_kernels.triton.scan_backward import scan_backward
+from cmimtl_kernels.triton.scan_backward_inputs import ROW
 from cmimtl_kernels.triton.scan_forward import scan_forward
 from cmimtl_kernels.triton.scan_segments import carry_over, segment_totals
 
