@@ -87,6 +87,7 @@ struct ScanInputs {
     STD_TORCH_CHECK(A.dim() == 2 && (B.dim() == 3 || B.dim() == 4), op, ": A must have 2 dimensions and B 3 or 4, got ",
                     A.dim(), " and ", B.dim());
     const int64_t dstate = A.size(1), ngroups = groups_of(B);
+    STD_TORCH_CHECK(dstate > 0, op, ": A must have at least one state, got (", A.size(0), ", 0)");
     STD_TORCH_CHECK(ngroups > 0 && dim % ngroups == 0, op, ": B must have groups that divide dim=", dim, ", got ",
                     ngroups);
     const auto map = [&](const char* name, const Tensor& x) {

@@ -68,7 +68,7 @@ inline int64_t valid_length(const ScanForward& p, int64_t batch) {
   return valid_length(p.lengths, p.size.length, batch);
 }
 
-// Of a result, (batch, length, dim).
+// Of one stream, (batch, length, dim).
 inline int64_t elements(const ScanSizes& s) { return s.batch * s.length * s.dim; }
 
 inline int chunk_steps(const ScanSizes& s) { return s.checkpoint_every ? int(s.checkpoint_every) : kSteps; }

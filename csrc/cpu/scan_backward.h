@@ -189,7 +189,7 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   }
 }
 
-// The rows that a line of a chunk reads, or writes through the caches.
+// The rows that a line of a chunk reads, and of its gradients those that it writes through the caches.
 template <class S>
 Prefetch next_rows(const ScanBackward& q, const Chunk& c, int64_t batch, int64_t channel) {
   const ScanForward& p = q.forward;

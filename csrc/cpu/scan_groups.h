@@ -97,7 +97,8 @@ __attribute__((noinline)) void forward_group(const ForwardSlice<T> s) {
 }
 
 // The carried gradients, the sums dA and what a step loads fit AVX2's sixteen registers for four states. With eight the
-// columns of a line are read half as often, but dB, dC, decays and states take 32 KiB: all of a Zen 4's first-level cache.
+// columns of a line are read half as often, but dB, dC, decays and states take 32 KiB. Cores with FP16 have 48 KiB of
+// first-level cache; other AVX-512 cores keep to four, since a Zen 4 has 32.
 #if CMIMTL_AVX512_FP16
 constexpr int kBackwardGroup = 8;
 #else

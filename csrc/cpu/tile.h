@@ -13,7 +13,7 @@
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-constexpr int kSteps = 16;      // of a chunk: its decays, states and two gradients take 4 KiB of float32 a state
+constexpr int kSteps = 16;      // of a chunk: with AVX-512 its decays, states and two gradients take 4 KiB a state
 constexpr int kLineBytes = 64;  // of a line of channels in the accumulation type
 
 template <class T>
@@ -271,8 +271,8 @@ Rows<const S> gather(const In& x, int64_t batch, int64_t channel, int channels, 
 }
 
 // Stores past the caches: memory need not be read before it is written, and nothing is pushed out of the caches. Worth it for
-// whole cache lines of results that would not stay in the second-level caches until they are read. On a Xeon, of 6 to 100 MB,
-// a forward pass then took 5 to 10 % less time, and the block around it no more. Other cores are as they were.
+// whole cache lines of results too large to wait in the caches for whoever reads them. On a Xeon a forward pass with a result
+// of 6 to 100 MB took 5 to 10 % less time, and the block around it no more. Not tried on other cores.
 #if CMIMTL_AVX512_FP16
 constexpr bool kPastCaches = true;
 #else
@@ -280,7 +280,7 @@ constexpr bool kPastCaches = false;
 #endif
 constexpr int64_t kLargeResult = 4 << 20;  // bytes
 
-// Whether a line of a result that has as many elements is stored so.
+// Whether a line is stored so; `elements`: of one stream of the results.
 template <class S>
 bool past_caches(const Out& x, int64_t elements, int64_t batch, int64_t channel, const Span& s) {
   if (!kPastCaches || sizeof(S) != sizeof(typename Storage<S>::T) || x.dim != 1) return false;
@@ -310,7 +310,7 @@ struct Target : Rows<S> {
 };
 
 // Where the rows of a line are to be written: in place, or to `buffer`, which `scatter` then takes to its place. Past the
-// caches where the result has so many elements that it is worth it.
+// caches where `elements` are many; without them never, and order_stores is not needed.
 template <class S>
 Target<S> target(const Out& x, int64_t batch, int64_t channel, int channels, const Span& s, S* buffer,
                  int64_t elements = 0) {
@@ -394,7 +394,7 @@ class Prefetch {
     const char* first;
     int64_t step;
   };
-  static constexpr int kMost = 16;  // 11 of a backward pass, and states
+  static constexpr int kMost = 16;  // up to 12 of a backward pass, and states
   Stream stream_[kMost];
   int streams_ = 0;
   int64_t piece_ = -1;

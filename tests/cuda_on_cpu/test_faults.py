@@ -83,7 +83,7 @@ FAULTS = {
         "fills",
     ),
     "forward: half of the shared memory is asked for": Fault(
-        "scan_forward.cuh",
+        "scan_forward_launch.cuh",
         "kStreams, kGate>::kShared)",
         "kStreams, kGate>::kShared / 2)",
         "plain",

@@ -20,12 +20,12 @@ OPS = ("selective_scan", "cross_selective_scan")
 WEIGHTS = ("A", "D", "delta_bias")
 
 
-def run(op, inputs):
+def run(op, inputs, **options):
     """Outputs and gradients by name; each sample gets the same incoming gradients."""
     given = {n: x for n, x in inputs.items() if x is not None}
     leaves = {n: x.detach().requires_grad_() for n, x in given.items() if x.is_floating_point()}
     outputs = getattr(ops, op)(
-        **given | leaves, delta_softplus=True, return_last_state=True, backend="cpu"
+        **given | leaves, delta_softplus=True, return_last_state=True, backend="cpu", **options
     )
     cotangents = [
         torch.linspace(-1, 1, out[0].numel()).reshape(out[0].shape).expand_as(out).to(out.dtype)
@@ -67,26 +67,53 @@ def test_a_scan_split_finer_than_by_lines_has_the_same_bits(op, sizes, lengths):
 
 
 @pytest.mark.parametrize(
-    ("length", "dim", "dtype"),
+    ("length", "dim", "dtype", "reverse", "lengths"),
     [
-        (70, 40, torch.float32),
-        # The batch's results are above 4 MiB, where stores may go past the caches, a sample's below.
-        (70, 4096, torch.float32),
-        (40, 4096, torch.float64),
-        (90, 3000, torch.float32),  # rows that are no whole cache lines
+        (70, 40, torch.float32, False, None),
+        # The batch's results are above 4 MiB, where they may be stored past the caches; a sample's
+        # are below. 3000 channels are no whole cache lines.
+        (70, 4096, torch.float32, False, None),
+        (70, 4096, torch.float32, True, (70, 0, 33, 64, 7)),
+        (40, 4096, torch.float64, False, None),
+        (90, 3000, torch.float32, False, None),
     ],
 )
 @pytest.mark.parametrize("op", OPS)
-def test_a_sample_has_the_same_bits_in_any_batch(op, length, dim, dtype):
-    inputs = testing.scan_inputs(5, length, dim, cross=op.startswith("cross"), dtype=dtype)
-    whole = run(op, inputs)
+def test_a_sample_has_the_same_bits_in_any_batch(op, length, dim, dtype, reverse, lengths):
+    if lengths is not None:
+        lengths = torch.tensor(lengths)
+    cross = op.startswith("cross")
+    inputs = testing.scan_inputs(5, length, dim, cross=cross, dtype=dtype, lengths=lengths)
+    whole = run(op, inputs, reverse=reverse)
     for sample in (0, 3):
         alone = {
             name: x if x is None or name in WEIGHTS else x[sample : sample + 1]
             for name, x in inputs.items()
         }
-        for name, x in run(op, alone).items():
+        for name, x in run(op, alone, reverse=reverse).items():
             assert name in WEIGHTS or torch.equal(x[0], whole[name][sample]), name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_backward_pass_returns_large_outputs_again(op):
+    inputs = testing.scan_inputs(4, 70, 4096, cross=op.startswith("cross"))
+    tensors = [x[:, :, None] if name in ("B", "C") else x for name, x in inputs.items()]
+    options = (True, False, 16)  # softplus, not reversed, a checkpoint every 16 steps
+    *outs, _, checkpoints = getattr(torch.ops.cmimtl, f"{op}_fwd")(*tensors, *options)
+    grads = [torch.ones_like(out) for out in outs]
+    results = getattr(torch.ops.cmimtl, f"{op}_bwd")(
+        *grads, None, *tensors, checkpoints, *options, True
+    )
+    for again, out in zip(results[-len(outs) :], outs, strict=True):
+        assert testing.relative_l2(again, out) < 2e-6
+
+
+def test_the_op_itself_refuses_a_scan_without_states():
+    x, A, maps = torch.zeros(1, 4, 8), torch.zeros(8, 0), torch.zeros(1, 4, 1, 0)
+    with pytest.raises(RuntimeError, match=r"A must have at least one state, got \(8, 0\)"):
+        torch.ops.cmimtl.selective_scan_fwd(
+            x, x, A, maps, maps, None, None, None, None, None, True, False, 16
+        )
 
 
 # Value of ATEN_CPU_CAPABILITY -> the levels that may answer: the next lower where the machine has
