@@ -50,7 +50,8 @@ def readme_section(records: list[dict]) -> str:
         backend = ours(record)
         parts += [
             f"Measured on {record['device']}, torch {record['versions']['torch']}, float32,"
-            f" {record['created'][:10]}. `pytest benchmarks/` does it on your machine;"
+            f" {record['created'][:10]}, kernels of commit {record['commit'][:12]}."
+            " `pytest benchmarks/` does it on your machine;"
             " [benchmarks/README.md](benchmarks/README.md) tells how, and what the columns mean.",
             "Fusion alone, d_model 768, Cross-Mamba with 2 layers against co-attention with 6 per"
             " stream; forward + backward is a training step without the optimizer:",
