@@ -76,6 +76,8 @@ def test_a_scan_split_finer_than_by_lines_has_the_same_bits(op, sizes, lengths):
         (70, 4096, torch.float32, True, (70, 0, 33, 64, 7)),
         (40, 4096, torch.float64, False, None),
         (90, 3000, torch.float32, False, None),
+        # Above 32 MiB, whose pages are asked for before they are written.
+        (420, 4096, torch.float32, False, None),
     ],
 )
 @pytest.mark.parametrize("op", OPS)
