@@ -72,10 +72,11 @@ void each(int64_t count, int64_t grain, const F& task) {
 }
 
 // Large results are new memory on every call, and the kernel hands it out page by page: with pages of 4 KiB that takes a
-// third of the time of a long scan. Asks for pages of 2 MiB where the whole of one will be written. From kAlwaysNew bytes on
-// glibc takes memory from the kernel whatever was freed before, and asks for its pages at once, all threads for some of them:
-// threads that walk through the same rows come to a new page together, and the kernel would zero one for each. On two threads
-// a scan of 16384 steps and 1536 channels took 22 % longer without, and 20 % with its backward pass. Only hints.
+// third of the time of a long scan. So pages of 2 MiB are asked for, where the whole of one will be written. Memory of
+// kAlwaysNew bytes and more glibc takes from the kernel whatever was freed before; its pages are asked for here, by each thread
+// for a part of them. Threads that go through the same rows would come to a new page together, and the kernel would zero one
+// for each: on two threads a scan of 16384 steps and 1536 channels took 22 % longer so, and 20 % with its backward pass. All
+// of this is a hint and may fail.
 void prepare_pages(void* memory, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t(2) << 20;
@@ -88,7 +89,8 @@ void prepare_pages(void* memory, int64_t bytes) {
   if (bytes < kAlwaysNew) return;
   each(int64_t((last - first) / kPage), 1, [&](int64_t i) {
     void* page = reinterpret_cast<void*>(first + uintptr_t(i) * kPage);
-    unsigned char there;  // with an allocator that keeps memory; asking for 512 small pages again takes 80 us
+    // Whether it has been touched before, as with an allocator that keeps memory. To ask for 512 small pages again takes 80 us.
+    unsigned char there;
     if (mincore(page, 1, &there) || !(there & 1)) madvise(page, kPage, MADV_POPULATE_WRITE);
   });
 #endif
