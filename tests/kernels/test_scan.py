@@ -213,14 +213,16 @@ def test_extreme_step_sizes(backend, device, op, shift):
 def test_growing_states(backend, device):
     """A > 0: the state grows by e^2 over 32 steps.
 
-    At other rates in every state, as the error of a constant decay comes again at every step: one
-    rate for all would test how that one number is rounded, on any hardware up to 32 times 6e-8.
+    delta is constant, so the error of a state's decay comes again at every step, and a GPU's
+    exponential may be 2^-22 away (PTX, ex2.approx). Every state has a rate of its own, or the test
+    would be of how that one number is rounded.
     """
     inputs = testing.scan_inputs(length=32, delta_bias=False, device=device)
     A = inputs["A"]
     inputs["A"] = torch.linspace(0.05, 0.0625, A.numel(), device=device).view_as(A)
     inputs["delta"] = torch.ones_like(inputs["delta"])
-    testing.check_op("selective_scan", inputs, backend=backend)
+    errors = testing.compare("selective_scan", inputs, backend=backend)
+    assert all(error < 32 * 2**-22 for error in errors.values()), errors
 
 
 @on_every_target
