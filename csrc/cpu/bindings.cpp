@@ -75,7 +75,7 @@ void each(int64_t count, int64_t grain, const F& task) {
 // third of the time of a long scan. So pages of 2 MiB are asked for, where the whole of one will be written. Memory of
 // kAlwaysNew bytes and more glibc takes from the kernel whatever was freed before; its pages are asked for here, by each thread
 // for a part of them. Threads that go through the same rows would come to a new page together, and the kernel would zero one
-// for each: on two threads a scan of 16384 steps and 1536 channels took 22 % longer so, and 20 % with its backward pass. All
+// for each: on two threads a scan of 16384 steps and 1536 channels took 23 % longer so, and 22 % with its backward pass. All
 // of this is a hint and may fail.
 void prepare_pages(void* memory, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)

@@ -211,7 +211,7 @@ def test_extreme_step_sizes(backend, device, op, shift):
 
 @on_every_target
 def test_growing_states(backend, device):
-    """A > 0: the state grows by e^2 over 32 steps.
+    """A > 0: the state grows by up to e^2 over 32 steps.
 
     delta is constant, so the error of a state's decay comes again at every step, and a GPU's
     exponential may be 2^-22 away (PTX, ex2.approx). Every state has a rate of its own, or the test
