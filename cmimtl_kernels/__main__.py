@@ -43,7 +43,11 @@ def _cpu() -> str:
     level = torch.backends.cpu.get_cpu_capability()
     if backends.BACKENDS["cpu"].unavailable():
         return f"{platform.machine()}, torch uses {level}"
-    return f"{platform.machine()}, the kernels use {torch.ops.cmimtl_cpu.isa()}, torch {level}"
+    try:
+        kernels = f"the kernels use {torch.ops.cmimtl_cpu.isa()}"
+    except RuntimeError as error:  # CMIMTL_CPU_CAPABILITY asks for what the processor lacks
+        kernels = f"the kernels: {str(error).splitlines()[0]}"
+    return f"{platform.machine()}, {kernels}, torch {level}"
 
 
 def _gpu() -> str:

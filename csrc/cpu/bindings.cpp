@@ -9,50 +9,15 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 
 #include "bindings_common.h"
-#include "kernels.h"
+#include "level.h"
 
 namespace cmimtl::cpu {
 namespace {
 
-struct Level {
-  const char* name;
-  const Kernels *single, *wide;
-};
-
-#if defined(__x86_64__)
-// From the processor itself, as compilers before GCC 12 and clang 14 do not know the name.
-bool has_fp16_instructions() {
-  unsigned eax, ebx, ecx, edx;
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 23 & 1);
-}
-#endif
-
-Level detect() {
-  // The variable by which PyTorch's own kernels are capped. It can only lower the level.
-  const char* cap = std::getenv("ATEN_CPU_CAPABILITY");
-  const auto below = [&](const char* name) { return cap && !std::strcmp(cap, name); };
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (has_avx512 && !below("default") && !below("avx2")) {
-    if (has_fp16_instructions() && !below("avx512"))
-      return {"avx512_fp16", &avx512_fp16::kFloat, &avx512_fp16::kDouble};
-    return {"avx512", &avx512::kFloat, &avx512::kDouble};
-  }
-  if (has_avx2 && !below("default")) return {"avx2", &avx2::kFloat, &avx2::kDouble};
-#endif
-  return {"baseline", &baseline::kFloat, &baseline::kDouble};
-}
-
 const Level& level() {
-  static const Level found = detect();
+  static const Level found = choose_level();
   return found;
 }
 

@@ -1,10 +1,7 @@
-"""What is special to the CPU kernels: every instruction set, the same bits at any number of threads
-and any place in a batch, and memory that does not grow with the states."""
+"""What is special to the CPU kernels: the same bits at any number of threads and any place in a
+batch, and memory that does not grow with the states. See test_instruction_sets.py too."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +9,6 @@ import torch
 from benchmarks import measure
 from cmimtl_kernels import _library, ops, testing
 
-ROOT = Path(__file__).parents[2]
 NOT_BUILT = _library.load_libraries()["cpu"]
 pytestmark = pytest.mark.skipif(NOT_BUILT is not None, reason=f"the CPU library: {NOT_BUILT}")
 
@@ -118,73 +114,10 @@ def test_the_op_itself_refuses_a_scan_without_states():
         )
 
 
-# Value of ATEN_CPU_CAPABILITY -> the levels that may answer: the next lower where the machine has
-# none of that.
-LEVELS = {
-    "default": ("baseline",),
-    "avx2": ("avx2", "baseline"),
-    "avx512": ("avx512", "avx2", "baseline"),
-    "": ("avx512_fp16", "avx512", "avx2", "baseline"),
-}
-
-CHECKS = """
-import torch
-from cmimtl_kernels import testing
-for op in ("selective_scan", "cross_selective_scan"):
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        for dstate in (1, 16, 17):
-            inputs = testing.scan_inputs(
-                2, 70, 19, dstate, cross=op.startswith("cross"), dtype=dtype
-            )
-            testing.check_op(op, inputs, backend="cpu", delta_softplus=True)
-testing.check_op("causal_conv1d", testing.conv_inputs(dim=19), backend="cpu")
-print(torch.ops.cmimtl_cpu.isa())
-"""
-
-
-def in_a_new_process(code: str, **environment: str) -> str:
-    """What it prints; the level is chosen once in a process."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_instruction_set(level):
-    assert in_a_new_process(CHECKS, ATEN_CPU_CAPABILITY=level) in LEVELS[level]
-
-
-# Through a convolution of width 1: with weight 1 every value comes back, and on 0 the bias, in
-# float32, is what is rounded.
-CONVERSIONS = """
-import torch
-from cmimtl_kernels import causal_conv1d
-bits = torch.arange(65536, dtype=torch.int32).to(torch.int16)
-wide = torch.randint(-2**31, 2**31, (2**18,), dtype=torch.int64).to(torch.int32).view(torch.float32)
-for dtype in (torch.bfloat16, torch.float16):
-    x = bits.view(dtype).reshape(1, -1, 16)
-    back = causal_conv1d(x, torch.ones(16, 1), backend="cpu")
-    assert torch.equal(back.isnan(), x.isnan()) and torch.equal(back.nan_to_num(), x.nan_to_num())
-    zero, none = torch.zeros(1, 1, wide.numel(), dtype=dtype), torch.zeros(wide.numel(), 1)
-    rounded, expected = causal_conv1d(zero, none, wide, backend="cpu")[0, 0], wide.to(dtype)
-    assert torch.equal(rounded.isnan(), expected.isnan())
-    assert torch.equal(rounded.nan_to_num(), expected.nan_to_num())
-print("ok")
-"""
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_half_precision_is_read_and_rounded_as_by_torch(level):
-    assert in_a_new_process(CONVERSIONS, ATEN_CPU_CAPABILITY=level) == "ok"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="peaks are measured on Linux alone")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="the kernel has no /proc/self/clear_refs, by which a peak is measured",
+)
 def test_memory_beyond_inputs_outputs_and_gradients():
     """At most an eighth of the states of all steps, and a smaller share of longer sequences."""
     shares = []

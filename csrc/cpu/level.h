@@ -1,0 +1,65 @@
+// The choice of the instruction set, once in a process.
+#pragma once
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "kernels.h"
+
+namespace cmimtl::cpu {
+
+struct Level {
+  const char* name;
+  const Kernels *single, *wide;
+  bool runs;       // on this processor
+  bool preferred;  // to the levels after it, where it runs
+};
+
+#if defined(__x86_64__)
+// From the processor itself, as compilers before GCC 12 and clang 14 do not know the name.
+inline bool has_fp16_instructions() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 23 & 1);
+}
+#endif
+
+// CMIMTL_CPU_CAPABILITY names a level, and no other will do. Without it the best of this processor runs, or a lower one where
+// ATEN_CPU_CAPABILITY, which sets that of PyTorch's own kernels, says so. That one may ask for more than there is, as PyTorch
+// takes its word; here it only lowers the level.
+inline Level choose_level() {
+  const auto is = [](const char* value, const char* name) { return value && std::string(value) == name; };
+  const char *wanted = std::getenv("CMIMTL_CPU_CAPABILITY"), *cap = std::getenv("ATEN_CPU_CAPABILITY");
+  if (is(wanted, "")) wanted = nullptr;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool to_avx2 = !is(cap, "default"), to_avx512 = to_avx2 && !is(cap, "avx2");
+  const bool to_fp16 = to_avx512 && !is(cap, "avx512") && has_fp16_instructions();
+#endif
+  const Level levels[] = {
+#if defined(__x86_64__)
+      // Without an instruction of FP16 in it, so that it runs on any AVX-512.
+      {"avx512_fp16", &avx512_fp16::kFloat, &avx512_fp16::kDouble, avx512, to_fp16},
+      {"avx512", &avx512::kFloat, &avx512::kDouble, avx512, to_avx512},
+      {"avx2", &avx2::kFloat, &avx2::kDouble, avx2, to_avx2},
+#endif
+      {"baseline", &baseline::kFloat, &baseline::kDouble, true, true},
+  };
+  std::string names;
+  for (const Level& level : levels) {
+    if (!level.runs) continue;
+    if (wanted ? is(wanted, level.name) : level.preferred) return level;
+    names += (names.empty() ? "" : ", ") + std::string(level.name);
+  }
+  throw std::runtime_error("cmimtl: CMIMTL_CPU_CAPABILITY must be one of what this processor has (" + names +
+                           "), got " + wanted + "; unset it for the best of them");
+}
+
+}  // namespace cmimtl::cpu
