@@ -1,5 +1,6 @@
 """The engine: what it must see in a faulty kernel, and that it sees nothing in a right one."""
 
+import dataclasses
 import re
 
 import pytest
@@ -67,6 +68,16 @@ def test_every_faulty_kernel_is_expected_to_be_caught():
     source = (HERE / "engine_cases.cu").read_text()
     table = source[source.index("kCases = {") :]
     assert set(re.findall(r'(?:CASE\(|\{")(\w+)', table)) == set(FAULTS)
+
+
+def test_a_sanitizer_that_does_not_start_is_a_reason_to_skip(monkeypatch):
+    """As that of threads, where addresses are drawn too far apart."""
+    build.ADDRESS.require()
+    unknown = dataclasses.replace(
+        build.ADDRESS, environment=(("ASAN_OPTIONS", "max_allocation_size_mb=none"),)
+    )
+    with pytest.raises(pytest.skip.Exception, match="does not start here: ERROR: Invalid value"):
+        unknown.require()
 
 
 def test_errors_name_line_block_and_thread():
