@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import re
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -209,6 +210,8 @@ def rows(targets: list[str], dtypes: list[str], passes: list[str]) -> list[dict]
         for op in OPS
         for which in passes
     ]
-    # A compiler runs on one core; threads that torch has started do not survive a fork.
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    # A compiler runs on one core, and each process imports torch; threads that it has started do
+    # not survive a fork.
+    processes = min(len(os.sched_getaffinity(0)), len(jobs), 16)
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(figures, *zip(*jobs, strict=True)))

@@ -20,7 +20,7 @@ def peer():
     peer = peers.Peer(sys.executable, "numpy", threads=1)
     yield peer
     peer.process.stdin.close()
-    peer.process.wait(timeout=60)
+    peer.process.wait(timeout=600)
 
 
 def test_the_same_numbers_go_and_come(peer, inputs):
@@ -43,7 +43,7 @@ def test_an_error_comes_back(peer, inputs):
 def test_a_dead_worker_says_why():
     peer = peers.Peer(sys.executable, "nobody", threads=1)
     peer.process.kill()
-    peer.process.wait(timeout=60)
+    peer.process.wait(timeout=600)
     with pytest.raises(RuntimeError, match="peer nobody: must answer, has ended"):
         peer.ask(run=True)
 

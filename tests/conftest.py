@@ -1,13 +1,61 @@
-"""What every test run does first: no network, fixed threads, a word on the kernels under test."""
+"""What every test run does first: no network, fixed threads, a word on the kernels under test; and
+how many workers run which files first."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from cmimtl_kernels import _library
 
+ROOT = Path(__file__).parents[1]
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, in the tests
+os.environ["LC_ALL"] = "C.UTF-8"  # compilers speak English, and the tests understand it
+# Beside what else is compiled, and not in a home directory that may be read-only.
+os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
+
+# The files that take minutes, the longest first. A file is one worker's (--dist loadfile): one that
+# came last would leave the other workers idle. xdist's own order, by number of tests, has it so.
+LONGEST = (
+    "tests/cuda_on_cpu/test_backward_faults.py",
+    "tests/cuda_on_cpu/test_sanitizers.py",
+    "tests/cuda_on_cpu/test_forward_faults.py",
+    "tests/triton/test_compiled.py",
+    "tests/triton/test_interpreter.py",
+    "tests/train/test_cli.py",
+    "tests/cuda_on_cpu/test_kernels.py",
+    "tests/kernels/test_transforms.py",
+    "tests/kernels/test_instruction_sets.py",
+    "tests/cuda_on_cpu/test_traffic.py",
+)
+# More than the long files keep busy would only take memory, up to a GB each.
+MOST_WORKERS = 16
+
+
+def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: its own, and no more than a container's share of time."""
+    if hasattr(os, "sched_getaffinity"):
+        mine = len(os.sched_getaffinity(0))
+    else:
+        mine = os.cpu_count() or 1
+    try:
+        share, period = quota.read_text().split()
+    except OSError:
+        return mine
+    return mine if share == "max" else max(1, min(mine, int(share) // int(period)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config) -> int:
+    return min(cores(), MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, all else as it was found."""
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(LONGEST)))
 
 
 def untested_libraries() -> list[str]:
@@ -33,7 +81,9 @@ def pytest_configure(config):
     Without it the tests of a backend that was not built are skipped, and all would be green.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+    torch.set_num_threads(max(1, cores() // workers))
+    if hasattr(config.option, "loadscopereorder"):  # xdist is there
+        config.option.loadscopereorder = False
     reasons = untested_libraries()
     if reasons and os.environ.get("CMIMTL_REQUIRE_EXT") == "1":
         raise pytest.UsageError(
