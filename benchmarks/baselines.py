@@ -5,6 +5,7 @@ call without arguments; what it needs in another layout is prepared outside the 
 gives is compared with our kernel's, which is compared with the reference, before it gets a row.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,8 +149,6 @@ def _transformers(**options):
 UNROLL = 16
 
 
-# fullgraph: past a few shapes it would quietly go back to eager calls; so it raises.
-@torch.compile(dynamic=False, fullgraph=True)
 def _unrolled_chunk(state, u, delta, A, B, C, D, z, delta_bias):
     """The steps that it is given, which the compiler fuses into one loop over (batch, dim)."""
     ys = []
@@ -163,13 +162,24 @@ def _unrolled_chunk(state, u, delta, A, B, C, D, z, delta_bias):
     return state, (torch.stack(ys, 1) + D * u) * F.silu(z)
 
 
+@functools.cache
+def _compiled_chunk() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Made at its first call, for torch.compile imports what takes seconds, and processes that
+    measure something else import this file too.
+
+    fullgraph: past a few shapes it would quietly go back to eager calls; so it raises.
+    """
+    return torch.compile(_unrolled_chunk, dynamic=False, fullgraph=True)
+
+
 def _compiled(unroll: int) -> Callable[..., Tensor]:
     def scan(u, delta, A, B, C, D, z, delta_bias):
+        chunk = _compiled_chunk()
         state = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
         outs = []
         chunks = zip(*(x.split(unroll, 1) for x in (u, delta, B, C, z)), strict=True)
         for u_c, delta_c, B_c, C_c, z_c in chunks:
-            state, out = _unrolled_chunk(state, u_c, delta_c, A, B_c, C_c, D, z_c, delta_bias)
+            state, out = chunk(state, u_c, delta_c, A, B_c, C_c, D, z_c, delta_bias)
             outs.append(out)
         return torch.cat(outs, 1)
 

@@ -16,7 +16,7 @@ DSTATE = 16
 WORKLOADS = [*LARGE, *SMALL]
 PASSES = ("forward", "forward+backward")
 QUICK = ((2, 33, 96), "forward+backward")
-# Steps that the compiled baseline unrolls there: one shape of 3 steps compiles in a fifth of the
+# Steps that the compiled baseline unrolls there: one shape of 3 steps compiles in two fifths of the
 # time of two shapes, of 16 steps and of the one that is left.
 QUICK_UNROLL = 3
 
