@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from benchmarks import claims, tables
 from benchmarks.pictures import PICTURES
 from benchmarks.records import load, ours
+from cmimtl.files import check_folder, check_writable
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
@@ -164,6 +165,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pictures", type=Path, help="folder for the pictures as PNG files")
     parser.add_argument("--readme", type=Path, help="file whose section is written")
     options = parser.parse_args(arguments)
+    # Before the pictures, which take a while: what is written can be.
+    check_writable("bench report", "--page", options.page)
+    if options.pictures:
+        check_folder("bench report", "--pictures", options.pictures)
+    if options.readme:
+        replace_section(check_writable("bench report", "--readme", options.readme).read_text(), "")
     records = [load(path) for path in options.records]
     write(options.page, page(records))
     if options.pictures:

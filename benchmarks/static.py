@@ -27,6 +27,7 @@ from rich.table import Table
 from benchmarks import sass
 from benchmarks.limits import SCAN_BYTES
 from benchmarks.records import PATCHES, TEXT
+from cmimtl.files import check_writable
 from cmimtl_kernels import backends
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
@@ -224,6 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
     parser.add_argument("--pass", nargs="+", choices=PASSES, default=PASSES[:2], dest="passes")
     options = parser.parse_args(arguments)
+    check_writable("bench static", "--json", options.json)
     console = Console()
     if not console.is_terminal:  # a file or a pipe has room for every column
         console = Console(width=200)

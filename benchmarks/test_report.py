@@ -37,6 +37,25 @@ def test_page_is_whole_and_self_contained(tmp_path, made_up):
     assert "6.5x" in text and "6.0x" in text and "about 64,000x*" in text
 
 
+def test_what_cannot_be_written_is_found_before_the_pictures(tmp_path, made_up, monkeypatch):
+    """The page's folder is made; a name that cannot be had is refused at once."""
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps(made_up))
+    (tmp_path / "README.md").write_text("no markers")
+    pages = []
+    monkeypatch.setattr(report, "page", lambda records: pages.append(records) or "a page")
+    for options, message in (
+        (["--page", tmp_path], "--page must name a file that can be written"),
+        (["--pictures", record], "--pictures must be a folder that can be written to"),
+        (["--readme", tmp_path / "README.md"], "README: it must hold"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            report.main([str(x) for x in (record, "--page", tmp_path / "a.html", *options)])
+    assert pages == []
+    report.main([str(x) for x in (record, "--page", tmp_path / "new" / "page.html")])
+    assert (tmp_path / "new" / "page.html").read_text() == "a page"
+
+
 def test_records_stand_side_by_side(made_up):
     """A second device: a column of its own, its own section, and no claim of the CPU's."""
     gpu = copy.deepcopy(made_up)

@@ -7,6 +7,8 @@ without the packages of the `models` extra.
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
+from cmimtl.messages import is_ours, missing
+
 if TYPE_CHECKING:
     from cmimtl.config import CMIMTLConfig
     from cmimtl.model import CMIMTLForVisualQuestionAnswering
@@ -28,14 +30,10 @@ def __getattr__(name: str):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         return getattr(import_module(_MODULES[name]), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "cmimtl":
+    except ImportError as error:
+        if is_ours(error):
             raise
-        raise ModuleNotFoundError(
-            f"cmimtl: {error.name} must be installed for {name}, got none;"
-            " `pip install 'cmimtl[models]'` installs it",
-            name=error.name,
-        ) from error
+        raise type(error)(missing(f"cmimtl.{name}", error), name=error.name) from error
 
 
 def __dir__() -> list[str]:

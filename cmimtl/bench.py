@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from cmimtl.messages import is_ours, one_line
+
+USER_ERROR = 2
 
 
 def run_bench(tool: str, arguments: Sequence[str]) -> None:
@@ -16,17 +21,34 @@ def run_bench(tool: str, arguments: Sequence[str]) -> None:
         tool: "report" or "static".
         arguments: handed on as they are.
     Raises:
-        ModuleNotFoundError: cmimtl is not installed from a checkout.
+        FileNotFoundError: cmimtl is not installed from a checkout.
         SystemExit: the tool failed; it has said why.
     """
     checkout = Path(__file__).parents[1]
     if not (checkout / "benchmarks" / f"{tool}.py").is_file():
-        raise ModuleNotFoundError(
+        raise FileNotFoundError(
             f"cmimtl bench: cmimtl must be installed from a checkout (`pip install -e .`), got"
             f" {checkout} without benchmarks/{tool}.py."
         )
     path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", f"benchmarks.{tool}", *arguments]
+    command = [sys.executable, "-m", "cmimtl.bench", tool, *arguments]
     run = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False)
     if run.returncode:
         raise SystemExit(run.returncode)
+
+
+def _main() -> int:
+    """In the tool's process: run it; what it lacks or cannot use is one line."""
+    tool = sys.argv.pop(1)
+    try:
+        runpy.run_module(f"benchmarks.{tool}", run_name="__main__", alter_sys=True)
+    except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, ImportError) and is_ours(error):
+            raise
+        print(one_line(f"cmimtl bench {tool}", error), file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -2,9 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+# Of the errors that a write meets: no space, none left of a quota or a limit, no right, a disk that
+# cannot be written or is broken.
+_OF_WRITING = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO,
+}  # fmt: skip
+# What torch.save and safetensors say of such an error, without its number.
+_FAILED_WRITES = ("inline_container.cc", "PytorchStreamWriter", "Error while serializing")
+
+
+class WriteError(OSError):
+    """A file or folder could not be written; the message names it and says why."""
+
+
+@contextlib.contextmanager
+def writing(operation: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say what could not be written where the body fails to write it.
+
+    Args:
+        operation: named in the error.
+        path: the file or folder that the body writes.
+    Raises:
+        WriteError: the body met a full disk, a limit, a missing right, …
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        if error.errno not in _OF_WRITING:
+            raise
+        raise _write_error(operation, path, error.strerror) from error
+    except Exception as error:
+        if not any(words in str(error) for words in _FAILED_WRITES):
+            raise
+        raise _write_error(operation, path, str(error).strip().partition("\n")[0]) from error
+
+
+def _write_error(operation: str, path: str | os.PathLike[str], reason: str) -> WriteError:
+    existing = next(p for p in (Path(path), *Path(path).absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free / 1e6
+    return WriteError(
+        f"{operation}: {path} must be written, got this: {reason} ({free:,.0f} MB are free there)."
+    )
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
@@ -12,16 +60,17 @@ def write_json(path: str | os.PathLike[str], content: object) -> None:
 
     Raises:
         ValueError: content holds what JSON does not have, NaN included.
-        OSError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     path = Path(path)
     text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
     temporary = temporary_name(path)
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing("write_json", path):
+        try:
+            temporary.write_text(text + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path) -> Path:
@@ -53,3 +102,24 @@ def check_writable(operation: str, argument: str, path: str | os.PathLike[str]) 
     except OSError as error:
         raise ValueError(f"{requirement} ({error.strerror}).") from error
     return path
+
+
+def check_folder(operation: str, argument: str, path: str | os.PathLike[str]) -> Path:
+    """The path, after making sure that it is a folder that can be written to, or that one can be
+    made there. It is not made.
+
+    Args:
+        operation, argument: named in the error.
+        path: a folder in which something is going to be written later.
+    Raises:
+        ValueError: a file is in the way, or the right to write is missing.
+    """
+    path = Path(path)
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return path
+    why = "cannot be written to" if existing.is_dir() else "is no folder"
+    raise ValueError(
+        f"{operation}: {argument} must be a folder that can be written to, got {path}:"
+        f" {existing} {why}."
+    )
