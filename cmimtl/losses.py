@@ -6,6 +6,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def total_loss(config, classification, contrastive, generation):
+    """The objective: the losses by their weights in a CMIMTLConfig; one that is None is left
+    out."""
+    parts = (
+        (1.0, classification),
+        (config.contrastive_weight, contrastive),
+        (config.generation_weight, generation),
+    )
+    return sum(weight * part for weight, part in parts if part is not None)
+
+
 def classification_loss(logits: Tensor, answer_scores: Tensor) -> Tensor:
     """Binary cross-entropy against soft scores, summed over classes, mean over samples.
 
@@ -63,7 +74,7 @@ def _cross_entropy(logits: Tensor, positive: Tensor, label_smoothing: float) -> 
 
 
 def gather(x: Tensor) -> Tensor:
-    """The batches of all processes, one after the other, with gradient."""
+    """The batches of all processes, one after the other, with gradient; each has its own length."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return x
     return _Gather.apply(x)
@@ -78,16 +89,22 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x)
-        return torch.cat(parts)
+        lengths = x.new_zeros(dist.get_world_size(), dtype=torch.long)
+        lengths[dist.get_rank()] = len(x)
+        dist.all_reduce(lengths)
+        ctx.lengths = lengths.tolist()
+        # What is exchanged must be of one length: the longest.
+        longest = max(ctx.lengths)
+        mine = torch.cat((x, x.new_zeros(longest - len(x), *x.shape[1:])))
+        parts = [torch.empty_like(mine) for _ in ctx.lengths]
+        dist.all_gather(parts, mine)
+        return torch.cat([part[:n] for part, n in zip(parts, ctx.lengths, strict=True)])
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+        return grad.split(ctx.lengths)[dist.get_rank()]
 
 
 def generation_loss(logits: Tensor, labels: Tensor) -> Tensor:

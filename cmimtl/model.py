@@ -188,12 +188,12 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
                 question_index=question_index,
                 label_smoothing=self.config.label_smoothing,
             )
-            parts = (
-                (1.0, output.classification_loss),
-                (self.config.contrastive_weight, output.contrastive_loss),
-                (self.config.generation_weight, output.generation_loss),
+            output.loss = losses.total_loss(
+                self.config,
+                output.classification_loss,
+                output.contrastive_loss,
+                output.generation_loss,
             )
-            output.loss = sum(weight * part for weight, part in parts if part is not None)
         return output.to_tuple() if return_dict is False else output
 
     def _generation_loss(self, fused: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
