@@ -12,6 +12,9 @@ import re
 import shutil
 from pathlib import Path
 
+RUN_FILE = "run.json"  # a folder with it holds a run,
+MODEL_FILE = "model.safetensors"  # and with this one, a finished run
+
 # The folder, within the run's, in which a checkpoint is written before its rename.
 STAGING = ".checkpoint-being-written"
 
@@ -30,20 +33,26 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether everything is there that a run needs to go on; a cut deletion can leave less."""
-    return all((checkpoint / name).is_file() for name in _FILES) and any(
-        checkpoint.glob("rng_state*.pth")
-    )
+def is_complete(checkpoint: Path, processes: int) -> bool:
+    """Whether everything is there that a run of so many processes needs to go on; a cut deletion
+    can leave less."""
+    if processes == 1:
+        random_states = ["rng_state.pth"]
+    else:
+        random_states = [f"rng_state_{process}.pth" for process in range(processes)]
+    return all((checkpoint / name).is_file() for name in (*_FILES, *random_states))
 
 
-def clean(run: Path) -> Path | None:
+def clean(run: Path, processes: int) -> Path | None:
     """Delete what a kill left unfinished; give the newest checkpoint, or None where there is
-    none."""
+    none.
+
+    Args: run: its folder; processes: how many train it.
+    """
     shutil.rmtree(run / STAGING, ignore_errors=True)
     newest = None
     for checkpoint in checkpoints(run):
-        if is_complete(checkpoint):
+        if is_complete(checkpoint, processes):
             newest = checkpoint
         else:
             shutil.rmtree(checkpoint)
@@ -63,3 +72,13 @@ def publish(run: Path, keep: int) -> None:
     staging.rmdir()
     for checkpoint in checkpoints(run)[:-keep]:
         shutil.rmtree(checkpoint)
+
+
+def how_to_go_on(run: Path) -> str | None:
+    """One sentence on how to go on with the run in a folder; None where there is none, or it is
+    finished."""
+    if not (run / RUN_FILE).is_file() or (run / MODEL_FILE).is_file():
+        return None
+    saved = checkpoints(run)
+    where = f"after step {step_of(saved[-1])}" if saved else "from the first step; none was saved"
+    return f"`cmimtl train --output-dir {run} --resume` goes on {where}."

@@ -7,52 +7,111 @@ imported by the command that needs it, so that ``cmimtl --help`` is quick.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from cmimtl.messages import is_ours, one_line
 
 DATASETS = ("phantom", "slake", "vqa-rad", "ovqa")
+SPLITS = ("train", "validation", "test", "compositional")
 FUSIONS = ("cross-mamba", "cross-mamba-gated", "transformer")
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+TERMINATED = 143  # 128 + SIGTERM
+
+# What torchrun tells its processes. Only a training is shared by several.
+_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 
 class UsageError(ValueError):
     """Arguments that a command cannot use."""
 
 
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
+
+    Of the processes that torchrun starts, all train; another command is the first one's alone.
 
     Args:
         arguments: the command's name and its arguments; None takes those of the process.
     Returns:
-        the exit code: 0, 2 after an error of the user's, 130 after an interruption.
+        the exit code: 0, 2 after an error of the user's, 130 after an interruption and 143 after a
+        request to end.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
+    first = os.environ.get("RANK", "0") == "0"
+    options: dict[str, object] = {}
     try:
         options = vars(_parser().parse_args(arguments))
         options.pop("debug")
-        options.pop("command").__call__(**options)
-    except KeyboardInterrupt:
-        print(
-            "cmimtl: interrupted; `cmimtl train --resume` goes on with a training.", file=sys.stderr
-        )
-        return INTERRUPTED
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        if debug:
+        command = options.pop("command")
+        if command is not _train:
+            if not first:
+                return 0
+            for name in _TORCHRUN:
+                os.environ.pop(name, None)
+        with _orderly_end():
+            command(**options)
+    except (KeyboardInterrupt, _Terminated) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if first:
+            word = "interrupted" if interrupted else "asked to end"
+            print(f"cmimtl: {word}. {_how_to_go_on(options)}".rstrip(), file=sys.stderr)
+        return INTERRUPTED if interrupted else TERMINATED
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        if debug or (isinstance(error, ImportError) and is_ours(error)):
             raise
-        print(_message(error), file=sys.stderr)
+        # What is wrong with the arguments, each process finds for itself.
+        if first or not isinstance(error, UsageError):
+            print(one_line(" ".join(("cmimtl", *arguments[:1])), error), file=sys.stderr)
         return USER_ERROR
     return 0
 
 
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"cmimtl: {error.filename} must be accessible, got {error.strerror}."
-    return str(error)
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """SIGTERM ends the body as an interruption does. A thread that cannot write is not worth a
+    traceback: the error comes to the main thread too."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    def quiet(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            threading.__excepthook__(failed)
+
+    before = threading.excepthook
+    threading.excepthook = quiet
+    handler = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        threading.excepthook = before
+
+
+def _how_to_go_on(options: dict[str, object]) -> str:
+    """After an interruption: what goes on with the training, where one can be gone on with."""
+    output = options.get("output_dir")
+    if output is None:  # of a command that trains nothing
+        return ""
+    from cmimtl.checkpoints import how_to_go_on
+
+    if "resume" in options:
+        return how_to_go_on(Path(output)) or ""
+    return "The same command goes on with it." if how_to_go_on(Path(output) / "run") else ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,12 +134,29 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="cmimtl", description="Medical visual question answering with Cross-Mamba fusion."
     )
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,  # no value of a command
+        help="of this package and PyTorch",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     for add in (_add_demo, _add_train, _add_evaluate, _add_answer, _add_bench):
         add(commands).add_argument(
             "--debug", action="store_true", help="show where an error comes from"
         )
     return parser
+
+
+class _Version(argparse.Action):
+    """Print the versions and end; nothing is imported for it."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from importlib.metadata import version
+
+        print(f"cmimtl {version('cmimtl')}, torch {version('torch')}")
+        parser.exit()
 
 
 def _add_demo(commands) -> argparse.ArgumentParser:
@@ -108,7 +184,8 @@ def _add_train(commands) -> argparse.ArgumentParser:
     train.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --output-dir; other arguments may be left out",
+        help="go on with the run in --output-dir; other arguments may be left out; more --epochs,"
+        " or --max-steps where it was started with them, make it longer",
     )
     train.add_argument("--seed", type=_whole(0), metavar="N")
     train.add_argument("--max-steps", type=_whole(1), metavar="N", help="optimizer steps")
@@ -118,7 +195,7 @@ def _add_train(commands) -> argparse.ArgumentParser:
         "--accumulate", type=_whole(1), metavar="N", help="batches per optimizer step"
     )
     train.add_argument("--learning-rate", type=_positive, metavar="X")
-    train.add_argument("--weight-decay", type=_positive, metavar="X")
+    train.add_argument("--weight-decay", type=_positive_or_0, metavar="X")
     train.add_argument(
         "--augmentation",
         action=argparse.BooleanOptionalAction,
@@ -141,7 +218,13 @@ def _add_evaluate(commands) -> argparse.ArgumentParser:
         "--data", type=_one_of(DATASETS), metavar="NAME", help="(the run's own data set)"
     )
     evaluate.add_argument("--root", metavar="DIR", help="(the run's own)")
-    evaluate.add_argument("--split", metavar="NAME", default="test", help="(%(default)s)")
+    evaluate.add_argument(
+        "--split",
+        type=_one_of(SPLITS),
+        metavar="NAME",
+        default="test",
+        help=f"{', '.join(SPLITS[:-1])}; {SPLITS[-1]} of phantom (%(default)s)",
+    )
     evaluate.add_argument("--json", metavar="FILE", help="where to write the scores")
     evaluate.add_argument("--batch-size", type=_whole(1), default=64, metavar="N")
     return evaluate
@@ -189,13 +272,24 @@ def _whole(smallest: int) -> Callable[[str], int]:
 
 
 def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = _number(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number greater than 0, got {text!r}.")
     return number
+
+
+def _positive_or_0(text: str) -> float:
+    number = _number(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text!r}.")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _one_of(names: Sequence[str]) -> Callable[[str], str]:
@@ -244,3 +338,7 @@ def _bench(tool: str, arguments: Sequence[str]) -> None:
     from cmimtl.bench import run_bench
 
     run_bench(tool, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

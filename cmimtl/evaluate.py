@@ -18,7 +18,7 @@ from rich.table import Table
 
 from cmimtl.answer import QuestionAnswerer
 from cmimtl.batches import ImageCache
-from cmimtl.data import CLOSED, OPEN, AnswerVocabulary, VQAExample
+from cmimtl.data import CLOSED, OPEN, AnswerVocabulary, VQAExample, check_split
 from cmimtl.files import check_writable, write_json
 from cmimtl.metrics import majority, question_only, score
 from cmimtl.train import read_run, read_split
@@ -266,11 +266,12 @@ def evaluate_run(
     """
     if json_path is not None:
         json_path = check_writable("evaluate", "json", json_path)
-    answerer = QuestionAnswerer.from_run(run, batch_size=batch_size)
     arguments = read_run(run)
     if data is not None and data != arguments["data"] and root is None:
         raise ValueError("evaluate: root must be given where data is not the run's own, got none.")
     data, root = data or arguments["data"], root or arguments["root"]
+    check_split(data, split)
+    answerer = QuestionAnswerer.from_run(run, batch_size=batch_size)
     test = read_split(data, root, split)
     images = ImageCache([example.image for example in test], answerer.image_size)
     console, title = Console(), f"{run} on {data}, {split}"

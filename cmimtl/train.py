@@ -1,32 +1,24 @@
-"""Training, from files on disk to a folder with a model that answers.
+"""Training, from files on disk to a folder with a model that answers; :mod:`cmimtl.runs` shows the
+folder.
 
-A run's folder holds::
-
-    run.json            what the run was started with; written before the first step
-    reader_report.json  what the reader repaired and dropped
-    checkpoint-N/       what --resume needs, after N steps
-    runs/               tensorboard
-    config.json, …      the processor and the model; model.safetensors comes last of all, so a
-    folder
-                        that has it holds a finished run
+Everything that can be wrong with arguments, data and weights is found before anything is written.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
+import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from accelerate import PartialState
+import torch
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
+from cmimtl import runs
 from cmimtl.batches import ImageCache, VQACollator, VQADataset
-from cmimtl.checkpoints import STAGING, clean, step_of
-from cmimtl.config import FUSIONS
+from cmimtl.checkpoints import MODEL_FILE, STAGING, clean, how_to_go_on, step_of
 from cmimtl.data import (
-    DATASETS,
     AnswerVocabulary,
     DataError,
     ReaderReport,
@@ -34,99 +26,216 @@ from cmimtl.data import (
     load_dataset,
     write_phantom,
 )
-from cmimtl.files import write_json
+from cmimtl.files import WriteError, writing
+from cmimtl.lock import check_unlocked, lock
 from cmimtl.model import CMIMTLForVisualQuestionAnswering
 from cmimtl.presets import PRESETS, build_model, build_processor
+from cmimtl.processes import FailedElsewhere, join, together
 from cmimtl.processor import CMIMTLProcessor
+from cmimtl.runs import read_run
 from cmimtl.trainer import CMIMTLTrainer
 
-RUN_FILE = "run.json"
-MODEL_FILE = "model.safetensors"
+__all__ = ["read_run", "read_split", "train"]
 
-# What a run is started with where neither the caller nor the preset says otherwise.
-_DEFAULTS = {
-    "preset": "tiny",
-    "fusion": "cross-mamba",
-    "seed": 0,
-    "max_steps": None,
-    "accumulate": 1,
-    "bf16": False,
-    "save_every": None,
-    "keep": 2,
-    "log_every": 10,
-    "workers": 0,
-    "weights": None,
-}
+
+@dataclass(frozen=True)
+class _Job:
+    """What a training needs, made and checked."""
+
+    arguments: dict[str, object]
+    examples: list[VQAExample]
+    report: ReaderReport
+    images: ImageCache
+    vocabulary: AnswerVocabulary
+    processor: CMIMTLProcessor
+    model: CMIMTLForVisualQuestionAnswering
 
 
 def train(output_dir: str | os.PathLike[str], *, resume: bool = False, **given: object) -> None:
     """Train a model and leave it in a folder.
 
+    Where torchrun has started several processes, they train one model: a step takes ``batch_size *
+    accumulate`` examples of each, and its loss is that of one batch with all of them, but for the
+    contrastive loss, which compares the examples of all processes' batches at one time and is
+    averaged over the batches that are accumulated.
+
     Args:
         output_dir: folder of the run; new or empty, or that of the run to resume.
         resume: go on with the run in output_dir, with its own arguments, from its newest whole
-            checkpoint. The result is that of a run that was never interrupted.
+            checkpoint. The result is that of a run that was never interrupted. With more epochs, or
+            more max_steps where the run has them, it becomes longer, also when it was finished;
+            from then on the learning rate is that of a run of the new length.
         given: data (name of a data set) and root (its folder; a phantom set is drawn where none
             is), which a new run needs; preset, fusion, weights (folder of pretrained weights),
             seed, max_steps, epochs, batch_size, accumulate, learning_rate, weight_decay,
             augmentation, bf16, save_every, keep, log_every, workers. None stands for the preset's
             value.
     Raises:
-        ValueError: an argument is out of range or missing, or output_dir holds something else.
+        ValueError: an argument is out of range or missing, or output_dir holds something else or
+            is in use. Nothing was written then, unless a run is resumed.
         DataError: the data set cannot be used.
         OSError: pretrained weights cannot be had.
+        WriteError: something cannot be written; where the run can go on, the message says how.
+        FailedElsewhere: another process has raised one of these.
     """
     run = Path(output_dir)
-    console = Console(stderr=True, quiet=not PartialState().is_main_process)
+    console = Console(stderr=True, quiet=not join().is_main_process)
     given = {name: value for name, value in given.items() if value is not None}
-    arguments = _resumed(run, given) if resume else _started(run, given)
-    if (run / MODEL_FILE).is_file():
-        console.print(f"{run} holds a finished run; nothing to do.")
-        return
-
-    preset = PRESETS[arguments["preset"]]
-    # Before the model is made: its first weights are a part of what the seed decides.
-    set_seed(arguments["seed"])
-    examples, vocabulary = _read(arguments, run, console)
-    processor = build_processor(
-        preset,
-        [example.question for example in examples],
-        [example.answer_normalized for example in examples],
-        weights=_path(arguments["weights"]),
-    )
-    model = build_model(
-        preset,
-        vocabulary=vocabulary,
-        processor=processor,
-        fusion=arguments["fusion"],
-        weights=_path(arguments["weights"]),
-    )
-    count = sum(parameter.numel() for parameter in model.parameters())
-    console.print(f"{arguments['preset']}, {arguments['fusion']}: {count / 1e6:.2f} M parameters")
-    trainer = _trainer(run, arguments, model, processor, vocabulary, examples)
-    newest = clean(run)
-    if newest is not None:
-        console.print(f"resuming after step {step_of(newest)}")
-    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-    if trainer.is_world_process_zero():
-        _save(run, model, processor)
-        console.print(f"the model is in {run}")
-
-
-def read_run(run: str | os.PathLike[str]) -> dict[str, object]:
-    """The arguments that a run was started with.
-
-    Raises:
-        ValueError: the folder holds no run.
-    """
-    path = Path(run) / RUN_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["arguments"]
-    except (OSError, ValueError, KeyError) as error:
+        if resume:
+            _resume(run, given, console)
+        else:
+            _start(run, given, console)
+    except WriteError as error:
+        if (advice := how_to_go_on(run)) is None:
+            raise
+        raise WriteError(f"{error} When that is mended, {advice}") from error
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ValueError(
+                f"train: batch_size must fit into the GPU's memory, got this: {reason}; lower it,"
+                " and raise accumulate for steps of as many examples."
+            ) from error
+        if "DataLoader worker" in reason:
+            raise ValueError(
+                f"train: workers must be as many as can run, got this: {reason}; use fewer, or 0."
+            ) from error
+        if join().num_processes > 1 and "by peer" in reason:
+            raise FailedElsewhere from error
+        raise
+
+
+def _start(run: Path, given: dict[str, object], console: Console) -> None:
+    """Train a new run."""
+
+    def check() -> dict[str, object]:
+        arguments = runs.new_arguments(given)
+        _check_device(arguments)
+        return arguments
+
+    def check_folder() -> None:
+        check_unlocked(run)
+        runs.check_new(run)
+
+    arguments = together(check)
+    together(check_folder, main_only=True)
+    job = _prepare(arguments, console)
+
+    processes = join().num_processes
+    with contextlib.ExitStack() as stack:
+        described = False
+
+        def begin() -> None:
+            nonlocal described
+            stack.enter_context(runs.folder(run))
+            stack.enter_context(lock(run))
+            runs.check_new(run)  # again: another process may have been faster
+            described = True
+            runs.describe(run, arguments, processes, job.report)
+
+        trainer = None
+        try:
+            together(begin, main_only=True)
+            trainer = _trainer(run, job)
+            _run(run, job, trainer, None, console)
+        except BaseException:
+            if described and (trainer is None or trainer.state.global_step == 0):
+                runs.discard(run)
+            raise
+
+
+def _resume(run: Path, given: dict[str, object], console: Console) -> None:
+    """Go on with a run."""
+    processes = join().num_processes
+
+    def begin() -> tuple[dict[str, object], bool, Path | None, bool]:
+        read_run(run)  # before a lock is left where there is no run
+        stack.enter_context(lock(run))
+        arguments, longer = runs.resumed_arguments(run, given, processes)
+        _check_device(arguments)
+        newest = clean(run, processes)
+        finished = (run / MODEL_FILE).is_file()
+        if finished and longer and newest is None:
+            raise ValueError(
+                f"train: output_dir must hold a checkpoint for a finished run to become longer, got"
+                f" {run} with none."
+            )
+        return arguments, longer, newest, finished
+
+    with contextlib.ExitStack() as stack:
+        arguments, longer, newest, finished = together(begin, main_only=True)
+        if finished and not longer:
+            console.print(f"{run} holds a finished run; nothing to do.", soft_wrap=True)
+            return
+        job = _prepare(arguments, console)
+        trainer = _trainer(run, job)
+        if longer:
+            step = 0 if newest is None else step_of(newest)
+            together(lambda: runs.lengthen(run, arguments, step), main_only=True)
+        _run(run, job, trainer, newest, console)
+
+
+def _check_device(arguments: dict[str, object]) -> None:
+    """Raises: ValueError: this machine cannot train with these arguments."""
+    if arguments["bf16"] and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ValueError(
-            f"read_run: run must be a folder that `cmimtl train` made, got {run}, whose {RUN_FILE}"
-            " is missing or unreadable."
-        ) from error
+            f"train: bf16 must be off on a GPU without bfloat16, got {torch.cuda.get_device_name()}"
+            " with it on; leave out --bf16."
+        )
+
+
+def _prepare(arguments: dict[str, object], console: Console) -> _Job:
+    """Read data and weights, in every process; writes nothing but a phantom set."""
+    preset = PRESETS[arguments["preset"]]
+    weights = None if arguments["weights"] is None else Path(arguments["weights"])
+
+    def draw() -> None:
+        _draw_missing(arguments["data"], arguments["root"])
+
+    def make() -> _Job:
+        # Before the model is made: its first weights are a part of what the seed decides.
+        set_seed(arguments["seed"])
+        examples, vocabulary, report = _read(arguments, console)
+        images = ImageCache([example.image for example in examples], preset.sizes["image_size"])
+        processor = build_processor(
+            preset,
+            [example.question for example in examples],
+            [example.answer_normalized for example in examples],
+            weights=weights,
+        )
+        model = build_model(
+            preset,
+            vocabulary=vocabulary,
+            processor=processor,
+            fusion=arguments["fusion"],
+            weights=weights,
+        )
+        return _Job(arguments, examples, report, images, vocabulary, processor, model)
+
+    together(draw, main_only=True)
+    job = together(make)
+    count = sum(parameter.numel() for parameter in job.model.parameters())
+    console.print(f"{arguments['preset']}, {arguments['fusion']}: {count / 1e6:.2f} M parameters")
+    return job
+
+
+def _run(
+    run: Path, job: _Job, trainer: CMIMTLTrainer, newest: Path | None, console: Console
+) -> None:
+    """Train from a checkpoint, or from the beginning, to the end, and save the model."""
+    with writing("train", run):
+        if newest is not None:
+            console.print(f"resuming after step {step_of(newest)}")
+        if newest is None or step_of(newest) < trainer.planned_steps():
+            trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+        else:
+            # It was killed between its last checkpoint and its end. The base's loop would take one
+            # more step before it looks at their number.
+            trainer.load_weights(newest)
+        if trainer.is_world_process_zero():
+            _save(run, job.model, job.processor)
+            console.print(f"the model is in {run}", soft_wrap=True)
 
 
 def read_split(
@@ -137,72 +246,21 @@ def read_split(
     Raises:
         ValueError, DataError: as :func:`cmimtl.data.load_dataset`.
     """
-    if data == "phantom" and not (Path(root) / "phantom.json").is_file():
-        with PartialState().main_process_first():
-            if not (Path(root) / "phantom.json").is_file():
-                write_phantom(root)
+    _draw_missing(data, root)
     return load_dataset(data, root, split, report=report)
 
 
-def _started(run: Path, given: dict[str, object]) -> dict[str, object]:
-    """The arguments of a new run, complete and checked, written to its folder."""
-    for name in ("data", "root"):
-        if name not in given:
-            raise ValueError(f"train: {name} must be given for a new run, got none.")
-    known = {"data": DATASETS, "preset": PRESETS, "fusion": FUSIONS}
-    for name, names in known.items():
-        if name in given and given[name] not in names:
-            raise ValueError(
-                f"train: {name} must be one of {', '.join(names)}, got {given[name]!r}."
-            )
-    if PartialState().is_main_process and run.exists() and (not run.is_dir() or any(run.iterdir())):
-        advice = "; --resume goes on with it" if (run / RUN_FILE).is_file() else ""
-        raise ValueError(
-            f"train: output_dir must be new or empty, got {run}, which holds something{advice}."
-        )
-    training = PRESETS[given.get("preset", _DEFAULTS["preset"])].training
-    arguments = {
-        **_DEFAULTS,
-        "epochs": training.epochs,
-        "batch_size": training.batch_size,
-        "learning_rate": training.learning_rate,
-        "weight_decay": training.weight_decay,
-        "augmentation": training.augmentation,
-        **{name: str(v) if isinstance(v, os.PathLike) else v for name, v in given.items()},
-    }
-    arguments["root"] = str(Path(arguments["root"]).absolute())
-    if unknown := set(given) - set(arguments):
-        raise ValueError(f"train: arguments must be known, got {', '.join(sorted(unknown))}.")
-    PartialState().wait_for_everyone()
-    if PartialState().is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        versions = {n: importlib.metadata.version(n) for n in ("cmimtl", "torch", "transformers")}
-        write_json(run / RUN_FILE, {"arguments": arguments, "versions": versions})
-    return arguments
-
-
-def _resumed(run: Path, given: dict[str, object]) -> dict[str, object]:
-    """The arguments of the run in a folder; those given again must be the same."""
-    arguments = read_run(run)
-    if "root" in given:
-        given = {**given, "root": str(Path(str(given["root"])).absolute())}
-    for name, value in given.items():
-        if arguments.get(name) != value:
-            raise ValueError(
-                f"train: {name} must be what the run in {run} was started with"
-                f" ({arguments.get(name)!r}) or be left out, got {value!r}."
-            )
-    return arguments
+def _draw_missing(data: str, root: str | os.PathLike[str]) -> None:
+    if data == "phantom" and not (Path(root) / "phantom.json").is_file():
+        write_phantom(root)
 
 
 def _read(
-    arguments: dict[str, object], run: Path, console: Console
-) -> tuple[list[VQAExample], AnswerVocabulary]:
+    arguments: dict[str, object], console: Console
+) -> tuple[list[VQAExample], AnswerVocabulary, ReaderReport]:
     """The training split and its answers; says what of the test split they leave out."""
     report = ReaderReport()
     examples = read_split(arguments["data"], arguments["root"], "train", report)
-    if PartialState().is_main_process:
-        write_json(run / "reader_report.json", report.to_dict())
     for line in report.lines():
         console.print(line, highlight=False)
     vocabulary = AnswerVocabulary.from_examples(examples)
@@ -214,21 +272,15 @@ def _read(
     else:
         share = vocabulary.coverage(test)["out_of_vocabulary_share"]
         console.print(f"{share:.1%} of the {len(test)} test answers are not among them")
-    return examples, vocabulary
+    return examples, vocabulary, report
 
 
-def _trainer(
-    run: Path,
-    arguments: dict[str, object],
-    model: CMIMTLForVisualQuestionAnswering,
-    processor: CMIMTLProcessor,
-    vocabulary: AnswerVocabulary,
-    examples: list[VQAExample],
-) -> CMIMTLTrainer:
+def _trainer(run: Path, job: _Job) -> CMIMTLTrainer:
+    arguments = job.arguments
     training = PRESETS[arguments["preset"]].training
     every = arguments["save_every"]
     # Where tensorboard looks; transformers has no argument for it any more.
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "runs")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / runs.EVENTS)
     options = TrainingArguments(
         output_dir=str(run),
         seed=arguments["seed"],
@@ -249,18 +301,19 @@ def _trainer(
         save_steps=every or 500,
         dataloader_num_workers=arguments["workers"],
         remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # the losses use all of them in every step
         report_to=["tensorboard"],
     )
-    images = ImageCache([example.image for example in examples], model.config.image_size)
     return CMIMTLTrainer(
         rate_factors=training.rate_factors,
         keep_checkpoints=arguments["keep"],
-        model=model,
+        model=job.model,
         args=options,
         train_dataset=VQADataset(
-            examples, images, augmentation=arguments["augmentation"], seed=arguments["seed"]
+            job.examples, job.images, augmentation=arguments["augmentation"], seed=arguments["seed"]
         ),
-        data_collator=VQACollator(processor, vocabulary),
+        data_collator=VQACollator(job.processor, job.vocabulary),
     )
 
 
@@ -273,7 +326,3 @@ def _save(run: Path, model: CMIMTLForVisualQuestionAnswering, processor: CMIMTLP
     for path in sorted(staging.iterdir(), key=lambda path: path.name == MODEL_FILE):
         path.replace(run / path.name)
     staging.rmdir()
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

@@ -4,15 +4,20 @@ that survive a kill."""
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_pt_utils import get_parameter_names
 
+from cmimtl import losses
 from cmimtl.batches import EpochOrder
 from cmimtl.checkpoints import STAGING, publish
+from cmimtl.files import writing
+from cmimtl.steps import StepBatches
 
 LOSSES = ("classification_loss", "contrastive_loss", "generation_loss")
 
@@ -20,12 +25,13 @@ LOSSES = ("classification_loss", "contrastive_loss", "generation_loss")
 class CMIMTLTrainer(Trainer):
     """Trains on a :class:`~cmimtl.batches.VQADataset`.
 
-    Differs from its base in four things: parts of the model have learning rates of their own; the
-    order of the data comes from :class:`~cmimtl.batches.EpochOrder`; each loss is logged under its
-    name, and one that is not finite ends the training; a checkpoint gets its name when it is whole.
+    Differs from its base in five things: parts of the model have learning rates of their own; the
+    order of the data comes from :class:`~cmimtl.batches.EpochOrder`, its batches from
+    :class:`~cmimtl.steps.StepBatches`; the loss of a step is that of one large batch; each loss is
+    logged under its name, and one that is not finite ends the training; a checkpoint gets its name
+    when it is whole.
     """
 
-    # The model's loss is a mean over the batch, so it is divided by the accumulation steps here.
     def __init__(self, *, rate_factors: Mapping[str, float], keep_checkpoints: int, **arguments):
         """Args: rate_factors: prefix of parameter names -> factor on the learning rate;
         keep_checkpoints: how many stay on disk; arguments of Trainer."""
@@ -35,12 +41,51 @@ class CMIMTLTrainer(Trainer):
         self._keep_checkpoints = keep_checkpoints
         self._staging = False
         self._order = EpochOrder(len(self.train_dataset), self.args.seed)
+        self._batches = StepBatches(
+            self._order,
+            batch_size=self.args.per_device_train_batch_size,
+            accumulate=self.args.gradient_accumulation_steps,
+            processes=self.args.world_size,
+            process=self.args.process_index,
+        )
         self.add_callback(_SetEpoch(self._order))
         self._loss_sums = torch.zeros(len(LOSSES))
         self._loss_count = 0
+        # Dropout is to differ between processes. The first one keeps the seed that it was given.
+        set_seed((self.args.seed + self.args.process_index) % 2**32)
 
-    def _get_train_sampler(self, train_dataset=None) -> EpochOrder:
-        return self._order
+    def planned_steps(self) -> int:
+        """The number of optimizer steps after which the training is over."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        per_epoch = len(self._batches) // self.args.gradient_accumulation_steps
+        return math.ceil(self.args.num_train_epochs * per_epoch)
+
+    def train(self, *arguments, **options):
+        """As the base does. Where it fails, what is said then begins on a line of its own."""
+        try:
+            return super().train(*arguments, **options)
+        except BaseException:
+            for callback in self.callback_handler.callbacks:
+                if (bar := getattr(callback, "training_bar", None)) is not None:
+                    bar.close()
+            raise
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Give the model the weights of a checkpoint."""
+        self._load_from_checkpoint(str(checkpoint))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's batches. Not by accelerate, which repeats examples at an epoch's end."""
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Its draws seed the workers, which draw nothing, and leave the model's dropout alone.
+            generator=torch.Generator(),
+        )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """AdamW; one group per learning rate, with and without weight decay."""
@@ -52,13 +97,40 @@ class CMIMTLTrainer(Trainer):
             self.optimizer = kind(groups, **options)
         return self.optimizer
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The rates of the next step come from the schedule of this run's length, which may be
+        greater than when the checkpoint was written."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            schedule = self.lr_scheduler
+            factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+            rates = [rate * f for rate, f in zip(schedule.base_lrs, factors, strict=True)]
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            schedule._last_lr = rates  # which the log shows
+
+    def get_batch_samples(self, *arguments):
+        """The batches of a step, each with ``loss_scales``, see :func:`loss_scales`."""
+        batches, count = super().get_batch_samples(*arguments)
+        mine = torch.tensor(
+            [[len(batch["labels"]), int((batch["labels"] != -100).sum())] for batch in batches]
+        )
+        everyone = self.accelerator.gather(mine[None].to(self.args.device))
+        for batch, scales in zip(
+            batches, loss_scales(everyone, self.args.process_index), strict=True
+        ):
+            batch["loss_scales"] = scales
+        return batches, count
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's loss; its three parts are added up for the log."""
+        """The objective with the three losses scaled; they are added up for the log."""
+        scales = inputs.pop("loss_scales")
         outputs = model(**inputs)
-        parts = torch.stack([getattr(outputs, name).detach().float() for name in LOSSES])
-        self._loss_sums = self._loss_sums.to(parts.device) + parts
+        parts = scales * torch.stack([getattr(outputs, name).float() for name in LOSSES])
+        self._loss_sums = self._loss_sums.to(parts.device) + parts.detach()
         self._loss_count += 1
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        loss = losses.total_loss(self.model.config, *parts)
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the mean of each loss since the last time.
@@ -87,7 +159,12 @@ class CMIMTLTrainer(Trainer):
     def _save_checkpoint(self, model, trial=None) -> None:
         self._staging = True
         try:
-            super()._save_checkpoint(model, trial)
+            with writing("train", Path(self._get_output_dir())):
+                super()._save_checkpoint(model, trial)
+        except OSError:
+            # What was written of it would fill the space that is left.
+            shutil.rmtree(self._get_output_dir(), ignore_errors=True)
+            raise
         finally:
             self._staging = False
         self.accelerator.wait_for_everyone()  # each process has written its random state
@@ -96,9 +173,30 @@ class CMIMTLTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
 
+def loss_scales(counts: torch.Tensor, process: int) -> torch.Tensor:
+    """Factors that make the mean over a step's batches and processes the loss of one large batch.
+
+    Each batch has means of its own: of the classification loss over its samples, of the generation
+    loss over its answers' tokens, of the contrastive loss over the samples of all processes, which
+    are compared with one another. With as many batches as a step has, the processes' average of
+    the scaled losses' mean is then the mean over all samples, or tokens, of the step.
+
+    Args:
+        counts: (processes, batches, 2) integers, samples and wanted tokens of each batch.
+        process: whose factors are wanted.
+    Returns:
+        (batches, losses) float32, in the order of LOSSES; 1 where a step is one batch.
+    """
+    processes, batches, _ = counts.shape
+    mine = counts[process]
+    samples, tokens = counts.sum((0, 1)).clamp(min=1)
+    share = processes * mine[:, 0] / samples
+    contrast = counts[:, :, 0].sum(0) / samples
+    return batches * torch.stack((share, contrast, processes * mine[:, 1] / tokens), dim=1)
+
+
 class _SetEpoch(TrainerCallback):
-    """Tells the order which epoch begins. accelerate does so for some of its wrappers of a sampler
-    and not for others (those of a resumed, distributed run)."""
+    """Tells the order which epoch begins."""
 
     def __init__(self, order: EpochOrder):
         self._order = order

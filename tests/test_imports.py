@@ -169,8 +169,8 @@ try:
 except ModuleNotFoundError as error:
     message = str(error)
 assert message == (
-    "cmimtl: transformers must be installed for CMIMTLConfig, got none;"
-    " `pip install 'cmimtl[models]'` installs it"
+    "cmimtl.CMIMTLConfig: transformers must be installed, got none; `pip install 'cmimtl[models]'`,"
+    " or `pip install -e '.[models]'` in a checkout, installs it."
 ), message
 """)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from cmimtl.data import rows
 from cmimtl.data.answers import AnswerVocabulary, normalize_answer
 from cmimtl.data.example import CLOSED, OPEN, DataError, ReaderReport, VQAExample
 from cmimtl.data.ovqa import read_ovqa
@@ -29,6 +30,7 @@ __all__ = [
     "DataError",
     "ReaderReport",
     "VQAExample",
+    "check_split",
     "load_dataset",
     "normalize_answer",
     "write_phantom",
@@ -41,6 +43,19 @@ DATASETS: dict[str, Callable[..., list[VQAExample]]] = {
     "vqa-rad": read_vqa_rad,
     "ovqa": read_ovqa,
 }
+
+
+def check_split(name: str, split: str) -> None:
+    """Make sure that a data set has a split, before anything is read.
+
+    Raises:
+        ValueError: unknown name or split.
+    """
+    if name not in DATASETS:
+        known = ", ".join(repr(known) for known in DATASETS)
+        raise ValueError(f"load_dataset: name must be one of {known}, got {name!r}.")
+    splits = ("train", "validation", "test", *(("compositional",) if name == "phantom" else ()))
+    rows.check_split("load_dataset", split, splits)
 
 
 def load_dataset(
@@ -71,8 +86,6 @@ def load_dataset(
         TypeError: an option that the reader does not know.
         DataError: a file or row that cannot be used; the message names file, row and field.
     """
-    if name not in DATASETS:
-        known = ", ".join(repr(known) for known in DATASETS)
-        raise ValueError(f"load_dataset: name must be one of {known}, got {name!r}.")
+    check_split(name, split)
     report = ReaderReport() if report is None else report
     return DATASETS[name](root, split, report=report, **options)

@@ -11,30 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cmimtl.cli import main
-from cmimtl.data import load_dataset, write_phantom
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_phantom(tmp_path_factory.mktemp("phantom") / "set", n_images=200)
-
-
-def train_arguments(data, output, **options):
-    options = {"max-steps": 6, "batch-size": 8, "save-every": 2, "log-every": 1} | options
-    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    return ["train", "--data", "phantom", "--root", str(data), "--output-dir", str(output), *flags]
-
-
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
-    output = tmp_path_factory.mktemp("runs") / "run"
-    assert run(*train_arguments(data, output)) == 0
-    return output
+from cmimtl.data import load_dataset
+from tests.train.commands import run, train_arguments
 
 
 def test_a_run_leaves_what_it_says(trained):
@@ -139,9 +117,9 @@ MISTAKES = [
     (["train", "--output-dir", "{tmp}/n", *PHANTOM, "--preset", "x"], "one of base, tiny, got 'x'"),
     (["train", "--output-dir", "{run}", *PHANTOM], "--resume goes on"),
     (["train", "--output-dir", "{run}", "--resume", "--seed", "5"], "seed must be what the run in"),
-    (["evaluate", "{tmp}"], "run must be a folder with a trained model"),
+    (["evaluate", "{tmp}"], "run must be a folder that `cmimtl train` made"),
     (["evaluate", "{run}", "--json", "{tmp}"], "which is a folder"),
-    (["evaluate", "{run}", "--split", "dev"], "split"),
+    (["evaluate", "{run}", "--split", "dev"], "--split must be one of train, validation, test, co"),
     (["answer", "{run}", "{tmp}/none.png", "What?"], "none.png must be accessible"),
     (["answer", "{run}", "{run}/run.json", "What?"], "source must hold an image or DICOM"),
     (["answer", "{run}", "{run}/run.json", "?", "--output", "{tmp}/a.xyz"], "must end in one of"),
@@ -157,7 +135,7 @@ def test_mistakes(trained, tmp_path, capsys, arguments, message):
     assert not any("Traceback" in line for line in error)
 
 
-def test_bench_runs_the_tools_of_the_checkout(capfd):
+def test_bench_runs_the_tools_of_the_checkout(tmp_path, capfd):
     assert run("bench", "report", "--help") == 0
     assert "usage: cmimtl bench report" in capfd.readouterr().out
     assert run("bench", "plot") == 2
@@ -165,3 +143,10 @@ def test_bench_runs_the_tools_of_the_checkout(capfd):
     with pytest.raises(SystemExit, match="2"):
         run("bench", "static")
     assert "the following arguments are required: --json" in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run("bench", "report", tmp_path / "none.json", "--page", tmp_path / "page.html")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == (
+        f"cmimtl bench report: {tmp_path}/none.json must be accessible, got No such file or"
+        " directory."
+    )

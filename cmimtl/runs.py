@@ -1,0 +1,273 @@
+"""The folder of a run: what it was started with, and how it goes on.
+
+A run's folder holds::
+
+    run.json            what the run was started with; written when everything has been checked
+    reader_report.json  what the reader repaired and dropped
+    checkpoint-N/       what --resume needs, after N steps
+    runs/               tensorboard
+    .lock               locked, and naming its process, while one trains
+    config.json, …      the processor and the model; model.safetensors comes last of all, so a
+                        folder that has it holds a finished run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+from cmimtl.checkpoints import MODEL_FILE, RUN_FILE, STAGING
+from cmimtl.config import FUSIONS
+from cmimtl.data import DATASETS, ReaderReport
+from cmimtl.files import check_folder, write_json, writing
+from cmimtl.lock import LOCK_FILE
+from cmimtl.presets import PRESETS
+
+REPORT_FILE = "reader_report.json"
+EVENTS = "runs"
+
+# What a run is started with where neither the caller nor the preset says otherwise.
+_DEFAULTS = {
+    "preset": "tiny",
+    "fusion": "cross-mamba",
+    "seed": 0,
+    "max_steps": None,
+    "accumulate": 1,
+    "bf16": False,
+    "save_every": None,
+    "keep": 2,
+    "log_every": 10,
+    "workers": 0,
+    "weights": None,
+}
+_SMALLEST = {
+    "seed": 0, "max_steps": 1, "epochs": 1, "batch_size": 1, "accumulate": 1, "save_every": 1,
+    "keep": 1, "log_every": 1, "workers": 0,
+}  # fmt: skip
+_LARGEST = 2**32 - 1  # NumPy's largest seed; no other number comes near
+
+
+# What a run is started with
+
+
+def new_arguments(given: dict[str, object]) -> dict[str, object]:
+    """The arguments of a new run, complete and checked as far as they can be by themselves.
+
+    Args:
+        given: name -> value, as of :func:`cmimtl.train.train`.
+    Raises:
+        ValueError: one is unknown, missing or out of range.
+    """
+    for name in ("data", "root"):
+        if name not in given:
+            raise ValueError(f"train: {name} must be given for a new run, got none.")
+    known = {"data": DATASETS, "preset": PRESETS, "fusion": FUSIONS}
+    for name, names in known.items():
+        if name in given and given[name] not in names:
+            raise ValueError(
+                f"train: {name} must be one of {', '.join(names)}, got {given[name]!r}."
+            )
+    name = given.get("preset", _DEFAULTS["preset"])
+    training = PRESETS[name].training
+    arguments = {
+        **_DEFAULTS,
+        "epochs": training.epochs,
+        "batch_size": training.batch_size,
+        "learning_rate": training.learning_rate,
+        "weight_decay": training.weight_decay,
+        "augmentation": training.augmentation,
+        **_absolute(given),
+    }
+    if unknown := set(given) - set(arguments):
+        raise ValueError(f"train: arguments must be known, got {', '.join(sorted(unknown))}.")
+    _check_numbers(arguments)
+    if arguments["weights"] is not None:
+        _check_weights(name, Path(arguments["weights"]))
+    return arguments
+
+
+def _absolute(given: dict[str, object]) -> dict[str, object]:
+    """The same, with whole paths of folders, so that a run can be resumed from elsewhere."""
+    folders = {name: given[name] for name in ("root", "weights") if given.get(name) is not None}
+    return given | {name: str(Path(str(path)).absolute()) for name, path in folders.items()}
+
+
+def _check_numbers(arguments: dict[str, object]) -> None:
+    for name, smallest in _SMALLEST.items():
+        value = arguments[name]
+        if value is None and _DEFAULTS.get(name, smallest) is None:
+            continue
+        if not isinstance(value, int) or not smallest <= value <= _LARGEST:
+            raise ValueError(
+                f"train: {name} must be a whole number from {smallest} to {_LARGEST}, got"
+                f" {value!r}."
+            )
+    for name, allowed, smallest in (
+        ("learning_rate", "greater than 0", math.ulp(0.0)),
+        ("weight_decay", "of at least 0", 0.0),
+    ):
+        value = arguments[name]
+        if not isinstance(value, (int, float)) or not smallest <= value < math.inf:
+            raise ValueError(f"train: {name} must be a number {allowed}, got {value!r}.")
+
+
+def _check_weights(preset: str, weights: Path) -> None:
+    parts = PRESETS[preset].pretrained
+    if not parts:
+        raise ValueError(
+            f"train: weights must be left out with the preset {preset}, which starts from random"
+            f" numbers, got {weights}."
+        )
+    missing = [part for part in parts if not (weights / part).is_dir()]
+    if missing:
+        raise ValueError(
+            f"train: weights must be a folder with the folders {', '.join(parts)}, got {weights}"
+            f" without {', '.join(missing)}."
+        )
+
+
+def read_run(run: str | PathLike[str]) -> dict[str, object]:
+    """The arguments that a run was started with.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    return _record(Path(run))["arguments"]
+
+
+def _record(run: Path) -> dict[str, object]:
+    try:
+        record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+        record["arguments"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"read_run: run must be a folder that `cmimtl train` made, got {run}, whose {RUN_FILE}"
+            " is missing or unreadable."
+        ) from error
+    return record
+
+
+def resumed_arguments(
+    run: Path, given: dict[str, object], processes: int
+) -> tuple[dict[str, object], bool]:
+    """The arguments of the run in a folder, and whether those given make it longer.
+
+    Args:
+        run: its folder.
+        given: arguments given again. They must be the same, but for a number of epochs, or of
+            steps where the run counts them, which may be greater.
+        processes: how many are about to train it.
+    Raises:
+        ValueError: there is no run, or it was started otherwise.
+    """
+    record = _record(run)
+    arguments = record["arguments"]
+    started = record.get("processes", 1)  # 1 where a version wrote it that knew no others
+    if processes != started:
+        raise ValueError(
+            f"train: processes must be as many as the run in {run} was started with ({started}),"
+            f" got {processes}; start it with `torchrun --nproc-per-node {started} -m cmimtl`."
+        )
+    counted = "epochs" if arguments.get("max_steps") is None else "max_steps"
+    longer = {}
+    for name, value in _absolute(given).items():
+        was = arguments.get(name)
+        if value == was:
+            continue
+        if name not in ("epochs", "max_steps"):
+            raise ValueError(
+                f"train: {name} must be what the run in {run} was started with"
+                f" ({was!r}) or be left out, got {value!r}."
+            )
+        if name != counted or value < was:
+            raise ValueError(
+                f"train: {name} must be left out for the run in {run}, which has {counted}"
+                f" {arguments[counted]}, got {value!r}; a greater {counted} makes it longer."
+            )
+        longer[name] = value
+    _check_numbers(arguments | longer)
+    return arguments | longer, bool(longer)
+
+
+# The folder
+
+
+def check_new(run: Path) -> None:
+    """Make sure that a new run can have this folder; nothing is made or deleted.
+
+    It may hold a run of which nothing was saved before it was killed.
+
+    Raises:
+        ValueError: it holds something, or cannot be written to.
+    """
+    check_folder("train", "output_dir", run)
+    if not run.is_dir():
+        return
+    left = {path.name for path in run.iterdir()} - {LOCK_FILE}
+    unsaved = RUN_FILE in left and left <= {RUN_FILE, REPORT_FILE, EVENTS, STAGING}
+    if left and not unsaved:
+        advice = "; --resume goes on with it" if RUN_FILE in left else ""
+        raise ValueError(
+            f"train: output_dir must be new or empty, got {run}, which holds something{advice}."
+        )
+
+
+def describe(run: Path, arguments: dict[str, object], processes: int, report: ReaderReport) -> None:
+    """Write what a new run is started with to its folder."""
+    for name in (STAGING, EVENTS):  # of a run that was killed before it saved anything
+        shutil.rmtree(run / name, ignore_errors=True)
+    versions = {n: importlib.metadata.version(n) for n in ("cmimtl", "torch", "transformers")}
+    write_json(run / REPORT_FILE, report.to_dict())
+    write_json(
+        run / RUN_FILE, {"arguments": arguments, "processes": processes, "versions": versions}
+    )
+
+
+def lengthen(run: Path, arguments: dict[str, object], step: int) -> None:
+    """Record that a run goes on for longer than it was started for.
+
+    Its model, if it was finished, is deleted: the newest checkpoint has the same weights, and a
+    folder with a model would be that of a finished run.
+
+    Args: run: its folder; arguments: with the new number of epochs or steps; step: after which.
+    """
+    record = _record(run)
+    changed = {
+        name: [record["arguments"].get(name), value]
+        for name, value in arguments.items()
+        if record["arguments"].get(name) != value
+    }
+    record["arguments"] = arguments
+    record.setdefault("lengthened", []).append({"after_step": step, **changed})
+    (run / MODEL_FILE).unlink(missing_ok=True)
+    write_json(run / RUN_FILE, record)
+
+
+@contextlib.contextmanager
+def folder(run: Path) -> Iterator[None]:
+    """Make a folder for the time of the body, with the folders above it; those that are empty in
+    the end, and were made for it, are deleted."""
+    above = (run.absolute(), *run.absolute().parents)
+    made = [path for path in above if not path.exists()]
+    with writing("train", run):
+        run.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # one that is not empty stays, and so do those above
+            for path in made:
+                path.rmdir()
+
+
+def discard(run: Path) -> None:
+    """Delete what a run that took no step has left in its folder."""
+    for name in (STAGING, EVENTS):
+        shutil.rmtree(run / name, ignore_errors=True)
+    for name in (RUN_FILE, REPORT_FILE, LOCK_FILE):
+        (run / name).unlink(missing_ok=True)
