@@ -94,7 +94,7 @@ void each_task(int64_t batch, int64_t pieces, const Bytes& bytes, const F& task)
 }
 
 // dweight and dbias of all samples, summed in the order of the batch. Blocks of elements, so that a cache line has one writer.
-void sum_samples(const Kernels& k, const void* parts, int64_t samples, int64_t size, void* out) {
+void sum_samples(const ConvKernels& k, const void* parts, int64_t samples, int64_t size, void* out) {
   constexpr int64_t kElements = 4096;
   each((size + kElements - 1) / kElements, 1, [&](int64_t i) {
     const int64_t begin = i * kElements, end = begin + kElements < size ? begin + kElements : size;
@@ -211,24 +211,22 @@ struct CpuKernels {
   }
 
   static void conv_forward(const ConvForward& p, const Tensor&) {
-    const Kernels& k = kernels(p.dtype);
+    const ConvKernels& k = *kernels(p.dtype).conv;
     each_task(
-        p.batch, k.conv_lines(p.dim), [&](int64_t lines) { return k.conv_bytes(p.width, lines); },
-        [&](int64_t batch, int64_t first, int64_t last, void* scratch) {
-          k.conv_forward(p, batch, first, last, scratch);
-        });
+        p.batch, k.lines(p.dim), [&](int64_t lines) { return k.bytes(p.width, lines); },
+        [&](int64_t batch, int64_t first, int64_t last, void* scratch) { k.forward(p, batch, first, last, scratch); });
   }
 
   static void conv_backward(const ConvBackward& q, const Tensor&) {
     const ConvForward& p = q.forward;
-    const Kernels& k = kernels(p.dtype);
+    const ConvKernels& k = *kernels(p.dtype).conv;
     const int64_t word = k.lane_bytes, channels = p.batch * p.dim;
     const Memory parts = allocate(word * channels * (p.width + 1) + 64);
     char *dweight = static_cast<char*>(parts.get()), *dbias = dweight + word * channels * p.width;
     each_task(
-        p.batch, k.conv_lines(p.dim), [&](int64_t lines) { return k.conv_bytes(p.width, lines); },
+        p.batch, k.lines(p.dim), [&](int64_t lines) { return k.bytes(p.width, lines); },
         [&](int64_t batch, int64_t first, int64_t last, void* scratch) {
-          k.conv_backward(q, dweight, dbias, batch, first, last, scratch);
+          k.backward(q, dweight, dbias, batch, first, last, scratch);
         });
     sum_samples(k, dweight, p.batch, p.dim * p.width, q.dweight);
     if (q.dbias) sum_samples(k, dbias, p.batch, p.dim, q.dbias);

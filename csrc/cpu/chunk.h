@@ -150,6 +150,7 @@ inline T* checkpoint(const ScanForward& p, const Chunk& c, int64_t batch, int64_
 template <class T, class F>
 inline void each_row(const ScanForward& p, const Chunk& c, F f) {
   for (int j = 0; j < c.pairs.count; ++j)
+#pragma GCC unroll 8
     for (int v = 0; v < Simd<T>::kLine; v += Simd<T>::kLanes) f(j, j * p.streams, v);
 }
 
@@ -158,6 +159,7 @@ inline void each_row(const ScanForward& p, const Chunk& c, F f) {
 template <class T, class F>
 inline void each_step(const Chunk& c, F f) {
   for (int i = 0; i < c.count; ++i)
+#pragma GCC unroll 8
     for (int v = 0; v < Simd<T>::kLine; v += Simd<T>::kLanes) f(i, v);
 }
 

@@ -65,6 +65,7 @@ void load_rows(const In& x, int64_t batch, const Line& line, const Span& span, S
   constexpr int kLine = Simd<T>::kLine;
   const Rows<const S> from = gather(x, batch, line.channel, line.channels, span, buffer);
   for (int j = 0; j < span.count; ++j)
+#pragma GCC unroll 8
     for (int v = 0; v < kLine; v += Simd<T>::kLanes) at(to + j * kLine + v) = load(from[j] + v);
 }
 
@@ -129,6 +130,7 @@ void conv_forward_task(const ConvForward& p, int64_t batch, int64_t first, int64
                        const Target<S> out = target(p.out, batch, line.channel, line.channels, span, w.out);
                        for (int j = 0; j < count; ++j) {
                          next.row(j, 0, 1);
+#pragma GCC unroll 8
                          for (int v = 0; v < kLine; v += Simd<T>::kLanes) {
                            V y = convolve(w.rows + j * kLine + v, kept.weight + v, kept.bias + v, width);
                            if (p.silu) y *= sigmoid<T, V, I>(y);
@@ -184,6 +186,7 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
                        load_rows(q.dout, batch, line, span, w.in, w.gradients);
                        for (int64_t i = 0; i < halo * kLine; ++i) w.gradients[count * kLine + i] = kept.halo[i];
                        const Target<S> dx = target(q.dx, batch, line.channel, line.channels, span, w.out);
+#pragma GCC unroll 8
                        for (int v = 0; v < kLine; v += Simd<T>::kLanes) {
                          V dbias = at(kept.dbias + v);
                          for (int j = 0; j < count; ++j) {

@@ -21,6 +21,21 @@ struct Split {
   void* memory;
 };
 
+// The convolution, for one accumulation type, float or double.
+struct ConvKernels {
+  int64_t lane_bytes;  // of the accumulation type
+
+  // A task is lines first … last - 1 of one sample.
+  int64_t (*lines)(int64_t dim);
+  int64_t (*bytes)(int64_t width, int64_t lines);
+  void (*forward)(const ConvForward&, int64_t batch, int64_t first, int64_t last, void* scratch);
+  // dweight: (batch, dim, width), dbias: (batch, dim).
+  void (*backward)(const ConvBackward&, void* dweight, void* dbias, int64_t batch, int64_t first, int64_t last,
+                   void* scratch);
+  // Sums parts (samples, size) over samples for elements begin … end - 1.
+  void (*reduce_samples)(const void* parts, int64_t samples, int64_t size, int64_t begin, int64_t end, void* out);
+};
+
 // For one accumulation type, float or double. Channels are worked on in lines, lines in blocks.
 struct Kernels {
   int64_t lane_bytes;                   // of the accumulation type
@@ -53,15 +68,7 @@ struct Kernels {
   void (*backward_split)(const ScanBackward&, const void* weights, const BackwardParts&, const Split&, int phase,
                          int64_t task, void* scratch);
 
-  // A task is lines first … last - 1 of one sample.
-  int64_t (*conv_lines)(int64_t dim);
-  int64_t (*conv_bytes)(int64_t width, int64_t lines);
-  void (*conv_forward)(const ConvForward&, int64_t batch, int64_t first, int64_t last, void* scratch);
-  // dweight: (batch, dim, width), dbias: (batch, dim).
-  void (*conv_backward)(const ConvBackward&, void* dweight, void* dbias, int64_t batch, int64_t first, int64_t last,
-                        void* scratch);
-  // Sums parts (samples, size) over samples for elements begin … end - 1.
-  void (*reduce_samples)(const void* parts, int64_t samples, int64_t size, int64_t begin, int64_t end, void* out);
+  const ConvKernels* conv;
 };
 
 // One of each for float and for double.
@@ -74,10 +81,12 @@ extern const Kernels kFloat, kDouble;
 }
 namespace avx512 {
 extern const Kernels kFloat, kDouble;
-}
+extern const ConvKernels kConvFloat;
+}  // namespace avx512
 namespace avx512_fp16 {
-extern const Kernels kFloat, kDouble;
-}
+extern const Kernels kFloat;
+using avx512::kDouble;
+}  // namespace avx512_fp16
 #endif
 
 }  // namespace cmimtl::cpu

@@ -1,7 +1,9 @@
 // Fills the table of kernels.h for the including .cpp's instruction set.
 #pragma once
 
+#if !CMIMTL_AVX512_FP16
 #include "conv.h"
+#endif
 #include "scan_split.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
@@ -30,8 +32,9 @@ Partial<T> partial(const BackwardParts& p) {
 }
 
 template <class T>
-constexpr Kernels table() {
+constexpr Kernels table(const ConvKernels* conv) {
   Kernels k{};
+  k.conv = conv;
   k.lane_bytes = sizeof(T);
   k.lines = [](const ScanSizes& s) { return s.ngroups * lines_per_group<T>(s); };
   k.blocks = [](const ScanSizes& s) { return block_count<T>(s); };
@@ -96,18 +99,29 @@ constexpr Kernels table() {
     });
     order_stores();
   };
-  k.conv_lines = [](int64_t dim) { return ceil_div(dim, Simd<T>::kLine); };
+  return k;
+}
+
+#if CMIMTL_AVX512_FP16
+// On these cores the scans of float differ, and of nothing else: that is avx512's, and spares a sixth of the compilation.
+const Kernels kFloat = table<float>(&avx512::kConvFloat);
+#else
+template <class T>
+constexpr ConvKernels conv_table() {
+  ConvKernels k{};
+  k.lane_bytes = sizeof(T);
+  k.lines = [](int64_t dim) { return ceil_div(dim, Simd<T>::kLine); };
   // No storage type is wider than T.
-  k.conv_bytes = [](int64_t width, int64_t lines) { return bytes_of<ConvScratch<T>>(width, lines); };
-  k.conv_forward = [](const ConvForward& p, int64_t batch, int64_t first, int64_t last, void* scratch) {
+  k.bytes = [](int64_t width, int64_t lines) { return bytes_of<ConvScratch<T>>(width, lines); };
+  k.forward = [](const ConvForward& p, int64_t batch, int64_t first, int64_t last, void* scratch) {
     with_storage<T>(p.dtype, [&](auto s) {
       using S = decltype(s);
       auto* task = p.width == kCommonWidth ? conv_forward_task<kCommonWidth, S> : conv_forward_task<0, S>;
       task(p, batch, first, last, scratch);
     });
   };
-  k.conv_backward = [](const ConvBackward& q, void* dweight, void* dbias, int64_t batch, int64_t first, int64_t last,
-                       void* scratch) {
+  k.backward = [](const ConvBackward& q, void* dweight, void* dbias, int64_t batch, int64_t first, int64_t last,
+                  void* scratch) {
     with_storage<T>(q.forward.dtype, [&](auto s) {
       using S = decltype(s);
       auto* task = q.forward.width == kCommonWidth ? conv_backward_task<kCommonWidth, S> : conv_backward_task<0, S>;
@@ -120,6 +134,9 @@ constexpr Kernels table() {
   return k;
 }
 
-const Kernels kFloat = table<float>(), kDouble = table<double>();
+extern const ConvKernels kConvFloat, kConvDouble;
+const ConvKernels kConvFloat = conv_table<float>(), kConvDouble = conv_table<double>();
+const Kernels kFloat = table<float>(&kConvFloat), kDouble = table<double>(&kConvDouble);
+#endif
 
 }  // namespace cmimtl::cpu::CMIMTL_ISA

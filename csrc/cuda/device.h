@@ -1,20 +1,20 @@
-// What the kernels need of the device, and the one host function that launches them. The only file that knows which
-// compiler reads it: nvcc, or a host compiler with the engine of tests/cuda_on_cpu, which runs the same text thread by
+// What the kernels need of the device, and the host functions that launch them. With device.cu, the only file that knows
+// which compiler reads it: nvcc, or a host compiler with the engine of tests/cuda_on_cpu, which runs the same text thread by
 // thread on a CPU. Kernels use CUDA's own names (threadIdx, __syncthreads, __shfl_xor_sync, float4, ...) for the rest.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
+// nvcc reads this for each file four times, so it has no header that it can be without: cuda_fp16.h, cuda_bf16.h and <string>
+// cost 3 s of a file's compilation, half of that of a file with few kernels.
 #ifdef __CUDACC__
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #else
+#include <algorithm>
+#include <cstdlib>
+
 #include "simt.h"
 #endif
 
@@ -68,12 +68,18 @@ __device__ __forceinline__ float rcp(float x) {
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bfloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
-__device__ __forceinline__ float to_float(float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+__device__ __forceinline__ float to_float(float16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
 __device__ __forceinline__ void from_float(float x, float& out) { out = x; }
 __device__ __forceinline__ void from_float(float x, bfloat16& out) {
-  out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
 }
-__device__ __forceinline__ void from_float(float x, float16& out) { out.bits = __half_as_ushort(__float2half_rn(x)); }
+__device__ __forceinline__ void from_float(float x, float16& out) {
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+}
 
 // One access of sizeof(V) bytes; p must be aligned to it.
 template <class V>
@@ -157,40 +163,21 @@ __device__ __forceinline__ void give_up() { asm volatile("trap;"); }
 // take four uniform instructions and two others. x > 2^10 - 2^31.
 __device__ __forceinline__ int stride_of_lane(int x) { return max(x, static_cast<int>(threadIdx.x) - 0x7fffffff); }
 
-// Zeros `bytes` of device memory, on `stream`.
-inline void clear_memory(void* p, size_t bytes, void* stream) {
-  const cudaError_t status = cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream));
-  if (status == cudaSuccess) return;
-  cudaGetLastError();
-  throw std::runtime_error("cmimtl: CUDA refused to clear " + std::to_string(bytes) +
-                           " bytes: " + cudaGetErrorString(status));
-}
+// Zeros `bytes` of device memory, on `stream` (a cudaStream_t). Throws std::runtime_error where the device refuses.
+void clear_memory(void* p, size_t bytes, void* stream);
 
 // The warps that fill a machine of which `most` are known to: tests of the engine have a smaller one.
 constexpr int64_t warps_to_fill(int64_t most) { return most; }
 
-// Runs kernel(args...) with `shared` bytes of dynamic shared memory on `stream` (a cudaStream_t).
-// Throws std::runtime_error where the device refuses the launch.
-template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* stream, const Args&... args) {
-  constexpr size_t kWithoutOptIn = 48 << 10;
-  cudaError_t status = cudaSuccess;
-  if (shared > kWithoutOptIn) {
-    status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(shared));
-  }
-  if (status == cudaSuccess) {
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared;
-    config.stream = static_cast<cudaStream_t>(stream);
-    status = cudaLaunchKernelEx(&config, kernel, Params(args)...);
-  }
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // what a refused launch leaves would be blamed on the next one
-  const auto size = [](dim3 d) { return std::to_string(d.x) + "x" + std::to_string(d.y) + "x" + std::to_string(d.z); };
-  throw std::runtime_error("cmimtl: CUDA refused a launch of " + size(grid) + " blocks of " + size(block) +
-                           " threads with " + std::to_string(shared) +
-                           " bytes of shared memory: " + cudaGetErrorString(status));
+// Runs a kernel, of which `arguments` are pointers to its parameters, with `shared` bytes of dynamic shared memory on
+// `stream`. Throws std::runtime_error where the device refuses the launch.
+void launch(const void* kernel, dim3 grid, dim3 block, size_t shared, void* stream, void** arguments);
+
+template <class... Params>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* stream,
+            const std::type_identity_t<Params>&... args) {
+  const void* arguments[] = {&args...};
+  launch(reinterpret_cast<const void*>(kernel), grid, block, shared, stream, const_cast<void**>(arguments));
 }
 
 #else  // the engine

@@ -116,11 +116,14 @@ inline bool states_in_pairs(const ScanForward& p) {
   return p.size.dstate % 2 == 0 && pairs(p.B) && pairs(p.C);
 }
 
+// Does the forward plan have these only where they fill the chip? It is not split in time then.
+constexpr bool fills_the_chip(int states, int lanes) { return states == 16 && lanes == 1; }
+
 // Two channels in a thread cost the fewest instructions, where `pairs` allows them, and 16 states; 8 states give twice the
 // threads where those would leave the chip idle. `most_warps` fill it.
 inline ScanPlan plan_forward(const ScanSizes& s, bool pairs = false, int64_t most_warps = kMostWarps) {
   ScanPlan plan = plan_lanes(s, s.dstate <= 8 ? 8 : 16);
-  if (plan.states == 16 && plan.lanes == 1) {
+  if (fills_the_chip(plan.states, plan.lanes)) {
     const ScanPlan two = plan_lanes(s, 16, 2);
     if (pairs && warps(s, two) >= most_warps) {
       plan = two;

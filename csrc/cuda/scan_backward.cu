@@ -5,12 +5,17 @@
 namespace cmimtl::cuda {
 namespace {
 
+template <class T>
+BackwardKernels kernels_of_type(const ScanPlan& plan, int streams, bool gate) {
+  return streams == 1 ? backward_kernels<T, 1>(plan, gate) : backward_kernels<T, 2>(plan, gate);
+}
+
 struct OfType {
   BackwardKernels (*kernels)(const ScanPlan& plan, int streams, bool gate);
   void (*sum_tiles)(const ScanBackward& q, const Partial& partial, void* stream);
 };
 template <class T>
-constexpr OfType kOf{backward_kernels<T>, launch_sum_tiles<T>};
+constexpr OfType kOf{kernels_of_type<T>, launch_sum_tiles<T>};
 
 OfType of_type(DType dtype) {
   return dtype == DType::kFloat32 ? kOf<float> : dtype == DType::kBFloat16 ? kOf<bfloat16> : kOf<float16>;

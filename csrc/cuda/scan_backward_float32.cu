@@ -2,7 +2,7 @@
 
 namespace cmimtl::cuda {
 
-template BackwardKernels backward_kernels<float>(const ScanPlan&, int streams, bool gate);
+template BackwardKernels backward_kernels<float, 1>(const ScanPlan&, bool gate);
 template void launch_sum_tiles<float>(const ScanBackward&, const Partial&, void*);
 
 }  // namespace cmimtl::cuda

@@ -14,18 +14,16 @@ BackwardKernels backward_instance(const ScanPlan& plan) {
 }
 
 template <class T, int kStreams, bool kGate>
-BackwardKernels backward_kernels(const ScanPlan& plan) {
+BackwardKernels backward_kernels_of(const ScanPlan& plan) {
   if (plan.states == 8) return backward_instance<T, 8, 1, kStreams, kGate>(plan);
   if (plan.lanes == 1) return backward_instance<T, 16, 1, kStreams, kGate>(plan);
   if (plan.lanes == 2) return backward_instance<T, 16, 2, kStreams, kGate>(plan);
   return backward_instance<T, 16, 4, kStreams, kGate>(plan);
 }
 
-template <class T>
-BackwardKernels backward_kernels(const ScanPlan& plan, int streams, bool gate) {
-  const auto of = gate ? (streams == 1 ? backward_kernels<T, 1, true> : backward_kernels<T, 2, true>)
-                       : (streams == 1 ? backward_kernels<T, 1, false> : backward_kernels<T, 2, false>);
-  return of(plan);
+template <class T, int kStreams>
+BackwardKernels backward_kernels(const ScanPlan& plan, bool gate) {
+  return gate ? backward_kernels_of<T, kStreams, true>(plan) : backward_kernels_of<T, kStreams, false>(plan);
 }
 
 }  // namespace cmimtl::cuda

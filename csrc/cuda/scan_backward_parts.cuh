@@ -61,13 +61,18 @@ struct SumsOfBlocks {
     const int64_t together = place.sample / kSamplesOfLast, begin = together * kSamplesOfLast;
     const int64_t samples = min(s.batch - begin, kSamplesOfLast);
     if (!is_last(partial.samples_done + together * tiles + tile, samples)) return;
-    if (!partial.sums_done) return sum_weights(0, samples, {q.dA, q.dD, q.ddelta_bias});
-    const int64_t sum = s.batch + together;
-    sum_weights(begin, samples,
-                {row(partial.dA, s.dstate, sum), q.dD ? row(partial.dD, 1, sum) : nullptr,
-                 q.ddelta_bias ? row(partial.dbias, 1, sum) : nullptr});
-    if (is_last(partial.sums_done + tile, partial.sums))
-      sum_weights(s.batch, partial.sums, {q.dA, q.dD, q.ddelta_bias});
+    // Samples, then their sums where there is more than one. What comes once at the end of a kernel is written out once in
+    // it, here and in sum_weights: all twelve sums by themselves took two fifths of a kernel's compilation.
+    int64_t first = begin, count = samples;
+#pragma unroll 1
+    for (bool all = !partial.sums_done;; all = true) {
+      const int64_t to = s.batch + together;
+      sum_weights(first, count, static_cast<float*>(all ? q.dA : row(partial.dA, s.dstate, to)),
+                  static_cast<float*>(all || !q.dD ? q.dD : row(partial.dD, 1, to)),
+                  static_cast<float*>(all || !q.ddelta_bias ? q.ddelta_bias : row(partial.dbias, 1, to)));
+      if (all || !is_last(partial.sums_done + tile, partial.sums)) return;
+      first = s.batch, count = partial.sums;
+    }
   }
 
   // Is this the last of `blocks` blocks to come here? If so, it sees what the others have written before.
@@ -83,30 +88,32 @@ struct SumsOfBlocks {
     return *last;
   }
 
+  // The plan has this where there are few (kMostOfMapsOfLast).
   template <int kCount>
   __device__ void sum_maps() const {
-    for (int64_t i = threadIdx.x * kCount; i < s.steps * s.dstate; i += kThreads * kCount)
-      sum_tiles<T, kCount>(q, partial, place.sample, place.group, i / s.dstate, i % s.dstate);
+    const int dstate = int(s.dstate), size = int(s.steps) * dstate;
+    for (int i = int(threadIdx.x) * kCount; i < size; i += kThreads * kCount)
+      sum_tiles<T, kCount>(q, partial, place.sample, place.group, i / dstate, i % dstate);
   }
 
-  // Of this block's channels: rows [first, first + count) of the parts of dA, dD and ddelta_bias.
-  struct Weights {
-    void *A, *D, *bias;  // float; no sum where null
-  };
-  __device__ void sum_weights(int64_t first, int64_t count, const Weights& to) const {
-    s.dstate % 4 == 0 ? sum_rows<4>(partial.dA, s.dstate, first, count, to.A)
-                      : sum_rows<1>(partial.dA, s.dstate, first, count, to.A);
-    if (to.D) sum_rows<1>(partial.dD, 1, first, count, to.D);
-    if (to.bias) sum_rows<1>(partial.dbias, 1, first, count, to.bias);
+  // Of this block's channels: rows [first, first + count) of the parts of dA, dD and ddelta_bias; no sum where null.
+  __device__ void sum_weights(int64_t first, int64_t count, float* A, float* D, float* bias) const {
+    const bool fours = s.dstate % 4 == 0;
+    if (fours) sum_rows<4>(partial.dA, s.dstate, first, count, A);
+#pragma unroll 1
+    for (int i = fours ? 1 : 0; i < 3; ++i) {
+      float* const to = i == 0 ? A : i == 1 ? D : bias;
+      if (to)
+        sum_rows<1>(i == 0 ? partial.dA : i == 1 ? partial.dD : partial.dbias, i == 0 ? s.dstate : 1, first, count, to);
+    }
   }
 
   // parts: rows of (dim, width); out: one.
   template <int kCount>
-  __device__ void sum_rows(const float* parts, int64_t width, int64_t first, int64_t count, void* out) const {
+  __device__ void sum_rows(const float* parts, int64_t width, int64_t first, int64_t count, float* out) const {
     const int64_t channels = min(place.channels, kThreads / place.lanes), begin = place.first_channel * width;
     for (int64_t i = begin + threadIdx.x * kCount; i < begin + channels * width; i += kThreads * kCount)
-      store_vector(static_cast<float*>(out) + i,
-                   ordered_sum<kCount>(row(parts, width, first) + i, s.dim * width, count));
+      store_vector(out + i, ordered_sum<kCount>(row(parts, width, first) + i, s.dim * width, count));
   }
   template <class X>
   __device__ X* row(X* parts, int64_t width, int64_t i) const {

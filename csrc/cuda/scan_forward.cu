@@ -5,10 +5,16 @@
 namespace cmimtl::cuda {
 namespace {
 
-auto kernels_of(DType dtype) {
-  return dtype == DType::kFloat32    ? forward_kernels<float>
-         : dtype == DType::kBFloat16 ? forward_kernels<bfloat16>
-                                     : forward_kernels<float16>;
+template <class T>
+ForwardKernels kernels_of_type(const ScanPlan& plan, int streams, bool gate) {
+  return streams == 1 ? forward_kernels<T, 1>(plan, gate) : forward_kernels<T, 2>(plan, gate);
+}
+
+ForwardKernels kernels_of(DType dtype, const ScanPlan& plan, int streams, bool gate) {
+  const auto of = dtype == DType::kFloat32    ? kernels_of_type<float>
+                  : dtype == DType::kBFloat16 ? kernels_of_type<bfloat16>
+                                              : kernels_of_type<float16>;
+  return of(plan, streams, gate);
 }
 
 }  // namespace
@@ -27,7 +33,7 @@ void scan_forward(const ScanForward& p, float* workspace, void* stream) {
     launch(kernel.run, dim3(unsigned(plan.blocks(p.size, segments))), dim3(kernel.sizes.threads),
            kernel.sizes.shared_bytes, stream, p, split);
   };
-  const ForwardKernels kernels = kernels_of(p.dtype)(plan, p.streams, p.z[0].data);
+  const ForwardKernels kernels = kernels_of(p.dtype, plan, p.streams, p.z[0].data);
   if (plan.segments > 1) {
     run(kernels.summary, split.summed);
     carry_states(p, split, false, static_cast<const float*>(p.initial_state), stream);
@@ -36,7 +42,7 @@ void scan_forward(const ScanForward& p, float* workspace, void* stream) {
 }
 
 LaunchSizes scan_forward_launch(DType dtype, const ScanPlan& plan, int streams, bool gate) {
-  return kernels_of(dtype)(plan, streams, gate).scan.sizes;
+  return kernels_of(dtype, plan, streams, gate).scan.sizes;
 }
 
 }  // namespace cmimtl::cuda

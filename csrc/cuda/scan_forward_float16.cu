@@ -2,6 +2,6 @@
 
 namespace cmimtl::cuda {
 
-template ForwardKernels forward_kernels<float16>(const ScanPlan&, int streams, bool gate);
+template ForwardKernels forward_kernels<float16, 1>(const ScanPlan&, bool gate);
 
 }  // namespace cmimtl::cuda

@@ -10,7 +10,7 @@ ForwardKernels forward_instance() {
   ForwardKernels kernels{};
   kernels.scan = {scan_forward_kernel<T, kStates, kShare, kChannels, kStreams, kGate>,
                   {kThreads, int(Forward<T, kStates, kShare, kChannels, kStreams, kGate>::kShared)}};
-  if constexpr (kChannels == 1) {
+  if constexpr (kChannels == 1 && !fills_the_chip(kStates, kShare)) {
     kernels.summary = {scan_forward_summary_kernel<T, kStates, kShare, kStreams>,
                        {kThreads, int(Forward<T, kStates, kShare, 1, kStreams, false, true>::kShared)}};
   }
@@ -18,7 +18,7 @@ ForwardKernels forward_instance() {
 }
 
 template <class T, int kStreams, bool kGate>
-ForwardKernels forward_kernels(const ScanPlan& plan) {
+ForwardKernels forward_kernels_of(const ScanPlan& plan) {
   if (plan.states == 8 && plan.lanes == 1) return forward_instance<T, 8, 1, 1, kStreams, kGate>();
   if (plan.states == 8) return forward_instance<T, 8, 2, 1, kStreams, kGate>();
   if (plan.channels == 2) return forward_instance<T, 16, 1, 2, kStreams, kGate>();
@@ -27,11 +27,9 @@ ForwardKernels forward_kernels(const ScanPlan& plan) {
   return forward_instance<T, 16, 4, 1, kStreams, kGate>();
 }
 
-template <class T>
-ForwardKernels forward_kernels(const ScanPlan& plan, int streams, bool gate) {
-  const auto of = gate ? (streams == 1 ? forward_kernels<T, 1, true> : forward_kernels<T, 2, true>)
-                       : (streams == 1 ? forward_kernels<T, 1, false> : forward_kernels<T, 2, false>);
-  return of(plan);
+template <class T, int kStreams>
+ForwardKernels forward_kernels(const ScanPlan& plan, bool gate) {
+  return gate ? forward_kernels_of<T, kStreams, true>(plan) : forward_kernels_of<T, kStreams, false>(plan);
 }
 
 }  // namespace cmimtl::cuda

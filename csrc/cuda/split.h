@@ -92,7 +92,7 @@ struct ForwardKernel {
   LaunchSizes sizes;
 };
 struct ForwardKernels {
-  ForwardKernel scan, summary;  // no summary where the plan has two channels in a thread: it is not split in time
+  ForwardKernel scan, summary;  // no summary where the plan fills the chip: it is not split in time
 };
 struct BackwardKernels {
   void (*scan)(ScanBackward, Split, Partial);
@@ -100,11 +100,12 @@ struct BackwardKernels {
   LaunchSizes sizes;  // of either
 };
 
-// Of scan_forward_launch.cuh and scan_backward_launch.cuh, one file for each T, so that they compile side by side.
-template <class T>
-ForwardKernels forward_kernels(const ScanPlan& plan, int streams, bool gate);
-template <class T>
-BackwardKernels backward_kernels(const ScanPlan& plan, int streams, bool gate);
+// Of scan_forward_launch.cuh and scan_backward_launch.cuh, one file for each T and number of streams: they compile side by
+// side, and a driver that compiles PTX does so for a file at a time.
+template <class T, int kStreams>
+ForwardKernels forward_kernels(const ScanPlan& plan, bool gate);
+template <class T, int kStreams>
+BackwardKernels backward_kernels(const ScanPlan& plan, bool gate);
 template <class T>
 void launch_sum_tiles(const ScanBackward& q, const Partial& partial, void* stream);
 

@@ -33,6 +33,7 @@ template <class T>
 __device__ void clear_steps(const Out& x, int64_t sample, int64_t channel, int64_t begin, int64_t end) {
   if (!x.data) return;
   T* p = static_cast<T*>(x.data) + sample * x.batch + channel * x.dim;
+#pragma unroll 1  // by four, as the compiler would, the seven calls of a backward kernel are a fifth of what it compiles
   for (int64_t i = begin; i < end; ++i) p[i * x.step] = T{};
 }
 

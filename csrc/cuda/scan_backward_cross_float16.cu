@@ -1,0 +1,7 @@
+#include "scan_backward_launch.cuh"
+
+namespace cmimtl::cuda {
+
+template BackwardKernels backward_kernels<float16, 2>(const ScanPlan&, bool gate);
+
+}  // namespace cmimtl::cuda

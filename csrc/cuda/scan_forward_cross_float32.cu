@@ -1,0 +1,7 @@
+#include "scan_forward_launch.cuh"
+
+namespace cmimtl::cuda {
+
+template ForwardKernels forward_kernels<float, 2>(const ScanPlan&, bool gate);
+
+}  // namespace cmimtl::cuda
