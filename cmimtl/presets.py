@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 from transformers import (
     AutoTokenizer,
     RobertaModel,
@@ -15,6 +14,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from cmimtl._timm import timm
 from cmimtl.config import CMIMTLConfig
 from cmimtl.data import AnswerVocabulary
 from cmimtl.model import CMIMTLForVisualQuestionAnswering

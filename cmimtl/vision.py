@@ -1,8 +1,8 @@
 """The image encoder: a Vision Transformer of timm."""
 
-import timm
 from torch import Tensor, nn
 
+from cmimtl._timm import timm
 from cmimtl.config import CMIMTLConfig
 
 

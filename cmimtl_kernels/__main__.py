@@ -1,10 +1,13 @@
 """`python -m cmimtl_kernels`: what was built, what runs on this machine, and what to do if not."""
 
+import importlib.util
 import json
 import platform
+import re
 import shlex
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -36,6 +39,7 @@ def report() -> str:
         lines.append(f"  {device:<13} {picked}")
     for name in _library.NAMES:
         lines += _trouble(name)
+    lines += _gpus_without_code() + _torchvision()
     return "\n".join(lines) + "\n"
 
 
@@ -67,7 +71,12 @@ def _built(name: str) -> str:
     if not note:
         return "ok"
     tools = [note[key] for key in ("nvcc", "compiler") if key in note]
-    return f"ok: built by {', '.join(tools)} against torch {note['torch headers']}"
+    text = f"ok: built by {', '.join(tools)} against torch {note['torch headers']}"
+    if "seconds" not in note:  # of a version before 0.2
+        return text
+    if "architectures" in note:
+        text += f", for {note['architectures']} ({note['architectures for']})"
+    return f"{text}; {note['compiled']} files compiled in {note['seconds']:.0f} s"
 
 
 def _trouble(name: str) -> list[str]:
@@ -85,6 +94,64 @@ def _trouble(name: str) -> list[str]:
     if len(log) > LOG_LINES:
         lines.append(f"  | and {len(log) - LOG_LINES} lines more in {_library.HERE}/_{name}.json")
     return ["", *lines, f"To build it again: {_install_command()}"]
+
+
+def _gpus_without_code() -> list[str]:
+    """GPUs that are here and that the CUDA library has no code for, and what to do."""
+    built = _library.record("cuda").get("architectures")
+    if not built or not torch.cuda.is_available():
+        return []
+    lines = []
+    for gpu in sorted(
+        {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    ):
+        runs = _library.runs_on(gpu, built)
+        if runs == "code":
+            continue
+        lines += ["", f"The cuda library was built for {built}, a GPU has {gpu[0]}.{gpu[1]}:"]
+        if runs == "PTX":
+            lines[-1] += " its driver compiles the PTX,"
+            lines += ["some seconds at the first call of each kernel, and keeps what it made."]
+        else:
+            lines[-1] += " none of it runs there."
+        lines += [f"To build it for this machine: {_install_command()}"]
+    return lines
+
+
+def _torchvision() -> list[str]:
+    """What to do about a torchvision, which timm needs, that does not go with this torch."""
+    release = re.match(r"2\.(\d+)\.", torch.__version__)
+    try:
+        found = metadata.version("torchvision")
+    except metadata.PackageNotFoundError:
+        return []
+    if release is None:
+        return []
+    wanted = f"0.{int(release[1]) + 15}."
+    reason = None if found.startswith(wanted) else "is of another release than"
+    if reason is None and (error := _cannot_load_torchvision()):
+        reason = f"cannot be loaded ({error}) beside"
+    if reason is None:
+        return []
+    # On Linux the default index has builds with CUDA, which beside a CPU torch find no CUDA.
+    cpu = " --index-url https://download.pytorch.org/whl/cpu" if torch.version.cuda is None else ""
+    return [
+        "",
+        f"torchvision {found} {reason} torch {torch.__version__}",
+        "To have the one that fits: pip install --force-reinstall --no-deps"
+        f" 'torchvision=={wanted}*'{cpu}",
+    ]
+
+
+def _cannot_load_torchvision() -> str | None:
+    """Why the compiled part of torchvision does not load; it goes on itself, without its ops."""
+    spec = importlib.util.find_spec("torchvision")
+    for library in Path(spec.origin).parent.glob("_C*.so") if spec else ():
+        try:
+            torch.ops.load_library(str(library))
+        except OSError as error:
+            return str(error.__cause__ or error).strip().splitlines()[0]
+    return None
 
 
 def _install_command() -> str:

@@ -8,6 +8,7 @@ they implement.
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -34,8 +35,9 @@ def load_libraries() -> dict[str, str | None]:
 def record(name: str) -> dict:
     """What setup.py noted about a library; {} where it never ran.
 
-    Keys: built; then sources, torch headers, compiler (and nvcc, architectures) of a library that
-    was built, or reason, and log after a failure, of one that was not.
+    Keys: built; then of a library that was built sources, torch headers, compiler, how many files
+    were compiled and the seconds that it took, and of CUDA nvcc, architectures and whom they are
+    for; or of one that was not reason, and log after a failure.
     """
     file = HERE / f"_{name}.json"
     try:
@@ -44,6 +46,23 @@ def record(name: str) -> dict:
         return {}
     except ValueError as error:
         return {"built": False, "reason": f"{file.name} cannot be read: {error}"}
+
+
+def runs_on(gpu: tuple[int, int], architectures: str) -> str | None:
+    """How code that was built for "8.0;9.0+PTX" runs on a GPU: as "code", from its "PTX", or not.
+
+    Code of x.y runs on GPUs of x.y and later ones of x, that of x.yf likewise and that of x.ya on
+    x.y alone; PTX of x.y, which the driver compiles, on any GPU from x.y on, that of the other two
+    where their code does.
+    """
+    ptx_runs = False
+    for arch in architectures.split(";"):
+        major, minor, kind, ptx = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch).groups()
+        built = int(major), int(minor)
+        if gpu == built or (kind != "a" and gpu[0] == built[0] and gpu > built):
+            return "code"
+        ptx_runs |= bool(ptx) and not kind and gpu > built
+    return "PTX" if ptx_runs else None
 
 
 def changed_sources(name: str) -> list[str]:

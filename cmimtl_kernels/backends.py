@@ -108,6 +108,10 @@ def _device_unfit() -> str | None:
     if capability < _LEAST_CAPABILITY:
         least, found = (".".join(map(str, x)) for x in (_LEAST_CAPABILITY, capability))
         return f"runs on compute capability {least} or newer, the GPU has {found}"
+    built = _library.record("cuda").get("architectures")
+    if built and not _library.runs_on(capability, built):
+        found = ".".join(map(str, capability))
+        return f"was built for compute capability {built}, the GPU has {found}; build it here"
     return None
 
 

@@ -8,6 +8,7 @@ environment, or a front end that hides it, as uv and `python -m build` do) torch
 build requirement. Either way gives the same binary: csrc/ uses PyTorch's stable ABI alone.
 """
 
+import ctypes
 import os
 import re
 import shutil
@@ -57,6 +58,29 @@ def find_nvcc() -> str | None:
     return next((nvcc for nvcc in found if os.access(nvcc, os.X_OK)), None)
 
 
+def find_gpus(driver: str = "libcuda.so.1") -> tuple[list[tuple[int, int]], str]:
+    """The compute capabilities of this machine's GPUs, (9, 0), and why there are none, or "".
+
+    Asked of the driver itself, as torch cannot be imported in a build; CUDA_VISIBLE_DEVICES counts.
+    """
+    try:
+        cuda = ctypes.CDLL(driver)
+    except OSError:
+        return [], "no NVIDIA driver was found"
+    count, value = ctypes.c_int(), ctypes.c_int()
+    if (status := cuda.cuInit(0)) or (status := cuda.cuDeviceGetCount(ctypes.byref(count))):
+        return [], f"the driver has no GPU for us (its status is {status})"
+    gpus = []
+    for device in range(count.value):
+        numbers = []
+        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+            if status := cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+                return [], f"the driver does not describe its GPUs (its status is {status})"
+            numbers.append(value.value)
+        gpus.append(tuple(numbers))
+    return gpus, "" if gpus else "the driver has no GPU"
+
+
 def _native_requires() -> list[str]:
     return [] if find_torch() else [f"torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}"]
 
@@ -67,3 +91,29 @@ def get_requires_for_build_wheel(config_settings=None):
 
 def get_requires_for_build_editable(config_settings=None):
     return _setuptools.get_requires_for_build_editable(config_settings) + _native_requires()
+
+
+def matching_torchvision(root: Path) -> str | None:
+    """The requirement of a torchvision of the same release as the torch in `root`, or None.
+
+    timm needs torchvision, the newest of which needs the newest torch: pip would replace the torch
+    that is there, a CPU build too, by the index's own build of another release. torch 2.x and
+    torchvision 0.(x + 15) are one release. None where torchvision is there too, whose choice
+    stands, and beside a torch that is no release.
+    """
+    match = re.fullmatch(r"2\.(\d+)\.\d+(\+\w+)?", torch_version(root / "torch"))
+    if match is None or (root / "torchvision").is_dir():
+        return None
+    return f"torchvision==0.{int(match[1]) + 15}.*"
+
+
+def prepare_metadata_for_build_editable(metadata_directory, config_settings=None):
+    """Of an editable install alone, which is for this environment; a wheel may go anywhere."""
+    name = _setuptools.prepare_metadata_for_build_editable(metadata_directory, config_settings)
+    torch = find_torch()
+    if torch and (requirement := matching_torchvision(torch.parent)):
+        file = Path(metadata_directory, name, "METADATA")
+        head, blank, body = file.read_text(encoding="utf-8").partition("\n\n")
+        line = f"Requires-Dist: {requirement}; extra == 'models'"
+        file.write_text(f"{head}\n{line}{blank}{body}", encoding="utf-8")
+    return name

@@ -26,8 +26,8 @@ def test_readme_code_runs(block):
 def test_readme_has_the_two_commands():
     commands = re.findall(r"^pip install .* && .*$", README, re.MULTILINE)
     assert commands == [
-        "pip install -e '.[all]' && cmimtl demo",
-        "pip install -e '.[all]' && pytest -n auto --dist loadfile",
+        "pip install torch && pip install -e '.[all]' && cmimtl demo",
+        "pip install torch && pip install -e '.[all]' && pytest -n auto --dist loadfile",
     ]
 
 
