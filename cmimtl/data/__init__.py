@@ -18,13 +18,14 @@ from cmimtl.data import rows
 from cmimtl.data.answers import AnswerVocabulary, normalize_answer
 from cmimtl.data.example import CLOSED, OPEN, DataError, ReaderReport, VQAExample
 from cmimtl.data.ovqa import read_ovqa
-from cmimtl.data.phantom import read_phantom, write_phantom
+from cmimtl.data.phantom import DESCRIBED, read_phantom, write_phantom
 from cmimtl.data.slake import read_slake
 from cmimtl.data.vqa_rad import read_vqa_rad
 
 __all__ = [
     "CLOSED",
     "DATASETS",
+    "DESCRIBED",
     "OPEN",
     "AnswerVocabulary",
     "DataError",
@@ -54,7 +55,7 @@ def check_split(name: str, split: str) -> None:
     if name not in DATASETS:
         known = ", ".join(repr(known) for known in DATASETS)
         raise ValueError(f"load_dataset: name must be one of {known}, got {name!r}.")
-    splits = ("train", "validation", "test", *(("compositional",) if name == "phantom" else ()))
+    splits = ("train", "validation", "test", *(DESCRIBED if name == "phantom" else ()))
     rows.check_split("load_dataset", split, splits)
 
 
@@ -72,7 +73,8 @@ def load_dataset(
         name: ``"phantom"``, ``"slake"``, ``"vqa-rad"`` or ``"ovqa"``.
         root: folder of the data set, as its authors pack it (each reader's docstring shows the
             layout).
-        split: ``"train"``, ``"validation"`` or ``"test"``; ``"phantom"`` has ``"compositional"``
+        split: ``"train"``, ``"validation"`` or ``"test"``; ``"phantom"`` has
+            ``"descriptions"`` and ``"compositional"``
             too.
         report: an empty :class:`ReaderReport` to be filled with what was repaired and dropped.
         **options: the reader's own. ``language`` (slake, default ``"en"``, None for all).

@@ -102,11 +102,16 @@ class AnswerVocabulary:
         self._indices = {answer: index for index, answer in enumerate(self.answers)}
 
     @classmethod
-    def from_examples(cls, examples: Iterable[VQAExample]) -> AnswerVocabulary:
+    def from_examples(
+        cls, examples: Iterable[VQAExample], *, min_count: int = 1
+    ) -> AnswerVocabulary:
         """Build the classes from a training split alone; answers of other splits must not come in.
 
+        Args:
+            examples: the training split.
+            min_count: how often an answer must occur to be a class.
         Raises:
-            ValueError: an example is not of the training split, or there are none.
+            ValueError: an example is not of the training split, or no answer is left.
         """
         counts: Counter[str] = Counter()
         for example in examples:
@@ -116,7 +121,8 @@ class AnswerVocabulary:
                     f"got {example.split!r}; classes seen in evaluation alone would be leaked."
                 )
             counts[example.answer_normalized] += 1
-        return cls(sorted(counts, key=lambda answer: (-counts[answer], answer)))
+        frequent = [answer for answer, count in counts.items() if count >= min_count]
+        return cls(sorted(frequent, key=lambda answer: (-counts[answer], answer)))
 
     def __len__(self) -> int:
         return len(self.answers)

@@ -65,6 +65,14 @@ def test_coverage():
         vocabulary.coverage([])
 
 
+def test_rare_answers_are_no_classes():
+    examples = [example(answer) for answer in ("yes", "no", "yes", "lung", "no", "yes")]
+    for least, expected in ((1, ("yes", "no", "lung")), (2, ("yes", "no")), (3, ("yes",))):
+        assert AnswerVocabulary.from_examples(examples, min_count=least).answers == expected
+    with pytest.raises(ValueError, match="at least one answer, got none"):
+        AnswerVocabulary.from_examples(examples, min_count=4)
+
+
 def test_answers_must_be_distinct_and_some():
     with pytest.raises(ValueError, match="got 'yes' more than once"):
         AnswerVocabulary(["yes", "no", "yes"])

@@ -1,0 +1,204 @@
+"""What the pictures of the phantom set show, and what is asked and answered about them.
+
+A picture shows a body part in a modality, and a finding of four attributes or none. Three kinds of
+question are asked:
+
+- of one attribute, closed or open. Most name what else the picture shows, as questions to a real
+  picture do, but never what is asked for: "How large is the bright lesion in this chest CT?"
+- of two attributes, open: "Where is the dark lesion?"
+- for a description of everything, which takes five words that no other part of the answer tells.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ARTICLES = {"CT": "a", "MRI": "an", "X-Ray": "an"}
+MODALITIES = tuple(ARTICLES)
+
+# What a description tells. Three values each, so that whatever a description has said of a picture
+# that is like none in training, there are two other values that training has seen in its place.
+PARTS = ("Head", "Chest", "Abdomen")
+SIZES, SHADES = ("small", "medium", "large"), ("bright", "dark", "mixed")
+LEVELS, SIDES = ("upper", "middle", "lower"), ("left", "center", "right")
+
+NO_FINDING = 0.2  # share of the pictures without one, but for the compositional split
+DESCRIPTION = "Description"  # the content type
+
+# Combinations (part, size, shade, level, side) that train, validation and test never have: the 27
+# solutions, modulo 3, of
+#     part + size + shade + level + side = 0    and    size + 2 shade + level + 2 side = 0.
+# Any two of them differ in two attributes or more. So whichever four attributes a description
+# begins with, training has both other values of the fifth behind them, and no beginning tells the
+# rest. Every pair of values of two attributes occurs as often as any other among them, so no pair
+# tells a held-out combination from the rest.
+HELD_OUT = frozenset(
+    tuple(values[i] for values, i in zip((PARTS, SIZES, SHADES, LEVELS, SIDES), at, strict=True))
+    for at in itertools.product(range(3), repeat=5)
+    if sum(at) % 3 == 0 and (at[1] + 2 * at[2] + at[3] + 2 * at[4]) % 3 == 0
+)
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """What one picture shows. finding: (size, shade, level, side) or None."""
+
+    modality: str
+    part: str
+    finding: tuple[str, str, str, str] | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its answer. kind: what questions of all wordings are balanced by."""
+
+    kind: str
+    text: str
+    answer: str
+    answer_type: str
+    content_type: str
+
+
+def draw_phantom(rng: np.random.Generator, *, held_out: bool) -> Phantom:
+    """One of the combinations, all as likely; held_out: whether one of HELD_OUT, or of the rest."""
+    modality, part = str(rng.choice(MODALITIES)), str(rng.choice(PARTS))
+    if not held_out and rng.random() < NO_FINDING:
+        return Phantom(modality, part, None)
+    while True:
+        finding = tuple(str(rng.choice(values)) for values in (SIZES, SHADES, LEVELS, SIDES))
+        if ((part, *finding) in HELD_OUT) == held_out:
+            return Phantom(modality, part, finding)
+
+
+def ask(
+    phantoms: Sequence[Phantom], rng: np.random.Generator, *, described: bool, share: float = 1.0
+) -> list[tuple[int, Question]]:
+    """Questions about some pictures, in their order, as (index of the picture, question).
+
+    Within each kind of question every answer is kept equally often, so that a question tells
+    nothing of its answer beyond what the answers are. Descriptions need no such care: their
+    combinations are drawn with even chances.
+
+    Args:
+        described: the descriptions of the findings alone, or all the other questions.
+        share: of those other questions that is kept.
+    """
+    questions = [
+        (index, question)
+        for index, phantom in enumerate(phantoms)
+        for question in (_descriptions if described else _asked)(phantom, rng)
+    ]
+    if described:
+        return questions
+    by_kind = defaultdict(lambda: defaultdict(list))
+    for pair in questions:
+        by_kind[pair[1].kind][pair[1].answer].append(pair)
+    kept = []
+    for by_answer in by_kind.values():
+        count = max(1, round(share * min(map(len, by_answer.values()))))
+        for pairs in by_answer.values():
+            kept += [pairs[i] for i in rng.permutation(len(pairs))[:count]]
+    return sorted(kept, key=lambda pair: (pair[0], pair[1].text))
+
+
+def _descriptions(p: Phantom, rng: np.random.Generator) -> list[Question]:
+    """Everything about a finding, the words of each answer in another order."""
+    if p.finding is None:
+        return []
+    size, shade, level, side = p.finding
+    part = p.part.lower()
+    answers = {
+        "Describe the abnormality.": f"{size} {shade} lesion in the {level} {side} of the {part}",
+        "What is abnormal in this image?": (
+            f"lesion in the {part}, {level} {side}, {shade} and {size}"
+        ),
+        "Where is the lesion, and how does it look?": (
+            f"{part}, {side} {level}, {size} and {shade}"
+        ),
+        "How does the lesion look, and where is it?": (
+            f"{shade} and {size}, {side} {level} of the {part}"
+        ),
+    }
+    return [Question(text, text, answer, "OPEN", DESCRIPTION) for text, answer in answers.items()]
+
+
+def _asked(p: Phantom, rng: np.random.Generator) -> list[Question]:
+    """Every other kind of question that a picture can be asked, in one wording each."""
+
+    def pick(*wordings: str) -> str:
+        return wordings[rng.integers(len(wordings))]
+
+    def true_or_not(values: Sequence[str], true: str) -> str:
+        """The true value or another, with even chances."""
+        others = [value for value in values if value != true]
+        return true if rng.random() < 0.5 else others[rng.integers(len(others))]
+
+    def yes(value: bool) -> str:
+        return "Yes" if value else "No"
+
+    part, modality = true_or_not(PARTS, p.part), true_or_not(MODALITIES, p.modality)
+    here = f"{p.part.lower()} {p.modality}"
+    questions = [
+        Question(
+            "modality",
+            pick("What modality is used to take this image?", "Which imaging modality is this?"),
+            p.modality, "OPEN", "Modality",
+        ),
+        Question(
+            "part",
+            pick("What part of the body does this image show?", "Which body part is shown?"),
+            p.part, "OPEN", "Position",
+        ),
+        Question(
+            "is modality", f"Is this {ARTICLES[modality]} {modality} image?",
+            yes(p.modality == modality), "CLOSED", "Modality",
+        ),
+        Question(
+            "shows part", f"Does the image show the {part.lower()}?",
+            yes(p.part == part), "CLOSED", "Position",
+        ),
+        Question(
+            "abnormal",
+            pick(f"Is there a lesion in this {here}?", f"Does this {here} look abnormal?"),
+            yes(p.finding is not None), "CLOSED", "Abnormality",
+        ),
+    ]  # fmt: skip
+    if p.finding is None:
+        return questions
+    size, shade, level, side = p.finding
+    asked = true_or_not(SIDES, side)
+    return [
+        *questions,
+        Question(
+            "on side", f"Is the {shade} lesion on the {asked} of this {here}?",
+            yes(side == asked), "CLOSED", "Position",
+        ),
+        Question(
+            "size", f"How large is the {shade} lesion in this {here}?", size, "CLOSED", "Size"
+        ),
+        Question(
+            "side", f"On which side of this {here} is the {size} lesion?",
+            side, "CLOSED", "Position",
+        ),
+        Question(
+            "level", f"At which level of this {here} is the {size} lesion?",
+            level, "CLOSED", "Position",
+        ),
+        Question(
+            "shade", f"How bright is the {size} lesion in this {here}?",
+            shade, "CLOSED", "Abnormality",
+        ),
+        Question(
+            "where", f"Where is the {shade} lesion in this {here}?",
+            f"{level} {side}", "OPEN", "Position",
+        ),
+        Question(
+            "look", f"What does the lesion in the {level} {side} look like?",
+            f"{size} and {shade}", "OPEN", "Abnormality",
+        ),
+    ]  # fmt: skip
