@@ -27,10 +27,18 @@ class CMIMTLConfig(PreTrainedConfig):
         fusion_bidirectional: whether Cross-Mamba also scans from the last token to the first.
         fusion_heads: attention heads of the transformer fusion.
         fusion_dropout: dropout of the classifier and of the transformer fusion.
+        fusion_recompute: whether Cross-Mamba forms its middle again in the backward pass, which
+            takes less memory and, at small sizes, more time.
+        decoder_reads_image: whether the decoder attends to the image's tokens too, beside the fused
+            ones, which are all that it reads in the paper.
         contrastive_dim: features of the contrastive loss.
         temperature: of the contrastive loss at the start; it is learned.
         label_smoothing: of the contrastive loss.
         contrastive_weight, generation_weight: alpha and beta of the objective.
+        initializer_range: standard deviation of the weights of linear layers at the start. 0.02 is
+            for widths of 768 and parts that are pretrained.
+        learns_from_scratch: start the encoders and what reads them as :func:`cmimtl.scratch.start`
+            does, so that signal and gradient pass through all of them from the first step.
         id2label: answer classes, index -> normalised answer.
     """
 
@@ -55,12 +63,15 @@ class CMIMTLConfig(PreTrainedConfig):
     fusion_bidirectional: bool = False
     fusion_heads: int = 12
     fusion_dropout: float = 0.1
+    fusion_recompute: bool = True
+    decoder_reads_image: bool = False
     contrastive_dim: int = 256
     temperature: float = 0.07
     label_smoothing: float = 0.1
     contrastive_weight: float = 0.2
     generation_weight: float = 0.3
     initializer_range: float = 0.02
+    learns_from_scratch: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -21,6 +21,7 @@ def build_fusion(config: CMIMTLConfig) -> nn.Module:
         config.fusion_layers,
         interleave=INTERLEAVE[config.fusion],
         bidirectional=config.fusion_bidirectional,
+        recompute=config.fusion_recompute,
     )
 
 

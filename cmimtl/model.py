@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from cmimtl import losses
+from cmimtl import losses, scratch
 from cmimtl.config import CMIMTLConfig
 from cmimtl.fusion import build_fusion, is_cross_mamba_block
 from cmimtl.heads import AnswerClassifier, AnswerDecoder
@@ -74,8 +74,17 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         self.fusion = build_fusion(config)
         self.classifier = AnswerClassifier(config)
         self.decoder_projection = _projection(config.d_model, config.decoder_config.d_model)
+        if config.decoder_reads_image:
+            self.image_projection = nn.Linear(
+                self.vision.hidden_size, config.decoder_config.d_model
+            )
         self.decoder = AnswerDecoder(config.decoder_config)
         self.post_init()
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """Of models that are not its own, the base passes over every module without a parameter
+        directly in it, so that its ``reset_parameters`` would never run."""
+        super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -91,6 +100,8 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
             module.reset_parameters(self.config.initializer_range)
         elif isinstance(module, CMIMTLForVisualQuestionAnswering):
             self.temperature.fill_(self.config.temperature)
+            if self.config.learns_from_scratch:
+                scratch.start(self)
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
@@ -106,13 +117,17 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         pixel_values: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
         return_attentions: bool = False,
     ) -> dict[str, Tensor]:
-        """Both encoders, the question-aware pass and the fusion.
+        """Both encoders, the question-aware pass and the fusion. Pictures with one image_index are
+        one picture, which is encoded once.
 
         Returns:
-            image (batch, image tokens, ...), question (batch, length, ...), visual, text: the fused
-            streams (batch, num_queries or length, d_model), attention_mask, query_attentions.
+            image (batch, image tokens, ...), question (batch, length, ...); visual, text: the fused
+            streams (batch, num_queries or length, d_model); attention_mask; query_attentions;
+            pictures (distinct, image tokens, ...) and picture_of (batch,), the one that a question
+            is about, or None where each has its own.
         """
         if input_ids.shape[:1] != pixel_values.shape[:1]:
             raise ValueError(
@@ -121,7 +136,12 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        image = self.vision(pixel_values)
+        picture_of = None
+        if image_index is not None:
+            picture_of, first = _first_of_each(image_index)
+            pixel_values = pixel_values[first]
+        pictures = self.vision(pixel_values)
+        image = pictures if picture_of is None else pictures[picture_of]
         question = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         queries, attentions = self.qformer(image, input_ids, attention_mask, return_attentions)
         visual, text = self.fusion(
@@ -131,6 +151,8 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
             attention_mask.sum(1),
         )
         return {
+            "pictures": pictures,
+            "picture_of": picture_of,
             "image": image,
             "question": question,
             "visual": visual,
@@ -161,11 +183,11 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
                 row of a closed question, for the generation loss.
             image_index, question_index: (batch,) integers, equal for the same image or question:
                 positives of each other in the contrastive loss, which is computed where any target
-                is given.
+                is given. Pictures with one image_index must be the same.
             return_attentions: whether query_attentions is wanted.
             return_dict: False for a tuple.
         """
-        state = self.encode(pixel_values, input_ids, attention_mask, return_attentions)
+        state = self.encode(pixel_values, input_ids, attention_mask, image_index, return_attentions)
         visual, text, text_mask = state["visual"], state["text"], state["attention_mask"]
         visual_mask = text_mask.new_ones(visual.shape[:2])
         output = CMIMTLOutput(
@@ -177,9 +199,11 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         if answer_scores is not None:
             output.classification_loss = losses.classification_loss(output.logits, answer_scores)
         if labels is not None:
-            output.generation_loss = self._generation_loss(output.fused, output.fused_mask, labels)
+            output.generation_loss = self._generation_loss(*self._decoder_input(state), labels)
         if answer_scores is not None or labels is not None:
-            queries, _ = self.qformer(state["image"])
+            queries, _ = self.qformer(state["pictures"])
+            if state["picture_of"] is not None:
+                queries = queries[state["picture_of"]]
             output.contrastive_loss = losses.contrastive_loss(
                 nn.functional.normalize(self.contrast_visual(queries), dim=-1),
                 nn.functional.normalize(self.contrast_text(state["question"][:, 0]), dim=-1),
@@ -196,7 +220,18 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
             )
         return output.to_tuple() if return_dict is False else output
 
-    def _generation_loss(self, fused: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    def _decoder_input(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the decoder attends to, (batch, tokens, its d_model), and the mask: the visual and
+        the text stream, and the image's tokens where it reads them."""
+        tokens = [self.decoder_projection(torch.cat((state["visual"], state["text"]), dim=1))]
+        mask = [state["attention_mask"].new_ones(state["visual"].shape[:2])]
+        mask.append(state["attention_mask"])
+        if self.config.decoder_reads_image:
+            tokens.append(self.image_projection(state["image"]))
+            mask.append(mask[0].new_ones(state["image"].shape[:2]))
+        return torch.cat(tokens, dim=1), torch.cat(mask, dim=1)
+
+    def _generation_loss(self, tokens: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Over the open questions of the batch; the others do not go through the decoder."""
         is_open = (labels != -100).any(1)
         if not is_open.any():
@@ -205,7 +240,7 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
             is_open = is_open.new_zeros(len(labels))
             is_open[0] = True
         labels = labels[is_open]
-        logits = self.decoder.logits(self.decoder_projection(fused[is_open]), mask[is_open], labels)
+        logits = self.decoder.logits(tokens[is_open], mask[is_open], labels)
         return losses.generation_loss(logits, labels)
 
     @torch.no_grad()
@@ -214,21 +249,28 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         pixel_values: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
         **options,
     ):
         """Write an answer to each question.
 
         Args:
-            pixel_values, input_ids, attention_mask: as in ``forward``.
+            pixel_values, input_ids, attention_mask, image_index: as in ``forward``.
             options: of transformers' ``generate``, such as max_new_tokens and num_beams.
         Returns:
             (batch, 1 + answer length) token ids, or what the options ask for.
         """
-        state = self.encode(pixel_values, input_ids, attention_mask)
-        fused = torch.cat((state["visual"], state["text"]), dim=1)
-        mask = state["attention_mask"]
-        mask = torch.cat((mask.new_ones(state["visual"].shape[:2]), mask), dim=1)
-        return self.decoder.write(self.decoder_projection(fused), mask, **options)
+        state = self.encode(pixel_values, input_ids, attention_mask, image_index)
+        return self.decoder.write(*self._decoder_input(state), **options)
+
+
+def _first_of_each(index: Tensor) -> tuple[Tensor, Tensor]:
+    """(batch,) integers -> (batch,) their numbers among the distinct ones, from 0, and (distinct,)
+    where each stands first."""
+    distinct, number = index.unique(return_inverse=True)
+    position = torch.arange(len(index), device=index.device)
+    first = position.new_full(distinct.shape, len(index))
+    return number, first.scatter_reduce(0, number, position, "amin")
 
 
 def _projection(inputs: int, outputs: int) -> nn.Module:

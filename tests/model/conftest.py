@@ -1,5 +1,7 @@
 """A small model of each fusion, and a batch with open and closed questions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -22,12 +24,11 @@ def processor():
 
 @pytest.fixture(scope="session")
 def make_model(processor):
-    def make(fusion="cross-mamba"):
+    def make(fusion="cross-mamba", **sizes):
         torch.manual_seed(0)
         vocabulary = AnswerVocabulary(["yes", "no", "lung"])
-        return build_model(
-            PRESETS["tiny"], vocabulary=vocabulary, processor=processor, fusion=fusion
-        )
+        preset = dataclasses.replace(PRESETS["tiny"], sizes=PRESETS["tiny"].sizes | sizes)
+        return build_model(preset, vocabulary=vocabulary, processor=processor, fusion=fusion)
 
     return make
 

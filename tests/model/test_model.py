@@ -1,12 +1,17 @@
 """The whole model: gradients, what reaches the answers, generation, saving."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 
+from cmimtl import losses
 from cmimtl.config import FUSIONS, CMIMTLConfig
+from cmimtl.data import AnswerVocabulary
 from cmimtl.model import CMIMTLForVisualQuestionAnswering
-from cmimtl.presets import PRESETS, build_config
+from cmimtl.presets import PRESETS, build_config, build_model, build_processor
 
 INPUTS = ("pixel_values", "input_ids", "attention_mask")
 
@@ -22,7 +27,7 @@ def test_every_parameter_learns_and_none_appears(make_model, batch, fusion):
     output = model(**batch)
     assert [name for name, _ in model.named_parameters()] == before
     parts = output.classification_loss, output.contrastive_loss, output.generation_loss
-    expected = parts[0] + 0.2 * parts[1] + 0.3 * parts[2]
+    expected = parts[0] + 0.2 * parts[1] + 1.0 * parts[2]
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()
     for name, parameter in model.named_parameters():
@@ -132,6 +137,178 @@ def test_it_learns_eight_steps_and_writes_what_it_learned(make_model, processor,
         assert model(**inputs_of(batch)).logits.argmax(1)[:2].tolist() == [0, 2]
 
 
+def test_repeated_pictures_are_encoded_once_to_the_same_numbers(make_model, batch):
+    """As they are where each is encoded for itself: outputs, losses and every gradient.
+
+    The losses of classification and generation: the contrastive one has other positives where each
+    picture has a number of its own.
+    """
+    model = make_model()
+    picture = torch.tensor([1, 0, 1])  # so that neither the first nor the last is number 0
+    batch["pixel_values"] = batch["pixel_values"][picture]
+    encoded = []
+    model.vision.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
+
+    def run(image_index):
+        model.zero_grad()
+        output = model(**dict(batch, image_index=image_index))
+        (output.classification_loss + output.generation_loss).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return output, gradients
+
+    apart, expected = run(None)
+    together, gradients = run(10 * picture)
+    assert encoded == [3, 2]
+    for name in ("logits", "fused", "classification_loss", "generation_loss"):
+        torch.testing.assert_close(together[name], apart[name], rtol=1e-5, atol=1e-5, msg=name)
+    assert gradients.keys() == expected.keys() and "vision.vit.pos_embed" in gradients
+    for name, gradient in gradients.items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-4, atol=1e-5 * max(1, scale), msg=name
+        )
+
+
+def test_the_contrast_is_the_same_where_repeated_pictures_are_encoded_once(make_model, batch):
+    model = make_model()
+    repeated, number = torch.tensor([1, 0, 1]), torch.tensor([7, 3, 7])
+    batch["pixel_values"] = batch["pixel_values"][repeated]
+    loss = model(**dict(batch, image_index=number)).contrastive_loss
+    queries, _ = model.qformer(model.vision(batch["pixel_values"]))
+    state = model.encode(**inputs_of(batch))
+    expected = losses.contrastive_loss(
+        torch.nn.functional.normalize(model.contrast_visual(queries), dim=-1),
+        torch.nn.functional.normalize(model.contrast_text(state["question"][:, 0]), dim=-1),
+        model.temperature,
+        image_index=number,
+        question_index=batch["question_index"],
+        label_smoothing=0.1,
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_picture_that_stands_first_is_taken(make_model, batch):
+    """Pictures with one number should be the same; which one is encoded is fixed all the same."""
+    model = make_model().eval()
+    same = dict(inputs_of(batch), image_index=torch.tensor([5, 5, 2]))
+    first = dict(inputs_of(batch), pixel_values=batch["pixel_values"][torch.tensor([0, 0, 2])])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(**same).logits, model(**first).logits, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_generate_encodes_repeated_pictures_once(make_model, batch):
+    model = make_model().eval()
+    batch["pixel_values"] = batch["pixel_values"][torch.tensor([1, 0, 1])]
+    words = model.generate(**inputs_of(batch), max_new_tokens=5)
+    index = torch.tensor([1, 0, 1])
+    assert torch.equal(
+        model.generate(**inputs_of(batch), image_index=index, max_new_tokens=5), words
+    )
+
+
+def test_the_decoder_reads_the_image_where_it_is_told_to(make_model, batch):
+    """Other image tokens behind the same fused streams change what it writes, or do not."""
+    logits = {}
+    for reads in (True, False):
+        model = make_model(decoder_reads_image=reads).eval()
+        assert hasattr(model, "image_projection") == reads
+        with torch.no_grad():
+            state = model.encode(**inputs_of(batch))
+            for image in ("image", "other"):
+                if image == "other":
+                    state = dict(state, image=state["image"].flip(0))
+                tokens, mask = model._decoder_input(state)
+                logits[reads, image] = model.decoder.logits(tokens, mask, batch["labels"])
+        assert mask.shape == tokens.shape[:2]
+        if reads:  # their places are open to attention, those of padding are not
+            patches = state["image"].shape[1]
+            assert mask[:, -patches:].all()
+            assert torch.equal(mask[:, 8:-patches], batch["attention_mask"])
+            assert torch.equal(tokens[:, -patches:], model.image_projection(state["image"]))
+    assert torch.equal(logits[False, "image"], logits[False, "other"])
+    change = (logits[True, "image"] - logits[True, "other"]).abs().amax((1, 2))
+    assert (change[[0, 2]] > 1e-3).all() and change[1] == 0  # the one in the middle stays
+
+
+def test_the_decoder_does_not_read_the_image_by_default():
+    assert not CMIMTLConfig().decoder_reads_image and not CMIMTLConfig().learns_from_scratch
+
+
+def test_a_model_from_scratch_starts_as_it_says(make_model):
+    """Linear layers of n inputs with n**-0.5, embeddings and queries with 1."""
+    model = make_model()
+    expected = {}
+    for part in (model.vision, model.text, model.qformer, model.contrast_visual,
+                 model.contrast_text, model.classifier, model.image_projection):  # fmt: skip
+        for module in part.modules():
+            if isinstance(module, torch.nn.Linear):
+                expected[module.weight] = module.in_features**-0.5
+            elif isinstance(module, torch.nn.Embedding):
+                expected[module.weight] = 1.0
+    for layer in model.fusion.layers:
+        expected[layer.in_proj.weight] = layer.in_proj.in_features**-0.5
+    expected[model.qformer.queries] = 1.0
+    expected[model.vision.vit.pos_embed] = 0.5
+    expected[model.classifier.layers[-1].weight] *= 0.1
+    assert len(expected) > 30
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, std in expected.items():
+        # Five times the error of a standard deviation that is estimated from as many numbers.
+        bound = 5 * std / (2 * parameter.numel()) ** 0.5
+        assert parameter.std().item() == pytest.approx(std, abs=bound), names[parameter]
+        assert abs(parameter.mean().item()) < 5 * std / parameter.numel() ** 0.5
+
+
+def test_a_saved_model_that_learned_from_scratch_comes_back_as_it_was(make_model, tmp_path):
+    model = make_model()
+    assert model.config.learns_from_scratch
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    model.save_pretrained(tmp_path)
+    again = CMIMTLForVisualQuestionAnswering.from_pretrained(tmp_path)
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+
+
+@pytest.mark.parametrize("belong", [True, False], ids=["belong together", "unrelated"])
+def test_the_contrast_is_learned_where_question_and_image_belong_together(belong):
+    """Eight grey pictures and eight questions: each picture has its own, or a new one each step.
+
+    Where questions say nothing of the pictures, the mean answer, ln 8, is the best there is.
+    """
+    questions = [f"Is this picture number {word}?" for word in WORDS]
+    preset = PRESETS["tiny"]
+    processor = build_processor(preset, questions, ["yes"])
+    torch.manual_seed(0)
+    model = build_model(preset, vocabulary=AnswerVocabulary(["yes"]), processor=processor)
+    size = preset.sizes["image_size"]
+    greys = np.linspace(0, 255, len(WORDS)).astype(np.uint8)[:, None, None, None]
+    batch = processor(text=questions)
+    batch["pixel_values"] = processor.pixel_values(
+        np.broadcast_to(greys, (8, size, size, 3)).copy()
+    )
+    batch["answer_scores"] = torch.zeros(8, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    seen = []
+    for _ in range(60):
+        order = torch.arange(8) if belong else torch.randperm(8)
+        now = dict(batch, input_ids=batch["input_ids"][order])
+        loss = model(**now, image_index=torch.arange(8), question_index=order).contrastive_loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(loss.item())
+    last = sum(seen[-10:]) / 10
+    # What label smoothing of 0.1 leaves of a loss that is met: 0.61 by itself.
+    assert last < 1.2 if belong else abs(last - math.log(8)) < 0.2, seen
+
+
 def test_saving_and_loading_keeps_every_bit(make_model, processor, batch, tmp_path):
     model = make_model().eval()
     model.save_pretrained(tmp_path)
@@ -193,8 +370,6 @@ def test_bad_inputs(make_model, batch):
 
 def test_base_has_the_papers_sizes(processor):
     """ViT-B/16 has 86 M parameters, RoBERTa-base 124 M, T5-base's decoder with embeddings 138 M."""
-    from cmimtl.data import AnswerVocabulary
-
     preset = PRESETS["base"]
     config = build_config(preset, AnswerVocabulary(["yes", "no"]), processor, fusion="cross-mamba")
     config.text_config.vocab_size = config.qformer_config.vocab_size = 50265
@@ -211,7 +386,10 @@ def test_base_has_the_papers_sizes(processor):
     assert millions["fusion"] == pytest.approx(2 * 3.77, abs=0.2)
     assert model.qformer.queries.shape == (1, 32, 768)
     assert (config.image_size, config.patch_size, config.fusion_layers) == (384, 16, 2)
+    assert (config.contrastive_weight, config.generation_weight) == (0.2, 0.3)
+    assert not config.decoder_reads_image and not hasattr(model, "image_projection")
+    assert not config.learns_from_scratch
 
 
 def test_tiny_is_tiny(make_model):
-    assert 1e6 < sum(p.numel() for p in make_model().parameters()) < 2e6
+    assert 5e5 < sum(p.numel() for p in make_model().parameters()) < 1e6

@@ -1,16 +1,18 @@
 """Batches, tokenizers, and pretrained weights from local folders."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from transformers import RobertaModel, T5ForConditionalGeneration
+from transformers import RobertaModel, T5ForConditionalGeneration, ViTImageProcessor
 
 from cmimtl.data import AnswerVocabulary
 from cmimtl.presets import PRESETS, build_config, build_model, build_processor
+from cmimtl.processor import CMIMTLProcessor
 from tests.model.conftest import ANSWERS, QUESTIONS
 
 
@@ -33,10 +35,45 @@ def test_one_question_need_not_be_a_list(processor):
     assert batch["pixel_values"].shape[0] == batch["input_ids"].shape[0] == 1
 
 
-def test_long_questions_are_cut(processor):
-    ids = processor(text="lesion " * 100)["input_ids"]
+def test_long_questions_are_cut_with_a_warning(processor):
+    """Two of the tokens are the marks of beginning and end."""
+    question = "lesion " * 40
+    assert processor.tokens_of(question) == 42
+    with pytest.warns(
+        UserWarning, match="at most 32 tokens, got 42; what is beyond is not"
+    ) as said:
+        ids = processor(text=[QUESTIONS[0], question])["input_ids"]
+    assert len(said) == 1 and said[0].filename == __file__
     assert ids.shape[1] == processor.max_question_length
-    assert ids[0, -1] == processor.tokenizer.eos_token_id
+    assert ids[1, -1] == processor.tokenizer.eos_token_id
+
+
+def test_a_question_of_as_many_tokens_as_are_read_gives_no_warning(processor):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ids = processor(text=["lesion " * 30, QUESTIONS[0]])["input_ids"]
+    assert ids.shape[1] == processor.max_question_length
+
+
+def test_pixel_values_are_those_of_the_image_processor(processor):
+    """Also where the channels have means and deviations of their own, as of ImageNet."""
+    size = PRESETS["tiny"].sizes["image_size"]
+    pictures = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    images = ViTImageProcessor(
+        size={"height": size, "width": size},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
+    other = CMIMTLProcessor(images, processor.tokenizer, processor.answer_tokenizer)
+    for one in (processor, other):
+        before = pictures.copy()
+        pixels = one.pixel_values(pictures)
+        assert pixels.dtype == torch.float32 and pixels.is_contiguous()
+        # Of values up to 2.7, formed in another order: a few roundings.
+        expected = one(images=list(pictures))["pixel_values"]
+        torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
+        assert np.array_equal(pictures, before)
+    assert not torch.allclose(processor.pixel_values(pictures), other.pixel_values(pictures))
 
 
 def test_unknown_words_are_marked(processor):
