@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cmimtl.batches import square
-from cmimtl.data import AnswerVocabulary
+from cmimtl.batches import numbered, square
+from cmimtl.data import OPEN, AnswerVocabulary
 from cmimtl.images import load_image
 from cmimtl.model import CMIMTLForVisualQuestionAnswering
 from cmimtl.processor import CMIMTLProcessor
+from cmimtl.progress import without_bars
 
 MAX_ANSWER_TOKENS = 32
 
@@ -29,8 +30,9 @@ class Answer:
         picture: (size, size, 3) uint8, what the model saw.
         classes: the classifier's most probable answers with their probabilities, best first. The
             classes are judged one by one (sigmoid), so the probabilities need not sum to 1.
-        generated: the decoder's answer.
-        generated_probability: product of the probabilities of its tokens.
+        generated: the decoder's answer; None where it was not asked, as of a closed question.
+        generated_probability: product of the probabilities of its tokens, or None.
+        unread: tokens at the question's end that the model does not read, because it is too long.
         attention: (rows, columns) float32, the Q-Former's attention over the image's patches, mean
             over layers with cross-attention, heads and queries; sums to 1.
     """
@@ -38,8 +40,9 @@ class Answer:
     question: str
     picture: np.ndarray
     classes: list[tuple[str, float]]
-    generated: str
-    generated_probability: float
+    generated: str | None
+    generated_probability: float | None
+    unread: int
     attention: np.ndarray
 
 
@@ -56,6 +59,7 @@ class QuestionAnswerer:
     ) -> None:
         """Args: model, put into evaluation mode; its processor; questions per batch."""
         self.model = model.eval()
+        self.progress: Callable[[int], None] | None = None  # called with the questions of a batch
         self.processor = processor
         self._batch_size = batch_size
         answers = model.config.id2label
@@ -81,7 +85,8 @@ class QuestionAnswerer:
                     f" {run} without {name}{advice}."
                 )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = CMIMTLForVisualQuestionAnswering.from_pretrained(run).to(device)
+        with without_bars():
+            model = CMIMTLForVisualQuestionAnswering.from_pretrained(run).to(device)
         return cls(model, CMIMTLProcessor.from_pretrained(run), batch_size=batch_size)
 
     @property
@@ -106,14 +111,18 @@ class QuestionAnswerer:
             answers += self.processor.batch_decode_answers(tokens)
         return answers
 
-    def answer(self, image: object, question: str, *, best: int = 3) -> Answer:
-        """Answer one question with both heads.
+    def answer(
+        self, image: object, question: str, *, best: int = 3, answer_type: str = OPEN
+    ) -> Answer:
+        """Answer one question with both heads, or by class alone.
 
         Args:
             image: a path of a PNG, JPEG, DICOM, … file or anything else that
                 :func:`~cmimtl.images.load_image` takes.
             question: in words.
             best: how many of the classifier's answers to give.
+            answer_type: "open", or "closed" where the question is known to be one: the decoder is
+                trained on open questions alone, and is then not asked.
         Raises:
             ValueError: question is empty, or image none.
         """
@@ -130,18 +139,23 @@ class QuestionAnswerer:
             (self.vocabulary.answers[index], probability)
             for index, probability in zip(indices.tolist(), probabilities.tolist(), strict=True)
         ]
-        generated = self.model.generate(
-            **batch,
-            max_new_tokens=MAX_ANSWER_TOKENS,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
+        words, words_probability = None, None
+        if answer_type == OPEN:
+            generated = self.model.generate(
+                **batch,
+                max_new_tokens=MAX_ANSWER_TOKENS,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+            words = self.processor.batch_decode_answers(generated.sequences)[0]
+            words_probability = sequence_probability(generated)
         return Answer(
             question=question,
             picture=picture,
             classes=classes,
-            generated=self.processor.batch_decode_answers(generated.sequences)[0],
-            generated_probability=sequence_probability(generated),
+            generated=words,
+            generated_probability=words_probability,
+            unread=max(0, self.processor.tokens_of(question) - self.processor.max_question_length),
             attention=self._on_grid(output.query_attentions[0]),
         )
 
@@ -158,8 +172,13 @@ class QuestionAnswerer:
         pairs = zip(questions, pictures, strict=True)
         while chunk := list(itertools.islice(pairs, self._batch_size)):
             text, images = (list(part) for part in zip(*chunk, strict=True))
-            batch = self.processor(images=images, text=text)
+            batch = dict(self.processor(text=text))
+            batch["pixel_values"] = self.processor.pixel_values(np.stack(images))
+            # One array is one picture, which need not be encoded for each of its questions.
+            batch["image_index"] = torch.tensor(numbered(map(id, images)))
             yield {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            if self.progress is not None:
+                self.progress(len(chunk))
 
 
 def sequence_probability(generated) -> float:

@@ -1,7 +1,7 @@
 """From examples to the tensors that the model takes: image cache, dataset, order, collator.
 
 Nothing here holds a random state. The order of an epoch is a function of (seed, epoch), what
-augmentation does to a picture a function of (seed, epoch, index). So a run that is taken up again
+augmentation does to a picture a function of (seed, epoch, picture). So a run that is taken up again
 in the middle sees what it would have seen, with any number of workers.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -141,7 +141,9 @@ class VQADataset(Dataset):
         example = self.examples[number]
         picture = self._images[example.image]
         if self._augmentation:
-            picture = augment(picture, np.random.default_rng([self._seed, epoch, number]))
+            # By picture: the model takes pictures with one image_index for the same.
+            key = [self._seed, epoch, self._image_index[number]]
+            picture = augment(picture, np.random.default_rng(key))
         return {
             "example": example,
             "picture": picture,
@@ -150,9 +152,9 @@ class VQADataset(Dataset):
         }
 
 
-def numbered(keys: Iterable[str]) -> list[int]:
+def numbered(keys: Iterable[Hashable]) -> list[int]:
     """Equal keys as equal numbers, counted from 0 in the order in which they come first."""
-    numbers: dict[str, int] = {}
+    numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
@@ -202,12 +204,14 @@ class VQACollator:
     def __call__(self, items: Sequence[Mapping[str, object]]) -> dict[str, torch.Tensor]:
         examples = [item["example"] for item in items]
         answers = [example.answer_normalized for example in examples]
-        batch = self._processor(
-            images=[item["picture"] for item in items],
-            text=[example.question for example in examples],
-            answers=None if self._vocabulary is None else answers,
+        batch = dict(
+            self._processor(
+                text=[example.question for example in examples],
+                answers=None if self._vocabulary is None else answers,
+            )
         )
-        batch = dict(batch)
+        pictures = np.stack([item["picture"] for item in items])
+        batch["pixel_values"] = self._processor.pixel_values(pictures)
         if self._vocabulary is None:
             return batch
         scores = torch.zeros(len(items), len(self._vocabulary))

@@ -19,7 +19,7 @@ from pathlib import Path
 from cmimtl.messages import is_ours, one_line
 
 DATASETS = ("phantom", "slake", "vqa-rad", "ovqa")
-SPLITS = ("train", "validation", "test", "compositional")
+SPLITS = ("train", "validation", "test", "descriptions", "compositional")
 FUSIONS = ("cross-mamba", "cross-mamba-gated", "transformer")
 
 USER_ERROR = 2
@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit code: 0, 2 after an error of the user's, 130 after an interruption and 143 after a
         request to end.
     """
+    # Threads that wait give their core away: OpenMP's default, to spin, makes of a neighbour's load
+    # a delay of many times its share. Read when torch is imported, by the command.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     first = os.environ.get("RANK", "0") == "0"
@@ -166,6 +169,7 @@ def _add_demo(commands) -> argparse.ArgumentParser:
     demo.add_argument("--output-dir", metavar="DIR", default="cmimtl-demo", help="(%(default)s)")
     demo.add_argument("--json", metavar="FILE", help="where to write the scores")
     demo.add_argument("--seed", type=_whole(0), default=0, help="of the model (%(default)s)")
+    demo.add_argument("--thorough", action="store_true", help="train four times as long")
     return demo
 
 
@@ -197,6 +201,12 @@ def _add_train(commands) -> argparse.ArgumentParser:
     train.add_argument("--learning-rate", type=_positive, metavar="X")
     train.add_argument("--weight-decay", type=_positive_or_0, metavar="X")
     train.add_argument(
+        "--min-answer-count",
+        type=_whole(1),
+        metavar="N",
+        help="how often an answer occurs in training to be a class of the classifier (1)",
+    )
+    train.add_argument(
         "--augmentation",
         action=argparse.BooleanOptionalAction,
         help="of the images, no reflections",
@@ -223,7 +233,7 @@ def _add_evaluate(commands) -> argparse.ArgumentParser:
         type=_one_of(SPLITS),
         metavar="NAME",
         default="test",
-        help=f"{', '.join(SPLITS[:-1])}; {SPLITS[-1]} of phantom (%(default)s)",
+        help=f"{', '.join(SPLITS[:3])}; of phantom also {', '.join(SPLITS[3:])} (%(default)s)",
     )
     evaluate.add_argument("--json", metavar="FILE", help="where to write the scores")
     evaluate.add_argument("--batch-size", type=_whole(1), default=64, metavar="N")
@@ -301,10 +311,10 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
     return convert
 
 
-def _demo(output_dir: str, json: str | None, seed: int) -> None:
+def _demo(output_dir: str, json: str | None, seed: int, thorough: bool) -> None:
     from cmimtl.demo import run_demo
 
-    run_demo(output_dir, json_path=json, seed=seed)
+    run_demo(output_dir, json_path=json, seed=seed, thorough=thorough)
 
 
 def _train(output_dir: str | None, resume: bool, **given: object) -> None:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from cmimtl.answer import QuestionAnswerer
 from cmimtl.batches import ImageCache
-from cmimtl.data import CLOSED, OPEN, AnswerVocabulary, VQAExample, check_split
+from cmimtl.data import CLOSED, DESCRIBED, OPEN, AnswerVocabulary, VQAExample, check_split
 from cmimtl.files import check_writable, write_json
 from cmimtl.metrics import majority, question_only, score
 from cmimtl.train import read_run, read_split
@@ -29,6 +29,11 @@ _CONTROLS = {
     "majority": "majority answer",
     "shuffled_images": "model, images mixed up",
     "blank_images": "model, black images",
+}
+_GENERATION_CONTROLS = {
+    "classifier": "classifier",
+    "question_only": _CONTROLS["question_only"],
+    "shuffled_images": "decoder, images mixed up",
 }
 
 
@@ -69,6 +74,7 @@ def evaluate(
             exact_match, token_f1   of the decoder's answers to the open questions
             generated               the same with intervals, and with images mixed up
             out_of_vocabulary_share     share of answers that the classifier cannot give
+            predictions             a row per question with both heads' answers
     Raises:
         ValueError: test has fewer than two images, or train is empty.
     """
@@ -79,7 +85,8 @@ def evaluate(
     def classify(pictures: Iterable[np.ndarray]) -> dict[str, object]:
         return score(test, answerer.classify(questions, pictures))
 
-    classified = classify(images[example.image] for example in test)
+    answers = answerer.classify(questions, (images[example.image] for example in test))
+    classified = score(test, answers)
     controls = {
         "question_only": score(test, question_only(train, test)),
         "majority": score(test, majority(train, test)),
@@ -89,7 +96,16 @@ def evaluate(
     by_content_type = classified["by_content_type"]
     for name, scores in by_content_type.items():
         scores["question_only"] = controls["question_only"]["by_content_type"][name]["accuracy"]
-    generated = _evaluate_decoder(answerer, test, mixed_up, images)
+    # The decoder is asked the open questions alone, as in training.
+    chosen = [number for number, example in enumerate(test) if example.answer_type == OPEN]
+    written = answerer.generate(
+        [questions[number] for number in chosen], (images[test[number].image] for number in chosen)
+    )
+    mixed_up_written = answerer.generate(
+        [questions[number] for number in chosen], (images[mixed_up[number]] for number in chosen)
+    )
+    generated = _score_decoder([test[number] for number in chosen], written, mixed_up_written)
+    by_number = dict(zip(chosen, written, strict=True))
     return {
         "questions": classified["questions"],
         "images": classified["images"],
@@ -109,26 +125,19 @@ def evaluate(
         },
         "generated": generated,
         "by_content_type": by_content_type,
+        "predictions": _predictions(test, answers, list(map(by_number.get, range(len(test))))),
     }
 
 
-def _evaluate_decoder(
-    answerer: Answerer,
-    test: Sequence[VQAExample],
-    mixed_up: Sequence[Path],
-    images: ImageCache,
+def _score_decoder(
+    test: Sequence[VQAExample], answers: Sequence[str], mixed_up: Sequence[str]
 ) -> dict[str, object]:
-    """Exact match and token F1 of the generated answers; open questions alone, as in training."""
-    chosen = [number for number, example in enumerate(test) if example.answer_type == OPEN]
-    if not chosen:
+    """Exact match and token F1 of generated answers, and of those to other images."""
+    if not test:
         return {"questions": 0, "exact_match": None, "token_f1": None}
-    examples = [test[number] for number in chosen]
-    questions = [example.question for example in examples]
-    answers = answerer.generate(questions, (images[example.image] for example in examples))
-    without = answerer.generate(questions, (images[mixed_up[number]] for number in chosen))
-    scores, control = score(examples, answers), score(examples, without)
+    scores, control = score(test, answers), score(test, mixed_up)
     return {
-        "questions": len(examples),
+        "questions": len(test),
         "exact_match": scores["overall"],
         "token_f1": scores["token_f1"],
         "intervals": {
@@ -140,17 +149,53 @@ def _evaluate_decoder(
 
 
 def evaluate_generation(
-    answerer: Answerer, test: Sequence[VQAExample], images: ImageCache
+    answerer: Answerer,
+    train: Sequence[VQAExample],
+    test: Sequence[VQAExample],
+    images: ImageCache,
 ) -> dict[str, object]:
-    """Score the decoder alone, on a split that a classifier has no classes for.
+    """Score the decoder on a split whose answers are for the decoder alone.
 
+    Args: as :func:`evaluate`.
     Returns:
-        ``{"questions", "exact_match", "token_f1", "intervals", "shuffled_images"}`` as under
-        "generated" of :func:`evaluate`.
+        as under "generated" of :func:`evaluate`, with exact match and token F1 of the classifier
+        and of the best answer without the image under "classifier" and "question_only", and
+        "predictions".
     Raises:
-        ValueError: fewer than two images.
+        ValueError: fewer than two images, or train is empty.
     """
-    return _evaluate_decoder(answerer, test, shuffled(test), images)
+    questions = [example.question for example in test]
+    classified = answerer.classify(questions, (images[example.image] for example in test))
+    generated = answerer.generate(questions, (images[example.image] for example in test))
+    mixed_up = answerer.generate(questions, (images[path] for path in shuffled(test)))
+    scores = _score_decoder(test, generated, mixed_up)
+    for name, answers in (
+        ("classifier", classified),
+        ("question_only", question_only(train, test)),
+    ):
+        control = score(test, answers)
+        scores[name] = {"exact_match": control["overall"], "token_f1": control["token_f1"]}
+    scores["predictions"] = _predictions(test, classified, generated)
+    return scores
+
+
+def _predictions(
+    test: Sequence[VQAExample], classified: Sequence[str], generated: Sequence[str | None]
+) -> list[dict[str, object]]:
+    """A row per question; "generated" is None where the decoder was not asked."""
+    return [
+        {
+            "qid": example.qid,
+            "image": example.image_id,
+            "question": example.question,
+            "answer": example.answer,
+            "answer_type": example.answer_type,
+            "content_type": example.content_type,
+            "classified": by_class,
+            "generated": in_words,
+        }
+        for example, by_class, in_words in zip(test, classified, generated, strict=True)
+    ]
 
 
 def shuffled(examples: Sequence[VQAExample], seed: int = 0) -> list[Path]:
@@ -221,15 +266,16 @@ def print_scores(scores: dict[str, object], title: str, console: Console) -> Non
 
 
 def print_generation(generated: dict[str, object], title: str, console: Console) -> None:
-    """Print exact match and token F1 of the decoder, and both with images mixed up, in percent."""
+    """Print exact match and token F1 of the decoder and of its controls, in percent."""
     table = Table(title=f"{title}: {generated['questions']} questions")
     for name in ("", "exact match", "token F1"):
         table.add_column(name, justify="right" if name else "left")
     keys = ("exact_match", "token_f1")
     cells = (_percent(generated[key], generated["intervals"][key]) for key in keys)
     table.add_row("decoder", *cells, style="bold")
-    control = generated["shuffled_images"]
-    table.add_row(_CONTROLS["shuffled_images"], *(_percent(control[key]) for key in keys))
+    for name, title in _GENERATION_CONTROLS.items():
+        if name in generated:
+            table.add_row(title, *(_percent(generated[name][key]) for key in keys))
     console.print(table)
 
 
@@ -258,8 +304,8 @@ def evaluate_run(
         json_path: where the scores are written.
         batch_size: questions at a time.
     Returns:
-        as :func:`evaluate`; for the compositional split of the phantom set, whose answers no
-        classifier has, as :func:`evaluate_generation`.
+        as :func:`evaluate`; for the splits of the phantom set that ask for descriptions,
+            as :func:`evaluate_generation`.
     Raises:
         ValueError: run holds no finished model, or an argument is out of range.
         DataError: the data set cannot be used.
@@ -275,11 +321,11 @@ def evaluate_run(
     test = read_split(data, root, split)
     images = ImageCache([example.image for example in test], answerer.image_size)
     console, title = Console(), f"{run} on {data}, {split}"
-    if split == "compositional":
-        scores = evaluate_generation(answerer, test, images)
+    train = read_split(data, root, "train")
+    if data == "phantom" and split in DESCRIBED:
+        scores = evaluate_generation(answerer, train, test, images)
         print_generation(scores, title, console)
     else:
-        train = read_split(data, root, "train")
         scores = evaluate(answerer, answerer.vocabulary, train, test, images)
         print_scores(scores, title, console)
     if json_path is not None:

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import os
 import textwrap
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font
 
 from cmimtl.answer import Answer, QuestionAnswerer
 from cmimtl.files import check_writable, temporary_name
 
 _PANEL_INCHES = 3.2
 _DPI = 150
-_LINE = 46  # characters of text beside the panels
+_LINE = 46  # characters of text beside the panels; half as many of those twice as wide
+_POINTS = 10  # of that text
+_LINE_INCHES = 1.25 * _POINTS / 72
+
+# How to read a picture: the convention of radiology, which the phantom set follows, and more.
+_CAPTION = (
+    "The left of a picture is the patient's right. Patches are attended to after the encoder's"
+    " layers have exchanged\nwhat they hold, so that attention to a place need not mean that this"
+    " place is looked at."
+)
 
 
 def draw(
@@ -38,13 +51,15 @@ def draw(
             f" got {len(answers)} and {len(truths)}."
         )
     check_suffix(path)
-    rows = len(answers)
-    figure = Figure(
-        figsize=(3.6 * _PANEL_INCHES, rows * _PANEL_INCHES), dpi=_DPI, layout="constrained"
-    )
+    texts = [_words(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
+    fonts, texts = _drawable(texts)
+    heights = [max(_PANEL_INCHES, (text.count("\n") + 2) * _LINE_INCHES) for text in texts]
+    figure = Figure(figsize=(3.6 * _PANEL_INCHES, sum(heights)), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, 3, squeeze=False, width_ratios=(1, 1.16, 1.4))
-    for (image, overlay, text), answer, truth in zip(panels, answers, truths, strict=True):
+    panels = figure.subplots(
+        len(answers), 3, squeeze=False, width_ratios=(1, 1.16, 1.4), height_ratios=heights
+    )
+    for (image, overlay, text), answer, words in zip(panels, answers, texts, strict=True):
         for panel in (image, overlay, text):
             panel.set_axis_off()
         image.imshow(answer.picture)
@@ -62,9 +77,19 @@ def draw(
             vmax=max(2.0, float(np.max(relative))),
         )
         figure.colorbar(shown, ax=overlay, shrink=0.85, label="attention / mean")
-        text.text(0, 0.95, _words(answer, truth), va="top", fontsize=10, transform=text.transAxes)
-    panels[0, 0].set_title("image", fontsize=11)
+        text.text(
+            0,
+            1,
+            words,
+            va="top",
+            fontsize=_POINTS,
+            fontfamily=fonts,
+            parse_math=False,
+            transform=text.transAxes,
+        )
+    panels[0, 0].set_title("image, as the model sees it", fontsize=11)
     panels[0, 1].set_title("Q-Former's attention", fontsize=11)
+    figure.supxlabel(_CAPTION, fontsize=9, x=0, ha="left")
     temporary = temporary_name(path)
     try:
         figure.savefig(temporary)
@@ -83,15 +108,54 @@ def check_suffix(path: Path) -> None:
         )
 
 
+def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Font families that have the letters of some texts, the usual one first, and the texts, with
+    a letter that no installed font has as its number (and a warning), not as an empty box."""
+    fonts = ["DejaVu Sans"]  # comes with matplotlib
+    missing = {letter for text in texts for letter in text if not letter.isspace()}
+    missing -= _letters(font_manager.findfont("DejaVu Sans"))
+    for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: entry.name):
+        if not missing:
+            break
+        if entry.name.startswith("Last Resort"):  # has a box for each letter that there is
+            continue
+        if missing & (found := _letters(entry.fname)):
+            fonts.append(entry.name)
+            missing -= found
+    if missing:
+        warnings.warn(
+            "draw: an installed font must have every letter of the text, got none with"
+            f" {''.join(sorted(missing))!r}; install one, such as Noto Sans.",
+            stacklevel=3,
+        )
+    numbers = {ord(letter): f"[U+{ord(letter):04X}]" for letter in missing}
+    return fonts, [text.translate(numbers) for text in texts]
+
+
+def _letters(font: str) -> set[str]:
+    try:
+        return set(map(chr, get_font(font).get_charmap()))
+    except RuntimeError:  # a font that matplotlib lists and cannot read
+        return set()
+
+
+def _wrap(text: str) -> list[str]:
+    wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    width = _LINE // 2 if wide else _LINE
+    return textwrap.wrap(text, width, subsequent_indent="    ") or [""]
+
+
 def _words(answer: Answer, truth: str | None) -> str:
     parts = [answer.question, ""]
+    if answer.unread:
+        parts[1:1] = [f"({answer.unread} tokens at its end were not read)"]
     if truth is not None:
         parts += [f"true answer: {truth}", ""]
     parts += ["classifier:"]
     parts += [f"    {text} ({probability:.0%})" for text, probability in answer.classes]
-    parts += ["", "decoder:", f"    {answer.generated} ({answer.generated_probability:.0%})"]
-    lines = [textwrap.wrap(part, _LINE, subsequent_indent="    ") or [""] for part in parts]
-    return "\n".join(line for wrapped in lines for line in wrapped)
+    if answer.generated is not None:
+        parts += ["", "decoder:", f"    {answer.generated} ({answer.generated_probability:.0%})"]
+    return "\n".join(line for part in parts for line in _wrap(part))
 
 
 def answer_and_draw(

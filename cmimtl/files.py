@@ -62,12 +62,21 @@ def write_json(path: str | os.PathLike[str], content: object) -> None:
         ValueError: content holds what JSON does not have, NaN included.
         WriteError: the file cannot be written.
     """
-    path = Path(path)
     text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write text as UTF-8, under a temporary name first.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    path = Path(path)
     temporary = temporary_name(path)
-    with writing("write_json", path):
+    with writing("write_text", path):
         try:
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import WordLevelTrainer
@@ -22,7 +24,7 @@ class CMIMTLProcessor(ProcessorMixin):
         image_processor: resizes and normalises; a ViTImageProcessor.
         tokenizer: of the questions, RoBERTa's.
         answer_tokenizer: of the answers, T5's.
-        max_question_length: tokens of a question; what is longer is cut.
+        max_question_length: tokens of a question; what is longer is cut, with a warning.
     """
 
     def __init__(
@@ -72,20 +74,50 @@ class CMIMTLProcessor(ProcessorMixin):
             pictures = [load_image(image) for image in parts["images"]]
             batch |= self.image_processor(pictures, return_tensors="pt")
         if parts["text"] is not None:
-            encoded = self.tokenizer(
-                parts["text"],
-                padding=True,
-                truncation=True,
-                max_length=self.max_question_length,
-                return_tensors="pt",
-            )
-            batch |= {name: encoded[name] for name in ("input_ids", "attention_mask")}
+            batch |= self._tokens(parts["text"])
         if parts["answers"] is not None:
             encoded = self.answer_tokenizer(parts["answers"], padding=True, return_tensors="pt")
             batch["labels"] = encoded["input_ids"].masked_fill(
                 encoded["attention_mask"] == 0, IGNORED
             )
         return BatchFeature(batch)
+
+    def pixel_values(self, pictures: np.ndarray) -> torch.Tensor:
+        """What the image processor makes of pictures that have the model's size, all at once.
+
+        Args:
+            pictures: (batch, size, size, 3) uint8.
+        Returns:
+            (batch, 3, size, size) float32.
+        """
+        options = self.image_processor
+        scale = options.rescale_factor / torch.tensor(options.image_std)
+        shift = torch.tensor(options.image_mean) / torch.tensor(options.image_std)
+        pixels = torch.from_numpy(pictures).float().mul_(scale).sub_(shift)
+        return pixels.permute(0, 3, 1, 2).contiguous()
+
+    def tokens_of(self, question: str) -> int:
+        """Tokens of a question that is not cut, the special ones included."""
+        return len(self.tokenizer(question, verbose=False)["input_ids"])
+
+    def _tokens(self, questions: list[str]) -> dict[str, torch.Tensor]:
+        encoded = self.tokenizer(
+            questions,
+            padding=True,
+            truncation=True,
+            max_length=self.max_question_length,
+            return_tensors="pt",
+        )
+        if encoded["input_ids"].shape[1] == self.max_question_length:
+            for question in questions:
+                if (count := self.tokens_of(question)) > self.max_question_length:
+                    warnings.warn(
+                        f"CMIMTLProcessor: a question should have at most"
+                        f" {self.max_question_length} tokens, got {count}; what is beyond is not"
+                        f" read: {question!r}.",
+                        stacklevel=3,
+                    )
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
     def batch_decode_answers(self, ids: torch.Tensor) -> list[str]:
         """Token ids (batch, length) of ``generate``, or labels -> answers."""
@@ -143,7 +175,9 @@ def _train_words(texts: Iterable[str], special_tokens: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(texts, WordLevelTrainer(special_tokens=special_tokens))
+    tokenizer.train_from_iterator(
+        texts, WordLevelTrainer(special_tokens=special_tokens, show_progress=False)
+    )
     return tokenizer
 
 

@@ -45,10 +45,12 @@ _DEFAULTS = {
     "log_every": 10,
     "workers": 0,
     "weights": None,
+    "min_answer_count": 1,
 }
 _SMALLEST = {
     "seed": 0, "max_steps": 1, "epochs": 1, "batch_size": 1, "accumulate": 1, "save_every": 1,
     "keep": 1, "log_every": 1, "workers": 0,
+    "min_answer_count": 1,
 }  # fmt: skip
 _LARGEST = 2**32 - 1  # NumPy's largest seed; no other number comes near
 
@@ -82,10 +84,10 @@ def new_arguments(given: dict[str, object]) -> dict[str, object]:
         "learning_rate": training.learning_rate,
         "weight_decay": training.weight_decay,
         "augmentation": training.augmentation,
-        **_absolute(given),
     }
-    if unknown := set(given) - set(arguments):
+    if unknown := set(given) - set(arguments) - {"data", "root"}:
         raise ValueError(f"train: arguments must be known, got {', '.join(sorted(unknown))}.")
+    arguments |= _absolute(given)
     _check_numbers(arguments)
     if arguments["weights"] is not None:
         _check_weights(name, Path(arguments["weights"]))

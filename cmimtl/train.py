@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from cmimtl.model import CMIMTLForVisualQuestionAnswering
 from cmimtl.presets import PRESETS, build_model, build_processor
 from cmimtl.processes import FailedElsewhere, join, together
 from cmimtl.processor import CMIMTLProcessor
+from cmimtl.progress import without_bars
 from cmimtl.runs import read_run
 from cmimtl.trainer import CMIMTLTrainer
 
@@ -68,8 +70,8 @@ def train(output_dir: str | os.PathLike[str], *, resume: bool = False, **given: 
         given: data (name of a data set) and root (its folder; a phantom set is drawn where none
             is), which a new run needs; preset, fusion, weights (folder of pretrained weights),
             seed, max_steps, epochs, batch_size, accumulate, learning_rate, weight_decay,
-            augmentation, bf16, save_every, keep, log_every, workers. None stands for the preset's
-            value.
+            augmentation, bf16, save_every, keep, log_every, workers, min_answer_count (how often an
+            answer occurs in training to be a class). None stands for the preset's value.
     Raises:
         ValueError: an argument is out of range or missing, or output_dir holds something else or
             is in use. Nothing was written then, unless a run is resumed.
@@ -137,7 +139,7 @@ def _start(run: Path, given: dict[str, object], console: Console) -> None:
         trainer = None
         try:
             together(begin, main_only=True)
-            trainer = _trainer(run, job)
+            trainer = _trainer(run, job, console)
             _run(run, job, trainer, None, console)
         except BaseException:
             if described and (trainer is None or trainer.state.global_step == 0):
@@ -169,7 +171,7 @@ def _resume(run: Path, given: dict[str, object], console: Console) -> None:
             console.print(f"{run} holds a finished run; nothing to do.", soft_wrap=True)
             return
         job = _prepare(arguments, console)
-        trainer = _trainer(run, job)
+        trainer = _trainer(run, job, console)
         if longer:
             step = 0 if newest is None else step_of(newest)
             together(lambda: runs.lengthen(run, arguments, step), main_only=True)
@@ -211,6 +213,7 @@ def _prepare(arguments: dict[str, object], console: Console) -> _Job:
             fusion=arguments["fusion"],
             weights=weights,
         )
+        _tell_what_is_cut(processor, examples, console)
         return _Job(arguments, examples, report, images, vocabulary, processor, model)
 
     together(draw, main_only=True)
@@ -224,7 +227,8 @@ def _run(
     run: Path, job: _Job, trainer: CMIMTLTrainer, newest: Path | None, console: Console
 ) -> None:
     """Train from a checkpoint, or from the beginning, to the end, and save the model."""
-    with writing("train", run):
+    threads = PRESETS[job.arguments["preset"]].training.cpu_threads
+    with writing("train", run), without_bars(), _at_most(threads):
         if newest is not None:
             console.print(f"resuming after step {step_of(newest)}")
         if newest is None or step_of(newest) < trainer.planned_steps():
@@ -236,6 +240,17 @@ def _run(
         if trainer.is_world_process_zero():
             _save(run, job.model, job.processor)
             console.print(f"the model is in {run}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _at_most(threads: int | None) -> Iterator[None]:
+    """Compute on that many threads of the CPU at the most; None for no limit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, threads or before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def read_split(
@@ -263,8 +278,10 @@ def _read(
     examples = read_split(arguments["data"], arguments["root"], "train", report)
     for line in report.lines():
         console.print(line, highlight=False)
-    vocabulary = AnswerVocabulary.from_examples(examples)
-    console.print(f"{len(vocabulary)} answers, from the training split alone")
+    least = arguments["min_answer_count"]
+    vocabulary = AnswerVocabulary.from_examples(examples, min_count=least)
+    often = f" that occur {least} times or more" if least > 1 else ""
+    console.print(f"{len(vocabulary)} answers{often}, from the training split alone")
     try:
         test = read_split(arguments["data"], arguments["root"], "test")
     except DataError as error:
@@ -275,7 +292,24 @@ def _read(
     return examples, vocabulary, report
 
 
-def _trainer(run: Path, job: _Job) -> CMIMTLTrainer:
+def _tell_what_is_cut(
+    processor: CMIMTLProcessor, examples: list[VQAExample], console: Console
+) -> None:
+    """Say which training questions are longer than what the model reads of one."""
+    limit = processor.max_question_length
+    lengths = {q: processor.tokens_of(q) for q in {example.question for example in examples}}
+    longest = max(lengths, key=lengths.get)
+    if lengths[longest] > limit:
+        count = sum(lengths[example.question] > limit for example in examples)
+        console.print(
+            f"{count} questions have more than the {limit} tokens that are read of one; the longest"
+            f" has {lengths[longest]}: {longest}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _trainer(run: Path, job: _Job, console: Console) -> CMIMTLTrainer:
     arguments = job.arguments
     training = PRESETS[arguments["preset"]].training
     every = arguments["save_every"]
@@ -295,6 +329,8 @@ def _trainer(run: Path, job: _Job) -> CMIMTLTrainer:
         warmup_steps=training.warmup,  # a float below 1 is a share of all steps
         lr_scheduler_type="linear",
         max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch_fused",  # one pass over hundreds of small parameters
+        disable_tqdm=True,  # the trainer has a bar of its own
         bf16=arguments["bf16"],
         logging_steps=arguments["log_every"],
         save_strategy="steps" if every else "epoch",
@@ -308,6 +344,7 @@ def _trainer(run: Path, job: _Job) -> CMIMTLTrainer:
     return CMIMTLTrainer(
         rate_factors=training.rate_factors,
         keep_checkpoints=arguments["keep"],
+        console=console,
         model=job.model,
         args=options,
         train_dataset=VQADataset(

@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_pt_utils import get_parameter_names
 
 from cmimtl import losses
 from cmimtl.batches import EpochOrder
 from cmimtl.checkpoints import STAGING, publish
 from cmimtl.files import writing
+from cmimtl.progress import TrainingPhase
 from cmimtl.steps import StepBatches
 
 LOSSES = ("classification_loss", "contrastive_loss", "generation_loss")
@@ -32,10 +34,21 @@ class CMIMTLTrainer(Trainer):
     when it is whole.
     """
 
-    def __init__(self, *, rate_factors: Mapping[str, float], keep_checkpoints: int, **arguments):
+    def __init__(
+        self,
+        *,
+        rate_factors: Mapping[str, float],
+        keep_checkpoints: int,
+        console: Console,
+        **arguments,
+    ):
         """Args: rate_factors: prefix of parameter names -> factor on the learning rate;
-        keep_checkpoints: how many stay on disk; arguments of Trainer."""
+        keep_checkpoints: how many stay on disk; console: where the progress is shown; arguments of
+        Trainer."""
         super().__init__(**arguments)
+        self.remove_callback(PrinterCallback)  # it prints the log's dicts
+        self._progress = TrainingPhase(console)
+        self.add_callback(self._progress)
         self.model_accepts_loss_kwargs = False
         self._rate_factors = dict(rate_factors)
         self._keep_checkpoints = keep_checkpoints
@@ -65,11 +78,8 @@ class CMIMTLTrainer(Trainer):
         """As the base does. Where it fails, what is said then begins on a line of its own."""
         try:
             return super().train(*arguments, **options)
-        except BaseException:
-            for callback in self.callback_handler.callbacks:
-                if (bar := getattr(callback, "training_bar", None)) is not None:
-                    bar.close()
-            raise
+        finally:
+            self._progress.close()
 
     def load_weights(self, checkpoint: Path) -> None:
         """Give the model the weights of a checkpoint."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cmimtl import metrics
 from cmimtl.data import load_dataset
+from cmimtl.demo import run_demo
 from tests.train.commands import run, train_arguments
 
 
@@ -38,8 +41,13 @@ def test_evaluate(trained, data, tmp_path):
         assert 0 <= scores[name] <= 1
     low, high = scores["intervals"]["overall"]
     assert low <= scores["overall"] <= high
-    assert run("evaluate", trained, "--split", "compositional", "--json", tmp_path / "c.json") == 0
-    assert "exact_match" in json.loads((tmp_path / "c.json").read_text())
+    assert len(scores["predictions"]) == len(test)
+    for split in ("descriptions", "compositional"):
+        assert run("evaluate", trained, "--split", split, "--json", tmp_path / "c.json") == 0
+        scores = json.loads((tmp_path / "c.json").read_text())
+        examples = load_dataset("phantom", data, split)
+        assert {"exact_match", "token_f1", "classifier", "question_only"} <= set(scores)
+        assert [row["qid"] for row in scores["predictions"]] == [e.qid for e in examples]
 
 
 def test_answer(trained, data, tmp_path, capsys):
@@ -92,16 +100,61 @@ def test_resume_ignores_what_a_kill_left_half_written(trained, data, tmp_path):
         assert tensor.equal(expected[name]), name
 
 
-def test_a_demo(tmp_path):
-    """Few steps and pictures, to see that it runs: to learn takes minutes."""
-    from cmimtl.demo import run_demo
+def test_a_demo(tmp_path, capfd):
+    """Few steps and pictures, to see that it runs and what it says: to learn takes minutes."""
+    output = tmp_path / "demo"
+    scores = run_demo(output, json_path=tmp_path / "demo.json", max_steps=3, n_images=200)
+    assert {path.name for path in output.iterdir()} == {
+        "answers.png", "data", "predictions.jsonl", "run", "scores.json"
+    }  # fmt: skip
+    written = json.loads((output / "scores.json").read_text())
+    assert written == json.loads((tmp_path / "demo.json").read_text()) == scores
+    assert written["seconds"]["all"] > written["seconds"]["train"] > 0 and written["seed"] == 0
 
-    scores = run_demo(
-        tmp_path / "demo", json_path=tmp_path / "demo.json", max_steps=3, n_images=200
-    )
-    assert (tmp_path / "demo" / "answers.png").is_file()
-    written = json.loads((tmp_path / "demo.json").read_text())
-    assert written["overall"] == scores["overall"] and "compositional" in written
+    rows = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    splits = {
+        split: load_dataset("phantom", output / "data", split)
+        for split in ("test", "descriptions", "compositional")
+    }
+    for split, examples in splits.items():
+        of_split = [row for row in rows if row["split"] == split]
+        assert [(row["qid"], row["question"], row["image"]) for row in of_split] == [
+            (e.qid, e.question, e.image_id) for e in examples
+        ]
+        part = scores if split == "test" else scores[split]
+        key = "overall" if split == "test" else "classifier"
+        expected = part[key] if split == "test" else part[key]["exact_match"]
+        right = [metrics.exact_match(row["classified"], row["answer"]) for row in of_split]
+        assert sum(right) / len(right) == pytest.approx(expected, abs=1e-12)
+        assert all(
+            (row["generated"] is None) == (row["answer_type"] == "closed") for row in of_split
+        )
+        pairs = [
+            (row["generated"], row["answer"]) for row in of_split if row["generated"] is not None
+        ]
+        f1 = [metrics.token_f1(*pair) for pair in pairs]
+        assert sum(f1) / len(f1) == pytest.approx(part["token_f1"], abs=1e-12)
+    assert len(rows) == sum(map(len, splits.values()))
+
+    said = "".join(capfd.readouterr())
+    for noise in NOISE:
+        assert noise not in said, said
+    for phase, total in (("drawing the pictures", 200), ("training", 3)):
+        assert f"{phase}: {total} of {total}, " in said, said
+    asked = re.findall(r"answering test questions: (\d+) of (\d+), ", said)
+    assert asked and asked[-1][0] == asked[-1][1]  # what was announced is what was asked
+    _, told = said.split("Three questions, drawn at random:\n")
+    closed, short, description = told.splitlines()[:3]
+    assert "classifier: " in closed and "decoder: " not in closed
+    assert "decoder: " in short and "decoder: " in description
+    assert any(description.strip().startswith(e.question) for e in splits["compositional"])
+
+
+# What libraries write of themselves, and nobody has asked for.
+NOISE = (
+    "Pre-processing sequences", "pin_memory", "{'loss'", "MISSING", "missing keys",
+    "Loading weights", "Writing model shards", "Warning", "\x1b", "\r",
+)  # fmt: skip
 
 
 PHANTOM = ["--data", "phantom", "--root", "{tmp}"]
@@ -119,7 +172,7 @@ MISTAKES = [
     (["train", "--output-dir", "{run}", "--resume", "--seed", "5"], "seed must be what the run in"),
     (["evaluate", "{tmp}"], "run must be a folder that `cmimtl train` made"),
     (["evaluate", "{run}", "--json", "{tmp}"], "which is a folder"),
-    (["evaluate", "{run}", "--split", "dev"], "--split must be one of train, validation, test, co"),
+    (["evaluate", "{run}", "--split", "dev"], "--split must be one of train, validation, test, de"),
     (["answer", "{run}", "{tmp}/none.png", "What?"], "none.png must be accessible"),
     (["answer", "{run}", "{run}/run.json", "What?"], "source must hold an image or DICOM"),
     (["answer", "{run}", "{run}/run.json", "?", "--output", "{tmp}/a.xyz"], "must end in one of"),

@@ -157,13 +157,13 @@ def test_split_is_checked_before_anything_is_loaded(trained, data, monkeypatch, 
     assert run(*arguments, "--split", "compositional") == 2
     assert "split must be one of 'train', 'validation', 'test', got" in capsys.readouterr().err
     assert run("evaluate", trained, "--split", "tset") == 2
-    assert "--split must be one of train, validation, test, compositional" in (
-        capsys.readouterr().err
-    )
+    names = "train, validation, test, descriptions, compositional"
+    assert f"--split must be one of {names}" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
         run("evaluate", "--help")
     words = " ".join(capsys.readouterr().out.split())
-    assert "--split NAME train, validation, test; compositional of phantom (test)" in words
+    said = "--split NAME train, validation, test; of phantom also descriptions, compositional"
+    assert f"{said} (test)" in words
 
 
 # Without the extras

@@ -1,0 +1,127 @@
+"""What a person sees of long work: a bar that moves on a terminal, some lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+LINES = 5  # of a phase where output is no terminal
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Without the bars that transformers shows of each file that it reads or writes, which say
+    nothing of the work that they are a part of."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+class Phase:
+    """A phase of work with a title, its progress, the time it has taken and the time it will take.
+
+    To be used in a ``with`` statement; :meth:`advance` tells that something is done. On a terminal
+    it is a bar, elsewhere (a file, a log) a line now and then, so that both show that it goes on.
+    """
+
+    def __init__(self, console: Console, title: str, total: int) -> None:
+        """Args: where to show it; what is done; how many parts it has, at least 1."""
+        self._console = console
+        self._title = title
+        self._total = total
+        self._done = 0
+        self._note = ""
+        self._shown = 0
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Phase:
+        self._started = time.monotonic()
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left:"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._total, note="")
+        return self
+
+    def advance(self, parts: int = 1, note: str | None = None) -> None:
+        """Tell that some parts more are done, and what to show beside them."""
+        self._done += parts
+        self._note = self._note if note is None else note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, note=self._note)
+        elif self._done * LINES // self._total > self._shown:
+            self._shown = self._done * LINES // self._total
+            self._line()
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _line(self) -> None:
+        seconds = time.monotonic() - self._started
+        note = f"; {self._note}" if self._note else ""
+        self._console.print(
+            f"{self._title}: {self._done} of {self._total}, {seconds:.0f} s{note}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class TrainingPhase(TrainerCallback):
+    """The optimizer steps of a Trainer as a :class:`Phase`, with the losses that it logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._phase: Phase | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self._phase = Phase(self._console, "training", state.max_steps).__enter__()
+            self._phase.advance(state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._phase is not None:
+            self._phase.advance()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        parts = [
+            f"{name.removesuffix('_loss')} {value:.2f}"
+            for name, value in (logs or {}).items()
+            if name.endswith("_loss") and name != "train_loss"
+        ]
+        if self._phase is not None and parts:
+            self._phase.advance(0, f"loss: {', '.join(parts)}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """End it, also where the training failed, so that what is said then has its own line."""
+        if self._phase is not None:
+            self._phase.__exit__(None, None, None)
+            self._phase = None
