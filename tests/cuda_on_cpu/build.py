@@ -161,8 +161,8 @@ def kernels(build: Build, csrc: Path = CSRC) -> Path:
 
     Args:
         build: how.
-        csrc: the sources, or a copy with a planted fault: its float32 kernels then, beside the half
-            types' of the sources, which so need no compilation of their own.
+        csrc: the sources, or a copy with a planted fault: its float32 kernels of one stream then,
+            beside the others of the sources, which so need no compilation of their own.
     """
     build.require()
     include = Path(torch.__file__).parent / "include"
@@ -176,10 +176,12 @@ def kernels(build: Build, csrc: Path = CSRC) -> Path:
     ]
 
     flags = functools.partial(device_flags, build)
-    half = {path.name for path in (CSRC / "cuda").glob("*float16.cu")}  # and *bfloat16.cu
-    own = [path for path in sorted((csrc / "cuda").glob("*.cu")) if path.name not in half]
+    kinds = ("*float16.cu", "*_cross_*.cu")  # bfloat16 ends so too
+    others = {path.name for kind in kinds for path in (CSRC / "cuda").glob(kind)}
+    own = [path for path in sorted((csrc / "cuda").glob("*.cu")) if path.name not in others]
+    # First, so that of inline functions which both have the linker takes these.
     objects = compile_all(own, flags(csrc))
-    objects += compile_all([CSRC / "cuda" / name for name in sorted(half)], flags(CSRC))
+    objects += compile_all([CSRC / "cuda" / name for name in sorted(others)], flags(CSRC))
     host = [*sorted((csrc / "cuda").glob("*.cpp")), HERE / "controls.cpp", HERE / "workspaces.cpp"]
     objects += compile_all(host, [*flags(csrc), *bindings])
     torch_lib = Path(torch.__file__).parent / "lib"
