@@ -243,6 +243,7 @@ def _rounds_of(call: Callable[[], object], rounds: int) -> list[float]:
 
 def _peak_of(call: Callable[[], object]) -> int:
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # the thread pool and the GEMM's buffers
+    importlib.import_module("torch._dynamo")  # torch does at the first backward pass: 40 MB of code
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.synchronize()

@@ -98,7 +98,8 @@ def test_bf16_on_a_cpu(data, tmp_path):
         flags = train_arguments(data, tmp_path / "run", **{"max-steps": 2})
         assert run(*flags, "--bf16") == 0
     log = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
-    assert 0 < log["log_history"][-1]["classification_loss"] < 100
+    # A new model finds each of some 420 answers as likely as not: ln 2 for each.
+    assert 0 < log["log_history"][-1]["classification_loss"] < 500
     assert set(seen) == {torch.bfloat16}
 
 

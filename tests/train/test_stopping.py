@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from cmimtl import lock as locks
 from cmimtl.checkpoints import how_to_go_on
 from cmimtl.files import WriteError, check_folder, write_json, writing
+from cmimtl.presets import PRESETS
 from cmimtl.processor import CMIMTLProcessor
 from cmimtl.trainer import CMIMTLTrainer
 from tests.train.commands import run, train_arguments
@@ -314,6 +315,6 @@ def test_epochs_become_more(data, tmp_path, capsys):
     assert run(*resumed, "--max-steps", 9) == 2
     assert "max_steps must be left out for the run in" in capsys.readouterr().err
     assert run(*resumed, "--epochs", 2) == 0
-    # A warm-up of one step, then down from 1e-3 to 0 after step 4.
-    rates = learning_rates(output / "checkpoint-4")
-    assert rates[3] == pytest.approx(2 / 3 * 1e-3) and rates[4] == pytest.approx(1 / 3 * 1e-3)
+    # A warm-up of one step, then down to 0 after step 4.
+    rates, most = learning_rates(output / "checkpoint-4"), PRESETS["tiny"].training.learning_rate
+    assert rates[3] == pytest.approx(2 / 3 * most) and rates[4] == pytest.approx(1 / 3 * most)
