@@ -1,4 +1,4 @@
-"""The fusions, called alike: (visual, text, visual_lengths, text_lengths) -> (visual, text)."""
+"""The fusions, all called as fusion(visual, text, visual_lengths, text_lengths) -> visual, text."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ INTERLEAVE = {"cross-mamba": "product-sum", "cross-mamba-gated": "gated"}
 
 
 def build_fusion(config: CMIMTLConfig) -> nn.Module:
-    """The fusion that the configuration names."""
+    """Build the fusion that the configuration names."""
     if config.fusion == "transformer":
         return CoAttention(
             config.d_model, config.fusion_layers, config.fusion_heads, dropout=config.fusion_dropout
@@ -33,16 +33,23 @@ def is_cross_mamba_block(module: nn.Module) -> bool:
 class CoAttention(nn.Module):
     """Transformer fusion: per stream self-attention, attention to the other stream, feed-forward.
 
+        n      = norm(x)
+        x      = x + attention(n, n)              queries from the first, keys and values from
+        x      = x + attention(norm(x), other)    the second argument
+        x      = x + feed_forward(norm(x))
+
+    These three parts make a layer. They have weights of their own for each stream, and a layer
+    reads both streams as they were before it.
+
     Source: the co-attention layers of METER (Dou et al. 2022) and M3AE (Chen et al. 2022), here
-        with
-    the normalisation before each part.
+    with the normalisation before each part.
 
     Args:
-        d_model: features of both streams.
-        n_layers: layers per stream.
-        num_heads: attention heads; divides d_model.
-        dropout: on each part's output.
-    Shapes: visual (batch, L_v, d_model), text (batch, L_t, d_model), lengths (batch,) or None; the
+        d_model: number of features of a token, in both streams.
+        n_layers: number of layers per stream.
+        num_heads: number of attention heads; it divides d_model.
+        dropout: share of each part's output that is dropped in training.
+    Shapes: visual (batch, L_v, d_model), text (batch, L_t, d_model), lengths (batch,) or None. The
         outputs have the shapes of the inputs.
     """
 
@@ -109,7 +116,10 @@ class _Attention(nn.Module):
 
 
 def attention_mask(x: Tensor, lengths: Tensor | None) -> Tensor | None:
-    """(batch, 1, 1, length) bool, True where a token of x may be attended to; None for all."""
+    """(batch, 1, 1, length) bool, True where a token of x may be attended to.
+
+    It is None where all tokens may be.
+    """
     if lengths is None:
         return None
     return (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[:, None, None]

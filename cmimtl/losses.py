@@ -7,8 +7,10 @@ from torch import Tensor
 
 
 def total_loss(config, classification, contrastive, generation):
-    """The objective: the losses by their weights in a CMIMTLConfig; one that is None is left
-    out."""
+    """The objective: the sum of the losses, weighted as a CMIMTLConfig says.
+
+    A loss that is None is left out.
+    """
     parts = (
         (1.0, classification),
         (config.contrastive_weight, contrastive),
@@ -40,15 +42,16 @@ def contrastive_loss(
 ) -> Tensor:
     """Symmetric cross-entropy between images and questions over the batch of all processes.
 
-    sim(i, j) = max over queries of <queries[i], question[j]> / temperature. Pairs with the same
-    image or the same question are positives of each other.
+        similarity(i, j) = max over queries of <queries[i], question[j]> / temperature
+
+    Samples with the same image or the same question are positives of each other.
 
     Args:
-        queries: (batch, num_queries, dim), normalised: a pass over the image alone.
+        queries: (batch, num_queries, dim), normalised: the Q-Former's outputs for the image alone.
         question: (batch, dim), normalised.
         temperature: scalar.
         image_index, question_index: (batch,) integers, equal for the same image or question across
-            processes. Where either is None, each sample is a positive of itself alone by it.
+            processes. An index that is None makes each sample a positive of itself alone.
         label_smoothing: share of the target that is spread over all samples.
     """
     queries, question = gather(queries), gather(question)
@@ -67,14 +70,17 @@ def contrastive_loss(
 
 
 def _cross_entropy(logits: Tensor, positive: Tensor, label_smoothing: float) -> Tensor:
-    """Rows of logits against the uniform distribution over the row's positives, smoothed."""
+    """Cross-entropy of each row of logits against the uniform distribution over its positives.
+
+    The target is smoothed; the mean over the rows is returned.
+    """
     target = positive.float() / positive.sum(1, keepdim=True)
     target = (1 - label_smoothing) * target + label_smoothing / logits.shape[1]
     return -(target * logits.log_softmax(1)).sum(1).mean()
 
 
 def gather(x: Tensor) -> Tensor:
-    """The batches of all processes, one after the other, with gradient; each has its own length."""
+    """Concatenate the batches of all processes, with gradient. Their lengths may differ."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return x
     return _Gather.apply(x)
@@ -83,8 +89,8 @@ def gather(x: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     """Concatenation over processes; the gradient of a row is summed over all that used it.
 
-    Not torch.distributed.nn.functional.all_gather: over gloo, its backward pass sends gradients
-    that are not contiguous as if they were, and the rows arrive mixed up.
+    torch.distributed.nn.functional.all_gather is not used. Over gloo, its backward pass sends
+    gradients that are not contiguous as if they were, and the rows arrive mixed up.
     """
 
     @staticmethod
@@ -93,7 +99,7 @@ class _Gather(torch.autograd.Function):
         lengths[dist.get_rank()] = len(x)
         dist.all_reduce(lengths)
         ctx.lengths = lengths.tolist()
-        # What is exchanged must be of one length: the longest.
+        # all_gather takes tensors of one length, so each batch is filled up to the longest one.
         longest = max(ctx.lengths)
         mine = torch.cat((x, x.new_zeros(longest - len(x), *x.shape[1:])))
         parts = [torch.empty_like(mine) for _ in ctx.lengths]
@@ -108,7 +114,7 @@ class _Gather(torch.autograd.Function):
 
 
 def generation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the answers' tokens, mean over tokens; 0 where there are none.
+    """Cross-entropy of the answers' tokens, mean over tokens; 0 where there are no tokens.
 
     Args:
         logits: (batch, length, vocabulary).

@@ -109,11 +109,14 @@ def score(
     Returns:
         a dict ready for JSON::
 
-            {"questions": 451, "images": 203, "open_questions": 179, "closed_questions": 272,
-             "overall": 0.61, "open": 0.4, "closed": 0.75, "token_f1": 0.65, "open_token_f1": 0.5,
-             "intervals": {"overall": [0.56, 0.66], "open": ..., "closed": ..., "token_f1": ...,
-                           "open_token_f1": ...},
-             "by_content_type": {"PRES": {"questions": 163, "accuracy": 0.7, "token_f1": 0.7,
+            {"questions": 451, "images": 203,
+             "open_questions": 179, "closed_questions": 272,
+             "overall": 0.61, "open": 0.4, "closed": 0.75,
+             "token_f1": 0.65, "open_token_f1": 0.5,
+             "intervals": {"overall": [0.56, 0.66], "open": ..., "closed": ...,
+                           "token_f1": ..., "open_token_f1": ...},
+             "by_content_type": {"PRES": {"questions": 163,
+                                          "accuracy": 0.7, "token_f1": 0.7,
                                           "interval": [0.6, 0.8]}, ...}}
 
         Fractions; intervals are 95 % and clustered by image. What has no question is None. Content

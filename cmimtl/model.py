@@ -1,10 +1,10 @@
-"""CMI-MTL: image and question -> an answer class and a written answer.
+"""CMI-MTL: from an image and a question to an answer class and a written answer.
 
-    pixel_values -> VisionEncoder ----> QFormer (with the question) -> visual stream \
-                                                                                     fusion ->
-                                                                                     classifier
-    input_ids    -> RobertaModel  ------------------------------------> text stream  /        -> T5
-    decoder
+    pixel_values -> VisionEncoder -> QFormer -> visual stream ---.          .-> AnswerClassifier
+                                        ^                        |          |
+    input_ids ---.----------------------'                        |-> fusion-|
+                 |                                               |          |
+                 '-> RobertaModel ------------> text stream -----'          '-> AnswerDecoder
 
 Source: CMI-MTL (arXiv 2511.01357).
 """
@@ -82,8 +82,11 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         self.post_init()
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        """Of models that are not its own, the base passes over every module without a parameter
-        directly in it, so that its ``reset_parameters`` would never run."""
+        """Initialise every module, as the base class does for transformers' own models.
+
+        In other models it passes over each module that has no parameter directly in it, so that the
+        module's ``reset_parameters`` would never run.
+        """
         super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
@@ -120,14 +123,22 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         image_index: Tensor | None = None,
         return_attentions: bool = False,
     ) -> dict[str, Tensor]:
-        """Both encoders, the question-aware pass and the fusion. Pictures with one image_index are
-        one picture, which is encoded once.
+        """Run both encoders, the question-aware pass of the Q-Former, and the fusion.
+
+        Samples with the same image_index have the same picture, which is encoded once.
 
         Returns:
-            image (batch, image tokens, ...), question (batch, length, ...); visual, text: the fused
-            streams (batch, num_queries or length, d_model); attention_mask; query_attentions;
-            pictures (distinct, image tokens, ...) and picture_of (batch,), the one that a question
-            is about, or None where each has its own.
+            a dict of
+
+                image               (batch, image tokens, vision width)
+                question            (batch, length, text width)
+                visual              (batch, num_queries, d_model), the fused visual stream
+                text                (batch, length, d_model), the fused text stream
+                attention_mask      (batch, length), 1 at the question's tokens
+                query_attentions    (batch, heads, num_queries, image tokens) or None
+                pictures            (distinct pictures, image tokens, vision width)
+                picture_of          (batch,), the picture of each sample, or None where each sample
+                                    has its own
         """
         if input_ids.shape[:1] != pixel_values.shape[:1]:
             raise ValueError(
@@ -173,7 +184,7 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         return_attentions: bool = False,
         return_dict: bool | None = None,
     ) -> CMIMTLOutput:
-        """Answer by class; with targets, the losses too.
+        """Answer by class; with targets, compute the losses too.
 
         Args:
             pixel_values: (batch, 3, image_size, image_size).
@@ -181,11 +192,11 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
             answer_scores: (batch, classes) in [0, 1], for the classification loss.
             labels: (batch, answer length), the answer's tokens, -100 at padding and in the whole
                 row of a closed question, for the generation loss.
-            image_index, question_index: (batch,) integers, equal for the same image or question:
-                positives of each other in the contrastive loss, which is computed where any target
-                is given. Pictures with one image_index must be the same.
+            image_index, question_index: (batch,) integers, equal for the same image or question.
+                Such samples are positives of each other in the contrastive loss, which is computed
+                where any target is given. Samples with one image_index must have one picture.
             return_attentions: whether query_attentions is wanted.
-            return_dict: False for a tuple.
+            return_dict: False returns a tuple.
         """
         state = self.encode(pixel_values, input_ids, attention_mask, image_index, return_attentions)
         visual, text, text_mask = state["visual"], state["text"], state["attention_mask"]
@@ -221,8 +232,10 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def _decoder_input(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the decoder attends to, (batch, tokens, its d_model), and the mask: the visual and
-        the text stream, and the image's tokens where it reads them."""
+        """The tokens that the decoder attends to, (batch, tokens, its d_model), and their mask.
+
+        They are those of the visual and of the text stream, and the image's where it reads them.
+        """
         tokens = [self.decoder_projection(torch.cat((state["visual"], state["text"]), dim=1))]
         mask = [state["attention_mask"].new_ones(state["visual"].shape[:2])]
         mask.append(state["attention_mask"])
@@ -232,11 +245,11 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         return torch.cat(tokens, dim=1), torch.cat(mask, dim=1)
 
     def _generation_loss(self, tokens: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Over the open questions of the batch; the others do not go through the decoder."""
+        """The generation loss of the open questions; the others do not go through the decoder."""
         is_open = (labels != -100).any(1)
         if not is_open.any():
-            # One sample without a target gives a loss of 0 and every parameter a gradient of 0,
-            # which distributed training waits for.
+            # Distributed training waits for a gradient of every parameter. One sample without a
+            # target gives the loss 0, and every parameter of the decoder the gradient 0.
             is_open = is_open.new_zeros(len(labels))
             is_open[0] = True
         labels = labels[is_open]
@@ -265,8 +278,11 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
 
 
 def _first_of_each(index: Tensor) -> tuple[Tensor, Tensor]:
-    """(batch,) integers -> (batch,) their numbers among the distinct ones, from 0, and (distinct,)
-    where each stands first."""
+    """Number the distinct values of an index.
+
+    (batch,) integers -> (batch,) the number of each sample's value among the distinct ones, counted
+    from 0, and (distinct,) the sample in which each value stands first.
+    """
     distinct, number = index.unique(return_inverse=True)
     position = torch.arange(len(index), device=index.device)
     first = position.new_full(distinct.shape, len(index))

@@ -7,11 +7,10 @@ from cmimtl.config import CMIMTLConfig
 
 
 class VisionEncoder(nn.Module):
-    """Image -> tokens.
+    """Turn an image into tokens.
 
-    Shapes: pixel_values (batch, 3, image_size, image_size) -> (batch, tokens, hidden_size); the
-        last
-    (image_size / patch_size)**2 tokens are the patches, row by row.
+    Shapes: pixel_values (batch, 3, image_size, image_size) -> (batch, tokens, hidden_size). The
+        last (image_size / patch_size)**2 tokens are the patches, row by row.
     """
 
     def __init__(self, config: CMIMTLConfig):
@@ -28,7 +27,7 @@ class VisionEncoder(nn.Module):
         self.image_size = config.image_size
 
     def reset_parameters(self) -> None:
-        """timm's own initialisation."""
+        """Initialise the weights as timm does."""
         self.vit.init_weights("")
 
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ def choose(backend: str, call: Call) -> Backend:
     Raises:
         ValueError: no backend has this name.
         NotImplementedError: the named backend cannot run this call; the message lists every
-        reason.
+            reason.
     """
     if backend == "auto":
         name = auto(call)

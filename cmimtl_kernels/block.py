@@ -1,5 +1,5 @@
-"""CrossMambaBlock: two streams fused by one interleaved selective scan; CrossMamba: a stack of
-them."""
+"""`CrossMambaBlock`, which fuses two streams by one interleaved selective scan, and `CrossMamba`,
+a stack of such blocks."""
 
 import math
 
@@ -17,27 +17,30 @@ INTERLEAVE_KINDS = ("product-sum", "gated")
 class CrossMambaBlock(nn.Module):
     """Fuse a visual and a text stream, with a residual connection around the fusion.
 
-    n_v, n_t     = norm(visual), norm(text)
-    [u_m, z_m]   = in_proj(n_m);  u_m = silu(conv1d(u_m))              m in {v, t}, weights shared
-    u_t, z_t     = both resampled to the visual length
-    [r, B, C]    = x_proj(x)                                           x: products and sums of u_v,
-    u_t interleaved y_v, y_t     = cross_selective_scan(u_v, u_t, dt_proj(r), …)       gate silu(z_v
-    * z_t) visual, text = visual + out_proj(y_v), text + out_proj(y_t resampled back)
+        n_m        = norm(m)                      for both streams m, with the same weights
+        [u_m, z_m] = in_proj(n_m)                 v is the visual stream, t the text stream
+        u_m        = silu(conv1d(u_m))
+        u_t, z_t   = align(u_t), align(z_t)       resampled to the length of the visual stream
+        x          = u_v * u_t and u_v + u_t, interleaved
+        [r, B, C]  = x_proj(x)
+        y_v, y_t   = cross_selective_scan(u_v, u_t, dt_proj(r), A, B, C, D, z_v, z_t)
+        visual     = visual + out_proj(y_v)
+        text       = text + out_proj(align(y_t))  resampled to the length of the text stream
 
-    Source: CMI-MTL (arXiv 2511.01357); `interleave="gated"` is the block of the authors' released
-        code: two
-    separate scans under one shared gate. Parameter names are those of `mamba_ssm.Mamba`, and of
-    Vision Mamba for the second direction, so `load_state_dict(mixer_state, strict=False)` takes a
-    Mamba mixer's weights.
+    Source: CMI-MTL (arXiv 2511.01357). `interleave="gated"` is the block of the authors' released
+    code: two separate scans under one shared gate.
 
-    A causal block's output at position 0 depends on the first tokens alone: read out by a masked
-    mean, or set `bidirectional=True`, never by a single position.
+    Parameter names are those of `mamba_ssm.Mamba`, and of Vision Mamba for the second direction, so
+    `load_state_dict(mixer_state, strict=False)` takes a Mamba mixer's weights.
+
+    The first output of a block that scans in one direction depends on the first tokens alone. So
+    read out the block by a masked mean, or set `bidirectional=True`; never read a single position.
 
     Args:
-        d_model: features of both streams.
-        d_state: states of one channel.
+        d_model: number of features of a token, in both streams.
+        d_state: number of states of a channel.
         d_conv: width of the convolution.
-        expand: channels of the scan, in multiples of d_model.
+        expand: number of the scan's channels, in multiples of d_model.
         dt_rank: rank of the step-size projection, or "auto": ceil(d_model / 16).
         interleave: "product-sum" or "gated".
         bidirectional: add a second scan from the last token to the first, with weights of its own.
@@ -45,12 +48,13 @@ class CrossMambaBlock(nn.Module):
         conv_bias, bias: whether the convolution and the projections in and out have a bias.
         norm_eps: epsilon of the LayerNorm.
         recompute: keep only the inputs of the norm and the outputs of in_proj for the backward
-            pass, which forms everything between the two big projections again.
-        backend: which kernels run it, as in `cmimtl_kernels.selective_scan`.
+            pass, which computes everything between the two big projections again.
+        backend: which kernels run the block, as in `cmimtl_kernels.selective_scan`.
     Shapes:
-        visual (batch, L_v, d_model) and text (batch, L_t, d_model), any L_v and L_t, with
-        visual_lengths and text_lengths, (batch,) integers, where samples are padded; the outputs
-        have the shapes of the inputs. Padded steps are never read, whatever they hold.
+        visual is (batch, L_v, d_model) and text is (batch, L_t, d_model), for any L_v and L_t.
+        Where samples are padded, visual_lengths and text_lengths, (batch,) integers, say how many
+        steps of each are valid. The outputs have the shapes of the inputs. Padded steps are never
+        read, whatever they hold.
     Raises:
         ValueError: an option or an input does not fit; the message names it and what it got.
     Memory:
@@ -116,7 +120,7 @@ class CrossMambaBlock(nn.Module):
         self.reset_parameters()
 
     def _directions(self) -> tuple[str, ...]:
-        """The suffixes of the parameters of each scan: forward in time, then backward."""
+        """The suffixes of the parameters' names: of the scan forward in time, then backward."""
         return ("", "_b") if self.bidirectional else ("",)
 
     def _add_direction(self, suffix: str, conv_bias: bool, factory: dict) -> None:
@@ -133,25 +137,27 @@ class CrossMambaBlock(nn.Module):
         dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=True, **factory)
         for name, module in dict(conv1d=conv1d, x_proj=x_proj, dt_proj=dt_proj).items():
             self.add_module(name + suffix, module)
-        # Kept in float32 whatever dtype the block has: exp(delta * A) over thousands of steps needs
-        # it.
+        # A_log stays float32 whatever dtype the block has: exp(delta * A), multiplied up over
+        # thousands of steps, needs it.
         device = factory["device"]
         A_log = nn.Parameter(
             torch.empty(self.d_inner, self.d_state, dtype=torch.float32, device=device)
         )
         D = nn.Parameter(torch.empty(self.d_inner, dtype=torch.float32, device=device))
-        # The mark by which Mamba's training code keeps weight decay off them.
+        # By this mark Mamba's training code keeps weight decay off a parameter.
         A_log._no_weight_decay = D._no_weight_decay = True
         self.register_parameter("A_log" if not suffix else f"A{suffix}_log", A_log)
         self.register_parameter("D" + suffix, D)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise what Mamba initialises by hand: A_log = log(1..N), D = 1, dt_proj.
+        """Initialise the parameters that Mamba initialises by hand.
 
-        dt_proj.weight ~ U(±dt_rank^-1/2), and dt_proj.bias is the inverse softplus of a step drawn
-        log-uniformly from [dt_min, dt_max], floored at dt_init_floor. Source: Gu & Dao 2023,
-        section 3.6.
+        A_log is log(1), …, log(d_state) for every channel, and D is 1. dt_proj.weight is drawn
+        from U(±dt_rank^-1/2). dt_proj.bias is the inverse softplus of a step size drawn
+        log-uniformly from [dt_min, dt_max], and no smaller than dt_init_floor.
+
+        Source: Gu & Dao 2023, section 3.6.
         """
         for suffix in self._directions():
             _, _, dt_proj, A_log, D = self._parameters_of(suffix)
@@ -163,10 +169,10 @@ class CrossMambaBlock(nn.Module):
             low, high = math.log(self.dt_min), math.log(self.dt_max)
             step = torch.rand(self.d_inner, dtype=torch.float32, device=A_log.device)
             step = torch.exp(step * (high - low) + low).clamp(min=self.dt_init_floor)
-            dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of it is step
+            dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus(bias) = step
 
     def _parameters_of(self, suffix: str):
-        """(conv1d, x_proj, dt_proj, A_log, D) of one direction."""
+        """The parameters of one direction: (conv1d, x_proj, dt_proj, A_log, D)."""
         A_log = self.A_log if not suffix else getattr(self, f"A{suffix}_log")
         modules = (getattr(self, name + suffix) for name in ("conv1d", "x_proj", "dt_proj"))
         return *modules, A_log, getattr(self, "D" + suffix)
@@ -200,19 +206,22 @@ class CrossMambaBlock(nn.Module):
         return visual + y_v, text + y_t
 
     def _keep_inputs(self, part, *inputs):
-        """part(*inputs), of which autograd keeps the inputs alone.
+        """Return part(*inputs), of whose tensors autograd keeps only the inputs.
 
-        The backward pass runs the part again up to the last tensor that it needs, the input of the
-        projection at its end, so that no big GEMM is computed twice.
+        The backward pass runs the part again, up to the last tensor that it needs: the input of the
+        projection at the part's end. So no big GEMM is computed twice.
         """
-        # torch.func has no hooks on saved tensors, by which checkpoint works.
+        # checkpoint works by hooks on saved tensors, which torch.func does not have.
         if not self.recompute or not torch.is_grad_enabled() or _inside_torch_func():
             return part(*inputs)
         return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def _project_in(self, visual, text, visual_lengths, text_lengths):
-        """Both streams one after the other through one GEMM. -> (batch, L_v + L_t, 2 * d_inner)"""
-        # Else what is in the padding would reach the gradients of the weights.
+        """Project both streams, one after the other, in one GEMM.
+
+        -> (batch, L_v + L_t, 2 * d_inner)
+        """
+        # Otherwise the contents of the padding would reach the gradients of the weights.
         streams = (blank_padding(visual, visual_lengths), blank_padding(text, text_lengths))
         return self.in_proj(self.norm(torch.cat(streams, 1)))
 
@@ -230,9 +239,9 @@ class CrossMambaBlock(nn.Module):
             )
 
     def _product_sum(self, uz, sizes, visual_lengths, text_lengths):
-        """The interleaved scan in each direction, summed and projected.
+        """Run the interleaved scan in each direction, add the outputs and project them.
 
-        -> (batch, L_v + L_t, d_model): what each stream gains.
+        -> (batch, L_v + L_t, d_model): what is added to each stream.
         """
         n, n_t = sizes
         u_v, z_v, u_t, z_t = _take_apart(uz, sizes)
@@ -261,13 +270,13 @@ class CrossMambaBlock(nn.Module):
                 reverse=reverse,
                 backend=self.backend,
             )
-            # The gate is shared and applied inside, so adding gated outputs gates the sum.
+            # Both directions have the same gate, so the sum of gated outputs is the gated sum.
             y_v, y_t = (out_v, out_t) if y_v is None else (y_v + out_v, y_t + out_t)
         y_t = align(y_t, n_t, visual_lengths, text_lengths)
         return self.out_proj(torch.cat((y_v, y_t), 1))
 
     def _gated(self, uz, sizes, visual_lengths, text_lengths):
-        """Two separate scans under one gate, as released by the authors. -> as `_product_sum`."""
+        """Run two separate scans under one gate, as the authors released. -> as `_product_sum`."""
         n_v, n_t = sizes
         u_v, z_v, u_t, z_t = _take_apart(uz, sizes)
         gate = F.silu(z_v * pool(z_t, n_v, text_lengths, visual_lengths))
@@ -277,7 +286,7 @@ class CrossMambaBlock(nn.Module):
         return self.out_proj(torch.cat((y_v * gate, y_t), 1))
 
     def _scan_alone(self, u: Tensor, lengths: Tensor | None) -> Tensor:
-        """One stream's own selective scan in each direction, summed."""
+        """Run one stream's own selective scan in each direction, and add the outputs."""
         total = None
         for suffix in self._directions():
             conv1d, x_proj, dt_proj, A_log, D = self._parameters_of(suffix)
@@ -314,15 +323,17 @@ class CrossMambaBlock(nn.Module):
         )
 
     def _project_tokens(self, x_proj: nn.Linear, dt_proj: nn.Linear, v: Tensor, t: Tensor):
-        """`_project` of the interleaved tokens of v and t, (batch, length, d_inner) each.
+        """Project the interleaved tokens of v and t, (batch, length, d_inner), as `_project`.
 
-        The projection's few columns are interleaved and not the tokens themselves.
+        Not the tokens are interleaved, but the few columns that they are projected to.
         """
         return self._split(dt_proj, torch.stack((x_proj(v * t), x_proj(v + t)), 2).flatten(1, 2))
 
     def _project(self, x_proj: nn.Linear, dt_proj: nn.Linear, x: Tensor):
-        """x (batch, steps, d_inner) -> delta (batch, steps, d_inner) without its bias, B, C (batch,
-        steps, d_state)."""
+        """Project tokens x, (batch, steps, d_inner), to what the scan depends on.
+
+        -> delta (batch, steps, d_inner), without its bias; B and C (batch, steps, d_state).
+        """
         return self._split(dt_proj, x_proj(x))
 
     def _split(self, dt_proj: nn.Linear, projected: Tensor):
@@ -334,10 +345,10 @@ class CrossMamba(nn.Module):
     """A stack of `CrossMambaBlock`s over the same two streams.
 
     Args:
-        d_model: features of both streams.
-        n_layers: blocks.
+        d_model: number of features of a token, in both streams.
+        n_layers: number of blocks.
         options: every other option of `CrossMambaBlock`.
-    Shapes: as `CrossMambaBlock`.
+    Shapes: those of `CrossMambaBlock`.
     Example:
         >>> fusion = CrossMamba(d_model=32, n_layers=2, bidirectional=True)
         >>> visual, text = fusion(torch.randn(2, 9, 32), torch.randn(2, 5, 32))
@@ -366,8 +377,8 @@ def _inside_torch_func() -> bool:
 
 
 def _take_apart(uz: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
-    """uz (batch, L_v + L_t, 2 * d_inner) -> u_v, z_v, u_t, z_t, views of it."""
-    # torch.func takes no such function without a setup_context, and that none that gives views.
+    """uz (batch, L_v + L_t, 2 * d_inner) -> u_v, z_v, u_t, z_t, which are views of uz."""
+    # torch.func takes only functions with a setup_context, and those must not return views.
     return _parts(uz, sizes) if _inside_torch_func() else _TakeApart.apply(uz, sizes)
 
 
@@ -376,8 +387,11 @@ def _parts(uz: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
 
 
 class _TakeApart(torch.autograd.Function):
-    """`_parts`, whose backward pass writes each gradient once: those of split and chunk join them
-    one after the other, a tensor of the size of uz each time."""
+    """`_parts` with a backward pass of its own, which writes each gradient once.
+
+    The backward passes of split and chunk would join the gradients one after the other, with a new
+    tensor of the size of uz each time.
+    """
 
     @staticmethod
     def forward(ctx, uz, sizes):

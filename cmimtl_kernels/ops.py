@@ -29,9 +29,9 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run the selective state-space recurrence over the length axis.
 
-    d[t]     = softplus(delta[t] + delta_bias)                      bias and softplus each optional
-    state[t] = exp(d[t] * A) * state[t-1] + d[t] * u[t] * B[t]
-    out[t]   = (<C[t], state[t]> + D * u[t]) * silu(z[t])           D and z each optional
+        d[t]     = softplus(delta[t] + delta_bias)               bias and softplus each optional
+        state[t] = exp(d[t] * A) * state[t-1] + d[t] * u[t] * B[t]
+        out[t]   = (<C[t], state[t]> + D * u[t]) * silu(z[t])    D and z each optional
 
     Source: Gu & Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
     algorithm 2.
@@ -62,7 +62,7 @@ def selective_scan(
         ValueError: a shape, dtype or device does not fit; the message names the argument and what
             it got.
         NotImplementedError: the named backend cannot run this input; the message lists every
-        reason.
+            reason.
     Numerics: computed in float32 (float64 where u is) and rounded once, on store; the same bits on
         every run, gradients included.
     Memory: for the backward pass it keeps its inputs and batch * ceil(length / k) * dim * dstate
@@ -137,14 +137,15 @@ def cross_selective_scan(
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
     """Run one selective scan over the interleaved products and sums of two streams.
 
-    x            = v[0] * t[0], v[0] + t[0], v[1] * t[1], v[1] + t[1], …      2 * length steps,
-    never stored y            = selective_scan(x, delta, A, B, C, D) g[l]         = silu(z_v[l] *
-    z_t[l])                                      optional out_v, out_t = y[2l] * g[l], y[2l + 1] *
-    g[l]
+        x[2l]     = v[l] * t[l]                           the products and the sums, in turn:
+        x[2l + 1] = v[l] + t[l]                           2 * length steps, never stored
+        y         = selective_scan(x, delta, A, B, C, D)
+        g[l]      = silu(z_v[l] * z_t[l])                 optional
+        out_v[l]  = y[2l] * g[l]
+        out_t[l]  = y[2l + 1] * g[l]
 
-    Source: CMI-MTL (arXiv 2511.01357), the Cross-Mamba block; the order of the tokens and the
-        shared gate are
-    this library's reading of it.
+    Source: CMI-MTL (arXiv 2511.01357), the Cross-Mamba block. The order of the tokens and the
+    shared gate are this library's reading of it.
 
     Args:
         v: (batch, length, dim), float32, bfloat16, float16 or float64; any strides. The visual
@@ -168,8 +169,8 @@ def cross_selective_scan(
         out_v, out_t: (batch, length, dim), dtype of v.
         last_state: (batch, dim, dstate), float32 (float64 where v is); only with return_last_state.
     Raises, numerics, autocast: as `selective_scan`.
-    Memory: its inputs and batch * ceil(2 * length / k) * dim * dstate states; x is formed again
-    from v and t.
+    Memory: for the backward pass it keeps its inputs and batch * ceil(2 * length / k) * dim *
+        dstate states; x is formed again from v and t.
     """
     op = "cross_selective_scan"
     _check_float(op, "v", v)
@@ -231,8 +232,9 @@ def causal_conv1d(
 ) -> Tensor:
     """Depthwise causal convolution with bias and activation, fused.
 
-    out[t] = act(bias + sum_k weight[k] * x[t - width + 1 + k])       steps before the first count
-    as 0
+        out[t] = act(bias + sum_k weight[k] * x[t - width + 1 + k])
+
+    Steps before the first one count as 0.
 
     Args:
         x: (batch, length, dim), float32, bfloat16, float16 or float64; any strides.
@@ -241,15 +243,16 @@ def causal_conv1d(
         activation: None or "silu".
         lengths: (batch,) integers in [0, length]: valid steps; the rest is never read and has
             output 0.
-        reverse: look ahead instead of back: the mirror image in time.
+        reverse: look at the steps that follow instead of those before, the mirror image in time.
         backend: as in `selective_scan`; or "causal_conv1d", the package of that name, which
-            "auto" takes where none of our own kernels can run. It has widths from 2 to 4, and
-            neither lengths nor reverse; its gradients of weight and bias are the same bits on every
-            run only with `torch.use_deterministic_algorithms(True)`.
+            "auto" takes where none of our own kernels can run. The package takes widths from 2 to
+            4, and neither lengths nor reverse; its gradients of weight and bias are the same bits
+            on every run only with `torch.use_deterministic_algorithms(True)`.
     Returns:
         (batch, length, dim), dtype of x.
     Raises: as `selective_scan`.
-    Memory: its inputs; by the package also copies in its layouts, where they have others.
+    Memory: for the backward pass it keeps its inputs. The package also keeps copies of those that
+        do not lie in one of its two layouts.
     """
     op = "causal_conv1d"
     _check_float(op, "x", x)
@@ -280,8 +283,10 @@ def causal_conv1d(
 
 
 def _autocast(first: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The streams in the autocast dtype where autocast is on for their device; float64 is left
-    alone."""
+    """Cast the streams to the autocast dtype where autocast is on for their device.
+
+    float64 is left alone.
+    """
     tensors = (first, *others)
     device_type = first.device.type
     if not torch.is_autocast_enabled(device_type) or first.dtype == torch.float64:
@@ -309,9 +314,9 @@ def _check_shared(
     C: Tensor,
     initial_state: Tensor | None,
 ):
-    """Check what both scans have.
+    """Check the arguments that both scans have.
 
-    A, D, delta_bias and the state come back in the accumulation dtype.
+    A, D, delta_bias and the state are returned in the accumulation dtype.
     """
     batch, _, dim = u.shape
     acc = accumulation_dtype(u.dtype)
@@ -341,7 +346,7 @@ def _check_shared(
 
 
 def _check_map(op: str, name: str, x: Tensor, u: Tensor, steps: int, dstate: int) -> Tensor:
-    """B or C, which is (batch, steps, dstate) or (batch, steps, ngroups, dstate)."""
+    """Check B or C, which is (batch, steps, dstate) or (batch, steps, ngroups, dstate)."""
     _check_tensor(op, name, x)
     batch, _, dim = u.shape
     if x.dim() == 3:
@@ -358,10 +363,10 @@ def _check_map(op: str, name: str, x: Tensor, u: Tensor, steps: int, dstate: int
 def check_lengths(
     op: str, lengths: Tensor | None, u: Tensor, length: int, name: str = "lengths"
 ) -> Tensor | None:
-    """lengths as int64.
+    """Check lengths and return them as int64.
 
-    Values are checked on the CPU alone: reading them on a GPU would stop the queue, so kernels
-    clamp them to [0, length].
+    Only values on the CPU are checked: reading them on a GPU would make the CPU wait for it.
+    Kernels clamp them to [0, length].
     """
     if lengths is None:
         return None
@@ -407,14 +412,14 @@ def _check(
     shape: tuple[int, ...],
     to: torch.dtype | None = None,
 ) -> Tensor:
-    """Check shape, device and dtype of x; with `to` any float dtype is taken and converted."""
+    """Check shape, device and dtype of x; with `to`, any float dtype is taken and converted."""
     _check_tensor(op, name, x)
     if x.shape != shape:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(x.shape)}")
     if x.device != like.device:
         raise ValueError(f"{op}: {name} must be on {like.device}, got {x.device}")
     if x.dtype == (like.dtype if to is None else to):
-        return x  # at 2 us a call, `to` costs as much as all checks of this function
+        return x  # `to` takes 2 us a call, as much as all checks of this function together
     if to is None:
         raise ValueError(f"{op}: {name} must be {_name(like.dtype)}, got {_name(x.dtype)}")
     _check_float(op, name, x)

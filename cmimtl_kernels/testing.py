@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cmimtl_kernels import ops, reference
 
-# dtype -> (relative L2 error of the outputs, of every gradient), both against the float64 reference
-# that was fed the same rounded inputs.
+# dtype -> (largest relative L2 error of the outputs, and of every gradient). Both are measured
+# against the float64 reference, which gets the same rounded inputs.
 TOLERANCES = {
     torch.float64: (1e-12, 1e-11),
     torch.float32: (2e-6, 1e-5),
@@ -22,7 +22,7 @@ TOLERANCES = {
     torch.float16: (2e-3, 5e-3),
 }
 
-# Arguments that are given in float32 whatever the dtype of u is.
+# These arguments are made in float32, whatever the dtype of u is.
 _WIDE = frozenset({"A", "D", "delta_bias", "initial_state", "weight", "bias"})
 
 
@@ -44,14 +44,14 @@ def scan_inputs(
     device: str = "cpu",
     seed: int = 0,
 ) -> dict[str, Tensor | None]:
-    """Random arguments of `selective_scan`, or of `cross_selective_scan` with `cross`.
+    """Make random arguments of `selective_scan`, or of `cross_selective_scan` with `cross`.
 
-    They are as a trained model has them: A near -1 … -dstate, the step size between 1e-3 and 1.
-    The step size is softplus(delta + delta_bias), or without `delta_softplus` the sum itself,
-    which is then made positive, as a state under a negative step explodes.
+    Their values are those of a trained model: A is near -1 … -dstate, and the step size lies
+    between 1e-3 and 1. The step size is softplus(delta + delta_bias). Without `delta_softplus` it
+    is the sum itself, which is then made positive, since negative steps make a state explode.
 
     Returns:
-        argument name -> tensor; what is switched off is None.
+        argument name -> tensor, or None for an argument that is switched off.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -92,7 +92,7 @@ def conv_inputs(
     device: str = "cpu",
     seed: int = 0,
 ) -> dict[str, Tensor | None]:
-    """Random arguments of `causal_conv1d`."""
+    """Make random arguments of `causal_conv1d`."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         "x": torch.randn(batch, length, dim, generator=generator, dtype=torch.float64),
@@ -111,11 +111,14 @@ def _cast(name: str, x: Tensor | None, dtype: torch.dtype, device: str) -> Tenso
 
 
 def with_layout(x: Tensor, layout: str) -> Tensor:
-    """The same values of a (batch, length, dim) tensor under other strides.
+    """Give the values of a (batch, length, dim) tensor other strides.
 
-    layout: "contiguous"; "sliced": every dimension a slice of a larger tensor filled with NaN;
-    "transposed": stored as (batch, dim, length), as mamba has it; "expanded": one sample for the
-    whole batch (its values are those of sample 0), stride 0.
+    Args:
+        x: (batch, length, dim).
+        layout: "contiguous";
+            "sliced": every dimension is a slice of a larger tensor filled with NaN;
+            "transposed": x is stored as (batch, dim, length), as mamba stores it;
+            "expanded": every sample is sample 0, by a stride of 0 over the batch.
     """
     if layout == "contiguous":
         return x.contiguous()
@@ -132,8 +135,10 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
 
 
 def relative_l2(actual: Tensor, expected: Tensor) -> float:
-    """||actual - expected|| / ||expected||, in float64; ||actual|| where expected is 0; inf where
-    NaNs differ."""
+    """||actual - expected|| / ||expected||, in float64.
+
+    It is ||actual|| where expected is 0, and infinite where only one of the two has a NaN.
+    """
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     if not torch.equal(actual.isnan(), expected.isnan()):
         return float("inf")
@@ -157,11 +162,11 @@ def run_with_gradients(
     outputs = function(**leaves, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     generator = torch.Generator().manual_seed(seed)
-    # Rounded to bfloat16, a value is exact in every dtype, so each function gets the same
-    # gradients.
+    # A value that is rounded to bfloat16 is exact in every dtype, so that every function gets the
+    # same gradients.
     cotangents = [torch.randn(out.shape, generator=generator).bfloat16().to(out) for out in outputs]
     wanted = {n: x for n, x in leaves.items() if x is not None and x.requires_grad}
-    # An input may be without influence (no step at all): its gradient is 0.
+    # An input of no step at all has no influence, and its gradient is 0.
     gradients = torch.autograd.grad(
         outputs, list(wanted.values()), cotangents, materialize_grads=True
     )
@@ -172,8 +177,10 @@ def run_with_gradients(
 def compare(
     op: str, inputs: dict[str, Tensor | None], *, backend: str, **options
 ) -> dict[str, float]:
-    """Relative L2 error of every output and every gradient of a public op against the float64
-    reference."""
+    """Compare a public op with the float64 reference.
+
+    -> the relative L2 error of every output and every gradient, by name.
+    """
     if op != "causal_conv1d":
         options["return_last_state"] = True
     actual = run_with_gradients(getattr(ops, op), inputs, backend=backend, **options)
@@ -190,7 +197,7 @@ def compare(
 def check_op(
     op: str, inputs: dict[str, Tensor | None], *, backend: str, **options
 ) -> dict[str, float]:
-    """`compare`, held to the tolerances of the inputs' dtype.
+    """Compare a public op with the reference, as `compare`, and hold it to the tolerances.
 
     Raises:
         AssertionError: an output or gradient is out of tolerance; the message lists all that are.
@@ -206,9 +213,10 @@ def check_op(
 
 
 def kept_bytes(module: nn.Module, *inputs: Tensor) -> int:
-    """Bytes held between module(*inputs) and its backward pass.
+    """Count the bytes that are held between module(*inputs) and its backward pass.
 
-    The inputs, and all that autograd and checkpointing keep; parameters and outputs do not count.
+    These are the inputs, and all that autograd and checkpointing keep. Parameters and outputs do
+    not count.
     """
 
     def storages() -> dict[int, int]:
@@ -216,7 +224,7 @@ def kept_bytes(module: nn.Module, *inputs: Tensor) -> int:
         for x in gc.get_objects():
             if issubclass(type(x), Tensor):
                 storage = x.untyped_storage()
-                # Tensors of torch.compile may be alive: they have no memory, and say so.
+                # Tensors of torch.compile may be alive. They have no memory, and raise when asked.
                 with contextlib.suppress(RuntimeError):
                     found[storage.data_ptr()] = storage.nbytes()
         return found
@@ -231,7 +239,7 @@ def kept_bytes(module: nn.Module, *inputs: Tensor) -> int:
     before = storages()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         outputs = module(*inputs)
-    # What checkpointing keeps passes by the hooks, but is held by Python.
+    # Tensors that checkpointing keeps do not pass through the hooks; Python objects hold them.
     kept |= {pointer: size for pointer, size in storages().items() if pointer not in before}
     kept |= {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in inputs}
     for x in (*module.parameters(), *(outputs if isinstance(outputs, tuple) else (outputs,))):

@@ -1,7 +1,10 @@
-"""What the documents say is run: the README's code, its commands' form and every doctest."""
+"""What the documents say is run, and equations in docstrings stand as they were written."""
 
+import ast
 import doctest
 import importlib
+import inspect
+import itertools
 import re
 from pathlib import Path
 
@@ -46,3 +49,114 @@ def test_doctests(name):
 
 def test_public_modules_have_doctests():
     assert {"cmimtl_kernels.ops", "cmimtl_kernels.block", "cmimtl_kernels.backends"} <= set(MODULES)
+
+
+# Equations, listings and diagrams in docstrings
+#
+# They stand in blocks: after an empty line, indented by four columns more than the text before.
+# ruff format leaves docstrings alone, and what wraps text (docformatter, an editor, a person)
+# leaves such a block alone. The rules below find a block that was wrapped or joined all the same.
+
+WIDTH = 100
+SOURCES = sorted(p for name in ("cmimtl_kernels", "cmimtl") for p in (ROOT / name).rglob("*.py"))
+
+
+def docstrings(source: str):
+    """(line, docstring) of a module and of everything in it, public or not."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            text = ast.get_docstring(node, clean=False)
+            if text is not None:
+                yield node.body[0].lineno, text
+
+
+def indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def split_blocks(text: str) -> tuple[list[list[str]], list[str]]:
+    """The blocks of a docstring, and its other lines."""
+    lines = inspect.cleandoc(text).splitlines()
+    blocks, others = [], []
+    place = 0
+    while place < len(lines):
+        line = lines[place]
+        before = next((x for x in reversed(lines[:place]) if x.strip()), "")
+        if place and line.strip() and not lines[place - 1] and indent(line) >= indent(before) + 4:
+            end = place
+            while end < len(lines) and (not lines[end] or indent(lines[end]) >= indent(line)):
+                end += 1
+            blocks.append([x for x in lines[place:end] if x])
+            place = end
+        else:
+            others.append(line)
+            place += 1
+    return blocks, others
+
+
+def definitions(line: str) -> int:
+    """How many ' = ' of a line are outside of brackets."""
+    while (inner := re.sub(r"\([^()]*\)|\[[^][]*\]|\{[^{}]*\}|<[^<>]*>", "", line)) != line:
+        line = inner
+    return len(re.findall(r"(?<=\s)=(?=\s)", line))
+
+
+def joined(text: str, margin: int = 0) -> list[str]:
+    """What of a docstring looks wrapped or joined; margin: columns before its text."""
+    blocks, others = split_blocks(text)
+    found = [
+        f"aligned columns outside of a block: {line}"
+        for line in others
+        if re.search(r"[^\s.] {2,}\S", line) and not line.lstrip().startswith(">>>")
+    ]
+    for block in blocks:
+        found += [f"two definitions in a line: {line}" for line in block if definitions(line) > 1]
+        column = None  # in which the text of a row goes on
+        for line, following in itertools.pairwise(block):
+            place = indent(following)
+            if place > indent(line) and re.match(r"  \S", line[place - 2 :]):
+                column = place
+            own_row = definitions(following) or re.search(r"\S {2,}\S", following)
+            # Where text was wrapped, the next word would not have fitted.
+            full = margin + len(line) + 1 + len(following.split()[0]) > WIDTH
+            if full and not own_row and place != column:
+                found.append(f"wrapped: {line}")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_block_of_a_docstring_is_joined(path):
+    for line, text in docstrings(path.read_text(encoding="utf-8")):
+        margins = [indent(x) for x in text.splitlines()[1:] if x.strip()]
+        assert joined(text, min(margins, default=0)) == [], f"line {line}"
+
+
+JOINED = {
+    "aligned columns outside": """Run one scan.
+
+    x            = v[0] * t[0], v[0] + t[0], v[1] * t[1], v[1] + t[1], …      2 * length steps,
+    never stored y            = selective_scan(x, delta, A, B, C, D) g[l]         = silu(z_v[l] *
+    z_t[l])                                      optional out_v, out_t = y[2l] * g[l], y[2l + 1] *
+    g[l]
+    """,
+    "two definitions": """Fuse.
+
+        [u, z] = in_proj(n) u = silu(conv1d(u))
+
+    Source: somebody.
+    """,
+    "wrapped": """CMI-MTL.
+
+    pixel_values -> VisionEncoder ----> QFormer (with the question) -> visual stream \\
+                                                                                     fusion ->
+                                                                                     classifier
+
+Source: somebody.
+    """,
+}
+
+
+@pytest.mark.parametrize("kind", JOINED)
+def test_joined_blocks_are_found(kind):
+    """Each of these stood in a docstring once, or could."""
+    assert any(kind in what for what in joined(JOINED[kind], 0 if kind == "wrapped" else 4))

@@ -73,14 +73,13 @@ def load_dataset(
         name: ``"phantom"``, ``"slake"``, ``"vqa-rad"`` or ``"ovqa"``.
         root: folder of the data set, as its authors pack it (each reader's docstring shows the
             layout).
-        split: ``"train"``, ``"validation"`` or ``"test"``; ``"phantom"`` has
-            ``"descriptions"`` and ``"compositional"``
-            too.
+        split: ``"train"``, ``"validation"`` or ``"test"``; ``"phantom"`` has ``"descriptions"`` and
+            ``"compositional"`` too.
         report: an empty :class:`ReaderReport` to be filled with what was repaired and dropped.
-        **options: the reader's own. ``language`` (slake, default ``"en"``, None for all).
-            ``validation_fraction`` (vqa-rad, default 0: it has no validation split of its own; a
-            fraction of the training images is held out, and must be the same in every call of a
-            run).
+        **options: options of the data set's reader. ``language`` of slake: ``"en"`` by default,
+            None for all. ``validation_fraction`` of vqa-rad, which has no validation split of its
+            own: the fraction of the training images that is held out, 0 by default. It must be the
+            same in every call of a run.
     Returns:
         list of :class:`VQAExample` in the order of the file.
     Raises:

@@ -6,11 +6,11 @@ radiologists name them: what is on the left of the picture is "right".
 
 Layout::
 
-    root/train.json, validate.json, test.json       as in SLAKE
-    root/descriptions.json      the test pictures, each described in words
-    root/compositional.json     the same of pictures whose findings no other split has
-    root/imgs/xmlab1/source.jpg
-    root/phantom.json                   how it was drawn; written last
+    root/train.json, validate.json, test.json    as in SLAKE
+    root/descriptions.json                       descriptions of the test pictures
+    root/compositional.json                      descriptions of findings that no other split has
+    root/imgs/xmlab1/source.jpg                  as in SLAKE
+    root/phantom.json                            how the set was drawn; written last
 """
 
 from __future__ import annotations

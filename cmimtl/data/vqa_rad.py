@@ -2,10 +2,10 @@
 
 Layout, either of::
 
-    root/trainset.json, testset.json            the form that most Med-VQA code reads
+    root/trainset.json, testset.json     as most Med-VQA code reads it
     root/images/synpic1.jpg
 
-    root/VQA_RAD Dataset Public.json            the authors' own: one file, split by phrase_type
+    root/VQA_RAD Dataset Public.json     the authors' own, split by phrase_type
     root/VQA_RAD Image Folder/synpic1.jpg
 """
 

@@ -5,10 +5,12 @@ this is a standalone implementation on `cmimtl_kernels.selective_scan`, on every
 one. Tensors are handed on as transposed views, never copied to another layout. The convolution of
 the package causal_conv1d is here too, as the two are used together.
 
-Where mamba_ssm's results are wrong or it fails, these are right: last_state is differentiable, and
-right with a constant B; the biases of the projections in mamba_inner_fn get gradients of their
-shapes, and the weights of its norms get gradients; streams of several dtypes, as autocast makes
-them, are computed in the widest.
+Where mamba_ssm's results are wrong, or where it fails, these functions are right:
+
+- last_state is differentiable, and right with a constant B;
+- in mamba_inner_fn, the biases of the projections get gradients of their shapes, and the weights of
+  the norms get gradients;
+- streams of several dtypes, as autocast makes them, are computed in the widest.
 
 Example:
     >>> u, delta = torch.randn(2, 4, 8), torch.rand(2, 4, 8)
@@ -40,8 +42,8 @@ __all__ = [
     "selective_state_update",
 ]
 
-# With a constant B or C each step has a gradient of its own, (batch, dim, dstate), before they are
-# summed: this many steps' are held at a time.
+# A constant B or C gets a gradient, (batch, dim, dstate), from each step. The gradients of so many
+# steps are held in memory before they are summed.
 _CONSTANT_STEPS = 64
 
 
@@ -78,11 +80,11 @@ def selective_scan_fn(
     Raises:
         ValueError: a shape or dtype does not fit, or a tensor is complex; the message says what it
             got.
-    Numerics: as `cmimtl_kernels.selective_scan`. Where u, delta, B, C and z differ in dtype they
+    Numerics: as `cmimtl_kernels.selective_scan`. Where u, delta, B, C and z differ in dtype, they
         are computed in the common one (float32 for bfloat16 with float16).
-    Autocast: without influence, as in mamba_ssm.
-    Memory: as `cmimtl_kernels.selective_scan`. The gradient of a constant B or C takes batch * 64 *
-        dim * dstate elements on the way.
+    Autocast: has no influence, as in mamba_ssm.
+    Memory: as `cmimtl_kernels.selective_scan`. The gradient of a constant B or C also takes batch *
+        64 * dim * dstate elements while it is computed.
     """
     op = "selective_scan_fn"
     check_rank(op, "u", u, "(batch, dim, length)")
@@ -139,7 +141,7 @@ def selective_state_update(
     dt_softplus: bool = False,
     state_batch_indices: Tensor | None = None,
 ) -> Tensor:
-    """One step of the scan, for generation; updates the state in place.
+    """Run one step of the scan, for generation, and update the state in place.
 
     Args:
         state: (batch, dim, dstate) or (batch, nheads, dim, dstate), any float dtype; written.
@@ -181,12 +183,13 @@ def selective_state_update(
         check_indices(op, "state_batch_indices", state_batch_indices, (batch,))
         before = state.index_select(0, state_batch_indices.clamp(min=0))
     elif torch.is_grad_enabled():
-        # The backward pass reads the state before the step, which is about to be overwritten.
+        # The backward pass reads the state before the step, and that is overwritten below.
         before = state.clone()
 
     dtype = common_dtype(x, dt, B, C, z)
     channels = nheads * dim
-    # A scan of length 1; heads side by side are channels, and keep their groups of B and C.
+    # The step is a scan of length 1. The heads, side by side, are its channels, and keep their
+    # groups of B and C.
     u, delta, gate = (
         None if s is None else s.reshape(batch, 1, channels).to(dtype) for s in (x, dt, z)
     )
@@ -235,12 +238,18 @@ def mamba_inner_fn(
     dt_rms_weight: Tensor | None = None,
     b_c_dt_rms_eps: float = 1e-6,
 ) -> Tensor:
-    """A Mamba mixer after its first projection: convolution, projections, scan, last projection.
+    """Run a Mamba mixer after its first projection: convolution, projections, scan, projection.
 
-    x, z        = the halves of xz;  u = silu(causal_conv1d(x))
-    [r, B, C]   = x_proj_weight u;  delta = delta_proj_weight r;  B += B_proj_bias, C += C_proj_bias
-    B, C, delta = each through a root-mean-square norm where its weight is given
-    out         = out_proj_weight scan(u, delta, A, B, C, D, z, delta_bias) + out_proj_bias
+        x, z      = the two halves of xz
+        u         = silu(causal_conv1d(x))
+        [r, B, C] = x_proj_weight u
+        delta     = norm(delta_proj_weight r)
+        B         = norm(B + B_proj_bias)
+        C         = norm(C + C_proj_bias)
+        out       = out_proj_weight scan(u, delta, A, B, C, D, z, delta_bias) + out_proj_bias
+
+    Each norm is a root-mean-square norm with a weight of its own, and is left out where that weight
+    is not given; so is each bias.
 
     Args:
         xz: (batch, 2 * dim, length).
@@ -255,7 +264,7 @@ def mamba_inner_fn(
         D, delta_bias: (dim,).
         B_proj_bias, C_proj_bias: (dstate,), added to a projected B or C.
         delta_softplus: as in `selective_scan_fn`.
-        checkpoint_lvl: 0 or 1, without influence: see Memory.
+        checkpoint_lvl: 0 or 1. It has no influence: see Memory.
         b_rms_weight, c_rms_weight: (dstate,), for a projected B or C.
         dt_rms_weight: (dim,); this norm comes after delta_proj_weight.
         b_c_dt_rms_eps: epsilon of the three norms.
@@ -264,7 +273,7 @@ def mamba_inner_fn(
     Raises:
         ValueError: a shape, dtype or option does not fit; the message says what it got.
     Memory: for the backward pass it keeps xz, u, delta, [r, B, C], the scan's output and its
-        checkpoints; u and delta are what mamba_ssm computes again at its checkpoint_lvl 1.
+        checkpoints. Of these, mamba_ssm computes u and delta again at its checkpoint_lvl 1.
     Autocast: the projections follow it; the convolution and the scan do not.
     """
     op = "mamba_inner_fn"
@@ -307,14 +316,20 @@ def mamba_inner_fn(
 
 
 def _finish_map(x: Tensor, bias: Tensor | None, rms_weight: Tensor | None, eps: float) -> Tensor:
-    """A projected B or C, (batch, length, dstate) -> (batch, dstate, length)."""
+    """Add the bias to a projected B or C and normalise it.
+
+    (batch, length, dstate) -> (batch, dstate, length)
+    """
     if bias is not None:
         x = x + bias.to(x.dtype)
     return _norm(x, rms_weight, eps).transpose(1, 2)
 
 
 def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """Root-mean-square norm over the last axis, in float32 at least; x itself without a weight."""
+    """Apply a root-mean-square norm over the last axis, in float32 or wider.
+
+    Without a weight, x itself is returned.
+    """
     if weight is None:
         return x
     acc = accumulation_dtype(x.dtype)
@@ -322,14 +337,14 @@ def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def _check_state_matrix(op: str, A: Tensor, dim: int) -> int:
-    """dstate."""
+    """Check A, (dim, dstate), and return dstate."""
     check_rank(op, "A", A, "(dim, dstate)")
     check_shape(op, "A", A, (dim, max(A.shape[1], 1)))
     return A.shape[1]
 
 
 def _check_map(op: str, name: str, x: Tensor, u: Tensor, dstate: int) -> Tensor:
-    """B or C as it was given -> (dim, dstate), or (batch, length, ngroups, dstate)."""
+    """Check B or C as it was given. -> (dim, dstate), or (batch, length, ngroups, dstate)."""
     batch, dim, length = u.shape
     layouts = "(dim, dstate)", "(batch, dstate, length)", "(batch, ngroups, dstate, length)"
     check_rank(op, name, x, *layouts)
@@ -347,9 +362,9 @@ def _check_map(op: str, name: str, x: Tensor, u: Tensor, dstate: int) -> Tensor:
 
 
 def _same_groups(B: Tensor, C: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as (batch, length, ngroups, dstate) with the same ngroups, the larger of the two.
+    """Bring B and C to (batch, length, ngroups, dstate), with the larger ngroups of the two.
 
-    A constant one has a group for every channel and stride 0 over batch and length.
+    A constant B or C gets a group for every channel, and stride 0 over batch and length.
     """
     batch, dim, length = u.shape
     groups = max(dim if x.dim() == 2 else x.shape[2] for x in (B, C))
@@ -366,7 +381,7 @@ def _same_groups(B: Tensor, C: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_step_map(op: str, name: str, x: Tensor, batch: int, nheads: int, dstate: int) -> Tensor:
-    """B or C of one step -> (batch, ngroups, dstate)."""
+    """Check B or C of one step. -> (batch, ngroups, dstate)."""
     check_rank(op, name, x, "(batch, dstate)", "(batch, ngroups, dstate)")
     if x.dim() == 2:
         x = x[:, None]

@@ -1,8 +1,9 @@
 """transformers' Mamba models on this library's kernels, on the device that the tensors are on.
 
-transformers picks its scan when a modeling file is imported: mamba_ssm's where that package is
-there, which runs on CUDA alone, and a loop over the time steps elsewhere. `use_kernels` puts this
-library's functions in the place of that choice, in training, inference and generation with a cache.
+transformers picks its scan when a modeling file is imported. Where the package mamba_ssm is
+installed, it picks that one's scan, which runs on CUDA alone; elsewhere it runs a loop over the
+time steps. `use_kernels` puts this library's functions in the place of that choice, in training,
+inference and generation with a cache.
 
 Example:
     >>> import torch
@@ -29,13 +30,13 @@ ARCHITECTURES = ("mamba", "falcon_mamba", "jamba", "zamba")
 class use_kernels:
     """Make transformers' Mamba models use the kernels, from this call on or inside a with block.
 
-    use_kernels()                      from now on
-    with use_kernels(): ...            inside the block
-    use = use_kernels(); use.undo()    until it is undone
+        use_kernels()                      from now on
+        with use_kernels(): ...            inside the block
+        use = use_kernels(); use.undo()    until it is undone
 
-    It concerns models that exist already and those made later, in every thread of the process. Uses
-    may overlap in any order, in one thread or several: transformers' own functions come back when
-    the last use has ended, whether by an exception or not.
+    A use concerns the models that exist already and those made later, in every thread of the
+    process. Uses may overlap in any order, in one thread or several: transformers' own functions
+    come back when the last use has ended, whether by an exception or not.
 
     The models' results are those of their plain PyTorch path up to rounding; in bfloat16 and
     float16 they are nearer to the exact ones, as the states stay in float32. The configuration's
@@ -111,7 +112,7 @@ def _causal_conv1d_update(
 
 
 def _split_activation(activation: str | None):
-    """(what the convolution fuses, what is left to transformers)."""
+    """Split an activation into what the convolution fuses and what is left to transformers."""
     if activation in (None, "silu", "swish"):
         return activation, None
     from transformers.activations import ACT2FN
@@ -156,10 +157,10 @@ def _selective_state_update(
 
 
 def _inner_fn(*_, **__) -> None:
-    """None makes a mixer go on with the other functions, in training as in inference.
+    """Return None, which makes a mixer go on with the other functions, also in training.
 
-    mamba_ssm's mamba_inner_fn normalises FalconMamba's step size after its projection where the
-    model does it before, so training through it would be training of another model.
+    mamba_ssm's mamba_inner_fn normalises FalconMamba's step size after its projection, and the
+    model does so before it. Training through mamba_inner_fn would train another model.
     """
 
 
@@ -213,6 +214,6 @@ def _end(architecture: str) -> None:
     if _USES[architecture] == 0:
         module = _modeling(architecture)
         for name, original in _ORIGINALS.pop(architecture).items():
-            # What somebody else has put there since is theirs to take away.
+            # A function that somebody else has put there since stays: it is theirs to take away.
             if getattr(module, name) is _FUNCTIONS[name]:
                 setattr(module, name, original)

@@ -1,21 +1,26 @@
-"""The backward scan: one program is one sample, a tile of channels and a segment of time, from its
-last chunk to its first.
+"""The backward scan. A program goes over one sample, a tile of channels and a segment of time, from
+the segment's last chunk to its first.
 
-A chunk is the steps between two checkpoints. Each goes through four stages, which meet in a scratch
-of the program's own in global memory (it stays in the caches):
+A chunk is the steps between two checkpoints. Each chunk goes through four stages. What one leaves
+for the next lies in a scratch of the program's own in global memory, which stays in the caches:
 
 1. over (steps, channels): step sizes d, products d x, and gradients dy before gate and skip;
 2. step by step: the states from the checkpoint on, each kept in the scratch;
 3. step by step, backwards: the gradients of the state, of A, and the sums over n and over channels;
 4. over (steps, channels): the gradients of the inputs, and the output again.
 
-The first and the last are in scan_backward_inputs.py.
+The first and the last stage are in scan_backward_inputs.py.
 
-With dh_t = g_t + C_t dy_t and g_{t-1} = exp(d_t A) dh_t, the gradient of the state before step t:
+With g_t the gradient that reaches the state of step t from the steps after it, and dh_t the whole
+gradient of that state:
 
-    dB_t = sum_channels dh_t d_t x_t        dC_t = sum_channels h_t dy_t
-    dA   = sum_t d_t g_{t-1} h_{t-1}        d(d_t) = sum_n A g_{t-1} h_{t-1} + x_t sum_n dh_t B_t
-    dx_t = d_t sum_n dh_t B_t + D dy_t
+    dh_t    = g_t + C_t dy_t
+    g_{t-1} = exp(d_t A) dh_t
+    dB_t    = sum_channels dh_t d_t x_t
+    dC_t    = sum_channels h_t dy_t
+    dA      = sum_t d_t g_{t-1} h_{t-1}
+    d(d_t)  = sum_n A g_{t-1} h_{t-1} + x_t sum_n dh_t B_t
+    dx_t    = d_t sum_n dh_t B_t + D dy_t
 
 In stages 2 and 3 a lane (a thread of the one warp) holds 4 channels x 4 states as a tuple of 16
 tensors over the lanes: four neighbouring lanes share four channels and hold 16 states of them.
