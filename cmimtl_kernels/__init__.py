@@ -1,5 +1,7 @@
-"""Selective-scan kernels for fusing two modalities, with CrossMambaBlock on top. Needs torch
-alone."""
+"""Selective-scan kernels for fusing two modalities, and `CrossMambaBlock`, which is built on them.
+
+The package needs nothing but torch.
+"""
 
 from cmimtl_kernels._version import __version__
 from cmimtl_kernels.block import CrossMamba, CrossMambaBlock

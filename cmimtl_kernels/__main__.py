@@ -1,4 +1,4 @@
-"""`python -m cmimtl_kernels`: what was built, what runs on this machine, and what to do if not."""
+"""`python -m cmimtl_kernels` tells what was built, what runs here and what to do if it does not."""
 
 import importlib.util
 import json
@@ -14,11 +14,11 @@ import torch
 from cmimtl_kernels import _library, backends
 from cmimtl_kernels._version import __version__
 
-LOG_LINES = 30  # of a failed build: enough for the first error of a compiler
+LOG_LINES = 30  # lines shown of a failed build's log: enough for a compiler's first error
 
 
 def report() -> str:
-    """The report, ending in a newline."""
+    """The whole report; it ends in a newline."""
     lines = [
         f"cmimtl_kernels {__version__} in {_library.HERE}",
         f"torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}",
@@ -49,7 +49,7 @@ def _cpu() -> str:
         return f"{platform.machine()}, torch uses {level}"
     try:
         kernels = f"the kernels use {torch.ops.cmimtl_cpu.isa()}"
-    except RuntimeError as error:  # CMIMTL_CPU_CAPABILITY asks for what the processor lacks
+    except RuntimeError as error:  # CMIMTL_CPU_CAPABILITY names what the processor lacks
         kernels = f"the kernels: {str(error).splitlines()[0]}"
     return f"{platform.machine()}, {kernels}, torch {level}"
 
@@ -72,7 +72,7 @@ def _built(name: str) -> str:
         return "ok"
     tools = [note[key] for key in ("nvcc", "compiler") if key in note]
     text = f"ok: built by {', '.join(tools)} against torch {note['torch headers']}"
-    if "seconds" not in note:  # of a version before 0.2
+    if "seconds" not in note:  # a version before 0.2 wrote the record
         return text
     if "architectures" in note:
         text += f", for {note['architectures']} ({note['architectures for']})"
@@ -80,15 +80,15 @@ def _built(name: str) -> str:
 
 
 def _trouble(name: str) -> list[str]:
-    """What went wrong with a library, and what to do about it; nothing where all is well."""
+    """What went wrong with a library and what to do about it; empty where nothing went wrong."""
     note, reason = _library.record(name), _library.load_libraries()[name]
     lines = [f"The {name} library: {reason}"]
     if changed := _library.changed_sources(name):
         lines = [f"The {name} library is older than {', '.join(changed)}"]
     elif reason is None or (note.get("built") is False and "log" not in note):
-        return []  # loaded, or left out for the reason given above
+        return []  # the library is loaded, or was left out for a reason that is shown above
     elif name == "cuda" and torch.version.cuda is None:
-        return []  # to build it again would change nothing
+        return []  # this torch has no CUDA, so another build would change nothing
     log = note.get("log", "").splitlines()
     lines += [f"  | {line}" for line in log[:LOG_LINES]]
     if len(log) > LOG_LINES:
@@ -97,7 +97,7 @@ def _trouble(name: str) -> list[str]:
 
 
 def _gpus_without_code() -> list[str]:
-    """GPUs that are here and that the CUDA library has no code for, and what to do."""
+    """Which GPUs of this machine the CUDA library has no code for, and what to do."""
     built = _library.record("cuda").get("architectures")
     if not built or not torch.cuda.is_available():
         return []
@@ -119,7 +119,7 @@ def _gpus_without_code() -> list[str]:
 
 
 def _torchvision() -> list[str]:
-    """What to do about a torchvision, which timm needs, that does not go with this torch."""
+    """What to do where torchvision, which timm needs, does not fit this torch."""
     release = re.match(r"2\.(\d+)\.", torch.__version__)
     try:
         found = metadata.version("torchvision")
@@ -133,7 +133,7 @@ def _torchvision() -> list[str]:
         reason = f"cannot be loaded ({error}) beside"
     if reason is None:
         return []
-    # On Linux the default index has builds with CUDA, which beside a CPU torch find no CUDA.
+    # On Linux the default index has torchvision built with CUDA, which a CPU torch cannot load.
     cpu = " --index-url https://download.pytorch.org/whl/cpu" if torch.version.cuda is None else ""
     return [
         "",
@@ -144,7 +144,7 @@ def _torchvision() -> list[str]:
 
 
 def _cannot_load_torchvision() -> str | None:
-    """Why the compiled part of torchvision does not load; it goes on itself, without its ops."""
+    """Why the compiled part of torchvision does not load; torchvision itself does not tell."""
     spec = importlib.util.find_spec("torchvision")
     for library in Path(spec.origin).parent.glob("_C*.so") if spec else ():
         try:
@@ -158,11 +158,12 @@ def _install_command() -> str:
     root = _library.HERE.parent
     if (root / "setup.py").is_file() and (root / "csrc").is_dir():
         return f"pip install --no-deps -e {shlex.quote(str(root))}"
-    # Where it was installed from, PEP 610; a release from an index has no such file.
+    # direct_url.json tells where the package was installed from (PEP 610). A release from an index
+    # has no such file.
     note = metadata.distribution("cmimtl").read_text("direct_url.json")
     origin = json.loads(note) if note else {"url": "cmimtl"}
     url = ("git+" if "vcs_info" in origin else "") + origin["url"]
-    # pip may have kept the wheel that has no library.
+    # Without --no-cache-dir, pip may install the wheel again that has no library.
     return f"pip install --force-reinstall --no-deps --no-cache-dir {shlex.quote(url)}"
 
 

@@ -1,8 +1,8 @@
-"""Loads the compiled libraries, or tells why one is not there.
+"""Load the compiled libraries, or tell why one is missing.
 
-setup.py puts `_cpu.so` and `_cuda.so` beside this file, each with a JSON record: how it was built,
-or why it was not. The libraries hold implementations alone; registration.py defines the ops that
-they implement.
+setup.py puts `_cpu.so` and `_cuda.so` beside this file. Beside each it puts a JSON record, which
+says how the library was built, or why it was not. The libraries hold only implementations;
+registration.py defines the ops that they implement.
 """
 
 import functools
@@ -19,25 +19,26 @@ HERE = Path(__file__).parent
 
 @functools.cache
 def load_libraries() -> dict[str, str | None]:
-    """Load every compiled library; first called at import, after the ops are defined.
+    """Load every compiled library. This is first called at import, after the ops are defined.
 
-    At import, because `torch.compile` cannot trace through the loading of a library. No library
-    needs a device, a driver or a CUDA build of torch to load, so importing this package never
-    initialises CUDA.
+    The libraries are loaded at import because `torch.compile` cannot trace through the loading of
+    a library. No library needs a device, a driver or a CUDA build of torch to load, so importing
+    this package never initialises CUDA.
 
     Returns:
-        {"cpu": ..., "cuda": ...}: None where the library is loaded, else one line that tells why
-        not.
+        {"cpu": ..., "cuda": ...}: None where the library is loaded, otherwise one line that tells
+        why it is not.
     """
     return {name: _load(name) for name in NAMES}
 
 
 def record(name: str) -> dict:
-    """What setup.py noted about a library; {} where it never ran.
+    """What setup.py noted about a library; {} where setup.py never ran.
 
-    Keys: built; then of a library that was built sources, torch headers, compiler, how many files
-    were compiled and the seconds that it took, and of CUDA nvcc, architectures and whom they are
-    for; or of one that was not reason, and log after a failure.
+    The key "built" is always there. A library that was built also has "sources", "torch headers",
+    "compiler", "compiled" (how many files were) and "seconds" (how long that took); the CUDA
+    library also has "nvcc", "architectures" and "architectures for". A library that was not built
+    has "reason" and, after a failure, "log".
     """
     file = HERE / f"_{name}.json"
     try:
@@ -49,11 +50,15 @@ def record(name: str) -> dict:
 
 
 def runs_on(gpu: tuple[int, int], architectures: str) -> str | None:
-    """How code that was built for "8.0;9.0+PTX" runs on a GPU: as "code", from its "PTX", or not.
+    """How code that was built for architectures such as "8.0;9.0+PTX" runs on a GPU.
 
-    Code of x.y runs on GPUs of x.y and later ones of x, that of x.yf likewise and that of x.ya on
-    x.y alone; PTX of x.y, which the driver compiles, on any GPU from x.y on, that of the other two
-    where their code does.
+    Code for x.y or x.yf runs on GPUs of capability x.y and on later ones of the same x; code for
+    x.ya runs on x.y alone. PTX for x.y, which the driver compiles, runs on every GPU from x.y on;
+    PTX for x.yf or x.ya runs where their code does.
+
+    Returns:
+        "code" where the GPU runs compiled code, "PTX" where the driver has to compile, or None
+        where nothing runs.
     """
     ptx_runs = False
     for arch in architectures.split(";"):
@@ -66,9 +71,9 @@ def runs_on(gpu: tuple[int, int], architectures: str) -> str | None:
 
 
 def changed_sources(name: str) -> list[str]:
-    """Files of this checkout that are not as they were when the library was built from them.
+    """The files of this checkout that have changed since the library was built from them.
 
-    Empty where nothing changed, and where the package was not installed from here with `-e`.
+    The list is empty where the package was not installed from here with `-e`.
     """
     root = HERE.parent
     if not (root / "csrc").is_dir():
@@ -87,7 +92,7 @@ def _load(name: str) -> str | None:
         return record(name).get("reason", "not built: a source tree that was never installed")
     try:
         torch.ops.load_library(str(library))
-    except OSError as error:  # a symbol or a library is missing, or the file is cut short
+    except OSError as error:  # a symbol or another library is missing, or the file is cut short
         detail = str(error.__cause__ or error).strip().splitlines()[0]
         return f"built, but torch {torch.__version__} cannot load it: {detail}"
     return None

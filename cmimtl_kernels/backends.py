@@ -1,8 +1,8 @@
 """Which backend runs a call, and why not another: one predicate that both decides and explains.
 
 A backend is a name, the op namespace that holds its kernels, and what it cannot do. `why_not` lists
-every reason; `choose` takes the first backend of the device's order without one; `explain` shows
-all.
+every reason against a backend. `choose` takes the first backend, in the order of the device, that
+has no reason against it. `explain` shows the reasons of all.
 """
 
 import functools
@@ -22,15 +22,15 @@ _HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Call(NamedTuple):
-    """What the choice depends on.
+    """What the choice of a backend depends on.
 
     Attributes:
-        op: the public function.
-        device_type, dtype: of its first argument, u, v or x.
+        op: the public function that is called.
+        device_type, dtype: device and dtype of its first argument, u, v or x.
         dstate: the state size of a scan.
         width: the width of a convolution.
         lengths: whether the samples have lengths of their own.
-        reverse: whether it goes back in time.
+        reverse: whether the call goes back in time.
     """
 
     op: str
@@ -48,14 +48,14 @@ class Backend:
 
     Attributes:
         name: what users pass as `backend=`.
-        namespace: where the ops live, `torch.ops.<namespace>`; None for plain PyTorch.
-        devices: device types that it runs on; None for every one.
-        dtypes: dtypes of u, v or x that it takes.
-        max_dstate: -> the largest state size in this process, or None.
-        checkpoint_every: steps between two states kept for the backward pass.
-        unavailable: why it cannot be used in this process at all, or None.
+        namespace: where its ops live, `torch.ops.<namespace>`; None for plain PyTorch.
+        devices: the device types that it runs on; None for every device.
+        dtypes: the dtypes of u, v or x that it takes.
+        max_dstate: gives the largest state size in this process, or None for no limit.
+        checkpoint_every: the number of steps between two states kept for the backward pass.
+        unavailable: gives the reason why it cannot be used in this process at all, or None.
         ops: the public functions that it has kernels for.
-        cannot: -> further reasons against a call of one of them.
+        cannot: gives further reasons against a call of one of these functions.
     """
 
     name: str
@@ -69,9 +69,9 @@ class Backend:
     cannot: Callable[[Call], list[str]] = lambda call: []
 
     def why_not(self, call: Call) -> list[str]:
-        """Every reason why it cannot run a call like this; empty where it can."""
+        """Every reason why this backend cannot run a call; empty where it can."""
         if call.op not in self.ops:
-            return [f"has {' and '.join(self.ops)} alone"]
+            return [f"implements only {' and '.join(self.ops)}"]
         reasons = []
         if reason := self.unavailable():
             reasons.append(reason)
@@ -91,8 +91,9 @@ registration.define("cmimtl")
 _NOT_LOADED = _library.load_libraries()
 
 
-# What the CUDA kernels are compiled for at least, and the shared memory of a block of the backward
-# kernel for more than 128 states: kSharedOfManyStates of csrc/cuda/scan_backward_shared.cuh.
+# The least compute capability that the CUDA kernels are compiled for, and the bytes of shared
+# memory that a block of the backward kernel takes for more than 128 states. The latter is
+# kSharedOfManyStates of csrc/cuda/scan_backward_shared.cuh.
 _LEAST_CAPABILITY, _SHARED_OF_MANY_STATES = (8, 0), 120 * 1024
 
 
@@ -138,7 +139,7 @@ def _package_unavailable() -> str | None:
         return "no CUDA device"
     try:
         importlib.import_module("causal_conv1d.cpp_functions")
-    except ImportError as error:  # older than 1.5.3, or built against another torch
+    except ImportError as error:  # it is older than 1.5.3, or was built against another torch
         return f"causal_conv1d is installed, but cannot be imported: {error}"
     return None
 
@@ -152,8 +153,8 @@ BACKENDS: dict[str, Backend] = {
             devices=("cuda",),
             dtypes=_HALF_AND_SINGLE,
             max_dstate=_cuda_max_dstate,
-            # One chunk of the backward kernel, which starts each from a checkpoint: 8 bytes for a
-            # step of a channel at dstate 16.
+            # The backward kernel starts each of its chunks, of 8 steps, from a checkpoint. At
+            # dstate 16 the checkpoints take 8 bytes for a step of a channel.
             checkpoint_every=8,
             unavailable=_cuda_unavailable,
         ),
@@ -200,14 +201,14 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 
-# What `auto` tries, best first. The package causal_conv1d comes after our own kernels, which give
-# the same bits on every run. The reference is never among them: it is two orders of magnitude
-# slower, so ending there is worth a warning.
+# What `auto` tries, best first. The package causal_conv1d comes after our own kernels, because they
+# give the same bits on every run. The reference is not in the list: it is two orders of magnitude
+# slower, so a call that ends there gives a warning.
 _ORDER = {"cuda": ("cuda", "triton", "causal_conv1d"), "cpu": ("cpu",)}
 
 
 def auto(call: Call) -> str:
-    """The name of the backend that `backend="auto"` picks for a call like this."""
+    """The name of the backend that `backend="auto"` picks for a call."""
     for name in _ORDER.get(call.device_type, ()):
         if not BACKENDS[name].why_not(call):
             return name
@@ -215,7 +216,7 @@ def auto(call: Call) -> str:
 
 
 def choose(backend: str, call: Call) -> Backend:
-    """The backend that runs this call.
+    """The backend that runs a call.
 
     Raises:
         ValueError: no backend has this name.
@@ -238,11 +239,11 @@ def choose(backend: str, call: Call) -> Backend:
 
 
 def explain(call: Call) -> dict[str, list[str]]:
-    """Every backend with every reason why it cannot run a call like this; no reason: it can.
+    """Every backend with every reason why it cannot run a call; without a reason, it can.
 
     Example:
         >>> explain(Call("selective_scan", "cpu", torch.float32, dstate=16))["causal_conv1d"]
-        ['has causal_conv1d alone']
+        ['implements only causal_conv1d']
     """
     return {name: backend.why_not(call) for name, backend in BACKENDS.items()}
 

@@ -1,10 +1,11 @@
-"""The convolution by the package causal_conv1d, namespace `cmimtl_causal_conv1d`.
+"""The convolution by the package causal_conv1d, in the namespace `cmimtl_causal_conv1d`.
 
-The package is optional, and imported by the first call. Its kernels take x as (batch, dim, length)
+The package is optional, and the first call imports it. Its kernels take x as (batch, dim, length)
 in one of two layouts: channels first and contiguous, or channels last with dim and all strides
-multiples of 8; both aligned to 16 bytes. An x or a gradient that has neither is copied here.
+multiples of 8. Both must be aligned to 16 bytes. An x or a gradient in another layout is copied
+here.
 
-Its backward pass adds up dweight and dbias with atomics, so in any order, unless
+The package's backward pass adds up dweight and dbias with atomics, and so in any order, unless
 `torch.use_deterministic_algorithms(True)` is set.
 """
 
@@ -15,11 +16,12 @@ from cmimtl_kernels import registration
 
 NAMESPACE = "cmimtl_causal_conv1d"
 OPS = ("causal_conv1d",)
-_UNIT, _ALIGNMENT = 8, 16  # elements that channels-last strides are multiples of; bytes
+_UNIT = 8  # channels-last strides are multiples of this many elements
+_ALIGNMENT = 16  # bytes
 
 
 def cannot(width: int, lengths: bool, reverse: bool) -> list[str]:
-    """Every reason why the package cannot run a convolution like this."""
+    """Every reason why the package cannot run a convolution."""
     reasons = []
     if not 2 <= width <= 4:
         reasons.append(f"takes a width of 2, 3 or 4, got {width}")
@@ -67,7 +69,7 @@ def causal_conv1d_bwd(
     if x.numel() == 0:
         dbias = nothing if bias is None else torch.zeros_like(bias)
         return torch.empty_like(x), torch.zeros_like(weight), dbias
-    # What the package's own autograd calls, and mamba_ssm too.
+    # The package's own autograd function calls this function, and so does mamba_ssm.
     from causal_conv1d.cpp_functions import causal_conv1d_bwd_function
 
     last = _channels_last(x)
@@ -92,15 +94,16 @@ def _check(op: str, weight: Tensor, lengths: Tensor | None, reverse: bool) -> No
 
 
 def _channels_last(x: Tensor) -> bool:
-    """Which of its two layouts the package gets x (batch, length, dim) in."""
+    """Whether the package gets x, (batch, length, dim), channels last or else channels first."""
     channels_first = x.shape[1] > 1 and x.transpose(1, 2).is_contiguous()
     return x.shape[2] % _UNIT == 0 and not channels_first
 
 
 def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
-    """x (batch, length, dim) as (batch, dim, length), a copy unless it lies as the package wants.
+    """x, (batch, length, dim), as (batch, dim, length) in a layout that the package takes.
 
-    A stride of a dimension of size 1 counts: by the strides the package tells the layouts apart.
+    It is copied where it lies otherwise. The stride of a dimension of size 1 matters too, because
+    the package tells the layouts apart by the strides.
     """
     aligned = x.data_ptr() % _ALIGNMENT == 0
     if channels_last:
@@ -114,7 +117,7 @@ def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
 
 
 def _as(x: Tensor, result: Tensor) -> Tensor:
-    """`result` under the strides of `torch.empty_like(x)`."""
+    """`result` with the strides of `torch.empty_like(x)`."""
     like = torch.empty_like(x, device="meta")
     if like.stride() == result.stride():
         return result

@@ -1,9 +1,9 @@
 """The mathematics in plain PyTorch: slow, obvious and right. Every backend is tested against it.
 
-It imports torch alone, calls no kernel, and computes in the accumulation dtype (float64 for float64
-inputs, float32 for every other), so that calling it with `.double()` inputs gives the yardstick of
-the tolerances. Arguments are not checked here; `cmimtl_kernels.ops` checks them once for all
-backends.
+This file imports only torch and calls no kernel. It computes in the accumulation dtype: float64 for
+float64 inputs, float32 for all others. So a call with `.double()` inputs gives the values that the
+tolerances are measured against. Arguments are not checked here; `cmimtl_kernels.ops` checks them
+once for all backends.
 """
 
 import torch
@@ -39,7 +39,7 @@ def selective_scan(
     reverse: bool = False,
     return_last_state: bool = False,
 ):
-    """The recurrence of `cmimtl_kernels.selective_scan`, one step at a time; same arguments.
+    """Run the recurrence of `cmimtl_kernels.selective_scan`, which has the same arguments.
 
     Source: Gu & Dao 2023, algorithm 2 and section 3.3.
     """
@@ -48,8 +48,8 @@ def selective_scan(
     dtype = u.dtype
     acc = accumulation_dtype(dtype)
 
-    # Padded steps may hold anything, NaN included: they are replaced before any arithmetic, so that
-    # neither a value nor a gradient of theirs can reach a valid step.
+    # Padded steps may hold anything, NaN included. They are replaced before any arithmetic, so that
+    # neither their values nor their gradients can reach a valid step.
     valid = valid_steps(lengths, batch, length, u.device)  # (batch, length)
     u, delta, z = (None if x is None else _keep(valid, x.to(acc)) for x in (u, delta, z))
     B, C = (_keep(valid, x.to(acc)) for x in (B, C))
@@ -62,8 +62,8 @@ def selective_scan(
     delta = _keep(valid, delta)  # a step of size 0 leaves the state as it is
 
     state = u.new_zeros(batch, dim, dstate) if initial_state is None else initial_state.to(acc)
-    # unbind and not x[:, t]: the backward pass of indexing writes a full-size gradient at every
-    # step.
+    # unbind, and not x[:, t]: the backward pass of indexing writes a gradient of the size of x at
+    # every step.
     steps = list(zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True))
     ys: list[Tensor | None] = [None] * length
     for t in reversed(range(length)) if reverse else range(length):
@@ -94,12 +94,14 @@ def cross_selective_scan(
     *,
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,  # (batch, dim, dstate)
-    lengths: Tensor | None = None,  # (batch,), in pairs of steps
+    lengths: Tensor | None = None,  # (batch,), counted in steps of v and t
     reverse: bool = False,
     return_last_state: bool = False,
 ):
-    """The scan of `cmimtl_kernels.cross_selective_scan`, with the interleaved sequence written
-    out."""
+    """Run the scan of `cmimtl_kernels.cross_selective_scan`, with the interleaved sequence stored.
+
+    The arguments are the same.
+    """
     batch, length, dim = v.shape
     dtype = v.dtype
     acc = accumulation_dtype(dtype)
@@ -128,8 +130,10 @@ def cross_selective_scan(
 
 
 def interleave(v: Tensor, t: Tensor) -> Tensor:
-    """p_0, s_0, p_1, s_1, … with p = v * t and s = v + t: two (batch, length, dim) -> (batch, 2 *
-    length, dim)."""
+    """The products p = v * t and the sums s = v + t in turn: p_0, s_0, p_1, s_1, …
+
+    v and t, (batch, length, dim) -> (batch, 2 * length, dim)
+    """
     batch, length, dim = v.shape
     return torch.stack((v * t, v + t), dim=2).reshape(batch, 2 * length, dim)
 
@@ -143,8 +147,7 @@ def causal_conv1d(
     lengths: Tensor | None = None,  # (batch,)
     reverse: bool = False,
 ):
-    """Depthwise convolution that sees steps t - width + 1 … t, or t … t + width - 1 with
-    `reverse`."""
+    """Depthwise convolution over the steps t - width + 1 … t; with `reverse`, t … t + width - 1."""
     batch, length, dim = x.shape
     width = weight.shape[1]
     dtype = x.dtype
@@ -164,18 +167,20 @@ def causal_conv1d(
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) at any x, without the threshold above which F.softplus returns x itself."""
+    """log(1 + e^x) at any x. F.softplus returns x itself above a threshold; this does not."""
     return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def _per_channel(x: Tensor, dim: int) -> Tensor:
-    """One step of B or C, (batch, [ngroups,] dstate) -> (batch, dim, dstate): channels share their
-    group's row."""
+    """Give each channel the row of its group: one step of B or C, for every channel.
+
+    (batch, dstate) or (batch, ngroups, dstate) -> (batch, dim, dstate)
+    """
     if x.dim() == 2:
         return x[:, None].expand(-1, dim, -1)
     return x.repeat_interleave(dim // x.shape[1], dim=1)
 
 
 def _keep(valid: Tensor, x: Tensor) -> Tensor:
-    """x where `valid`, 0 elsewhere; the gradient of the rest is 0 too, even where x is NaN."""
+    """x where `valid`, and 0 elsewhere, where the gradient is 0 too, even if x is NaN there."""
     return torch.where(valid.reshape(valid.shape + (1,) * (x.dim() - 2)), x, x.new_zeros(()))

@@ -1,28 +1,28 @@
 """The op contract: one schema per op, its fake kernel and its autograd formula, for every backend.
 
-A backend is a set of kernels in a `torch.library` namespace: `cmimtl` holds the compiled ones (the
-dispatcher picks CPU or CUDA by the tensors' device), `cmimtl_triton` the Triton ones,
-`cmimtl_causal_conv1d` those of that package, and tests add namespaces of their own.
-`define(namespace)` gives a namespace the ops below; the kernels come from
-`STABLE_TORCH_LIBRARY_IMPL` in csrc/ or from `torch.library`. The schema lives here and not in C++
-so that there is one text of it, whichever libraries were built.
+A backend is a set of kernels in a `torch.library` namespace. `cmimtl` holds the compiled kernels,
+of which the dispatcher picks those for CPU or CUDA by the tensors' device; `cmimtl_triton` holds
+the Triton kernels, and `cmimtl_causal_conv1d` those of the package of that name. Tests add
+namespaces of their own. `define(namespace)` gives a namespace the ops below; the kernels come from
+`STABLE_TORCH_LIBRARY_IMPL` in csrc/ or from `torch.library`. The schemas stand here and not in C++,
+so that there is one text of them, whichever libraries were built.
 
 Conventions of every kernel:
 
-- B and C are (batch, steps, ngroups, dstate), or of one group (batch, steps, dstate); so are their
-  gradients. steps is length, or 2 * length in the cross scan.
-- lengths is int64 on the tensors' device, (batch,), in steps of u, or pairs of steps in the cross
-  scan.
+- B and C are (batch, steps, ngroups, dstate), or (batch, steps, dstate) where all channels are one
+  group; so are their gradients. steps is length, and 2 * length in the cross scan.
+- lengths is (batch,), int64, on the tensors' device. It counts steps of u, and in the cross scan
+  steps of v and t.
 - A, D, delta_bias and the states are in the accumulation dtype: float32, or float64 where u is.
-- Outputs of the shape of u, z, v, ... keep the strides of that input where it is dense.
-- checkpoints is (batch, ceil(steps / checkpoint_every), dim, dstate): the state before every
-  checkpoint_every-th processed step, with `reverse` counted from the last valid step; undefined
-  where no valid step follows. Empty, (0,), with checkpoint_every = 0, after which no backward pass
-  can run.
+- An output of the shape of an input (u, z, v, …) has the strides of that input where it is dense.
+- checkpoints is (batch, ceil(steps / checkpoint_every), dim, dstate). It holds the state before
+  every checkpoint_every-th processed step; with `reverse`, steps are counted from the last valid
+  one. A checkpoint that no valid step follows is undefined. With checkpoint_every = 0 it is empty,
+  (0,), and no backward pass can run.
 - A gradient or output that does not apply (dD without D, out without recompute_out) is an empty
   tensor.
-- recompute_out makes the backward pass return the forward's output again; it knows it anyway, and a
-  caller that asks for it need not keep it.
+- recompute_out makes the backward pass return the forward's output again, which it computes anyway.
+  A caller that asks for it need not keep the output.
 """
 
 import torch
@@ -62,7 +62,7 @@ SCHEMAS = {
 
 OPS = tuple(name.removesuffix("_fwd") for name in SCHEMAS if name.endswith("_fwd"))
 
-# A library object must outlive the ops that it defines.
+# The ops of a library exist only as long as its library object.
 _LIBRARIES: dict[str, torch.library.Library] = {}
 _OPS: dict[tuple[str, str], torch._ops.OpOverload] = {}
 _FUNCTIONS: dict[tuple[str, str], type[torch.autograd.Function]] = {}
@@ -71,7 +71,9 @@ _TRANSFORMED: dict[torch._ops.OpOverload, type[torch.autograd.Function]] = {}
 
 def define(namespace: str, ops: tuple[str, ...] = OPS) -> None:
     """Define the two passes of each of `ops` in `namespace`, with fake kernels and autograd.
-    Idempotent."""
+
+    A second call for the same namespace changes nothing.
+    """
     if namespace in _LIBRARIES:
         return
     library = _LIBRARIES[namespace] = torch.library.Library(namespace, "DEF")
@@ -93,20 +95,20 @@ def define(namespace: str, ops: tuple[str, ...] = OPS) -> None:
 
 # Calls
 #
-# An op with an autograd formula from torch.library can be compiled and exported, but costs 70 us in
-# Python for each differentiated call, and 6 us for any other (measured, one core at 3 GHz, 13
-# arguments): as much as a scan of a hundred steps. In eager calls the same formula runs in a
-# torch.autograd.Function, and the kernel is called below autograd. torch.func refuses both kinds
-# and wants setup_context apart, which costs another 40 us.
+# An op with an autograd formula from torch.library can be compiled and exported. But a call of it
+# costs 70 us in Python where it is differentiated, as much as a scan of a hundred steps, and 6 us
+# elsewhere (measured on one core at 3 GHz, with 13 arguments). So in eager calls the same formula
+# runs in a torch.autograd.Function, and the kernel is called below autograd. torch.func takes
+# neither kind: it needs a Function with a separate setup_context, which costs another 40 us.
 
 
 def call(namespace: str, name: str, args: tuple, differentiated: bool):
-    """Run a forward op. -> its outputs.
+    """Run a forward op and return its outputs.
 
     Args:
-        namespace, name: which op, `torch.ops.<namespace>.<name>`.
-        args: its arguments, all of them.
-        differentiated: whether autograd is to record it.
+        namespace, name: the op is `torch.ops.<namespace>.<name>`.
+        args: all arguments of the op.
+        differentiated: whether autograd is to record the call.
     """
     op = _OPS[namespace, name]
     if torch.compiler.is_compiling():
@@ -128,7 +130,7 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def _function(op, name: str, setup, backward) -> type[torch.autograd.Function]:
-    """The op with its formula as a torch.autograd.Function, for eager calls."""
+    """Make a torch.autograd.Function of an op and its formula, for eager calls."""
 
     def forward(ctx, *args):
         with _below_autograd():
@@ -141,7 +143,7 @@ def _function(op, name: str, setup, backward) -> type[torch.autograd.Function]:
 
 
 def _transformed(op, setup, backward) -> type[torch.autograd.Function]:
-    """The op with its formula as a torch.autograd.Function that torch.func takes."""
+    """Make a torch.autograd.Function of an op and its formula that torch.func takes."""
     members = {
         "forward": staticmethod(lambda *args: op(*args)),
         "setup_context": staticmethod(setup or (lambda ctx, inputs, output: None)),
@@ -153,14 +155,15 @@ def _transformed(op, setup, backward) -> type[torch.autograd.Function]:
 def _call_backward(op, *args):
     if inside_torch_func():
         return _TRANSFORMED[op].apply(*args)
-    # With create_graph the op is recorded, and its own formula refuses to be differentiated.
+    # With create_graph the backward op is recorded too. Its own formula raises an error when a
+    # second derivative is wanted.
     if torch.is_grad_enabled():
         return op(*args)
     with _below_autograd():
         return op(*args)
 
 
-# Fake kernels: shapes and dtypes without data
+# Fake kernels give results of the right shapes and dtypes without data
 
 
 def _optional_like(x: Tensor | None, like: Tensor) -> Tensor:
@@ -168,7 +171,7 @@ def _optional_like(x: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _scan_fwd_extras(u: Tensor, delta: Tensor, A: Tensor, checkpoint_every: int):
-    """(last_state, checkpoints) of either scan."""
+    """The results (last_state, checkpoints) of either scan."""
     batch, steps, dim = delta.shape
     dstate = A.shape[1]
     acc = accumulation_dtype(u.dtype)
@@ -179,7 +182,7 @@ def _scan_fwd_extras(u: Tensor, delta: Tensor, A: Tensor, checkpoint_every: int)
 
 
 def _scan_bwd_shared(u, delta, A, B, C, D, z, delta_bias, initial_state):
-    """(ddelta, dA, dB, dC, dD), (ddelta_bias, dinitial_state) of either scan."""
+    """The gradients (ddelta, dA, dB, dC, dD), (ddelta_bias, dinitial_state) of either scan."""
     wide = u.new_empty(0, dtype=accumulation_dtype(u.dtype))
     return (
         (
@@ -261,7 +264,7 @@ _FAKES = {
 }
 
 
-# Autograd: the backward ops, with the results of absent inputs turned into None
+# Autograd calls the backward ops and turns the gradients of absent inputs into None
 
 
 def _setup_scan(ctx, inputs, output):
@@ -336,7 +339,7 @@ def _check_checkpoints(op: str, options) -> None:
 
 
 def _present(grads, inputs):
-    """The gradients of what was given."""
+    """The gradients of the inputs that were given, and None for the others."""
     return (None if x is None else g for g, x in zip(grads, inputs, strict=True))
 
 

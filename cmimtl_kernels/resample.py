@@ -1,7 +1,8 @@
 """Resampling of padded streams in time, for the blocks: `align`, `pool` and `interpolate`.
 
-All map a sample's m valid steps to k valid steps, never read a padded step, and return the input
-itself where nothing is to be done. Plain PyTorch, beside GEMMs.
+Each function maps a sample's m valid steps to k valid steps, never reads a padded step, and returns
+the input itself where nothing is to be done. All are plain PyTorch: they take little time beside
+the GEMMs of a block.
 """
 
 import torch
@@ -20,9 +21,9 @@ def align(
 
     Args:
         x: (batch, length, dim).
-        n: steps of the output.
-        lengths: (batch,) valid input steps m; length where None.
-        n_lengths: (batch,) valid output steps k; n where None.
+        n: number of steps of the output.
+        lengths: (batch,), the number m of valid input steps; length where None.
+        n_lengths: (batch,), the number k of valid output steps; n where None.
     Returns:
         (batch, n, dim), dtype of x; 0 past the valid output steps.
     """
@@ -36,7 +37,8 @@ def interpolate(
 ) -> Tensor:
     """Linear resampling with aligned corners.
 
-    Output step j reads the input at j * (m - 1) / (k - 1). Arguments and result as `align`.
+    Output step j reads the input at j * (m - 1) / (k - 1). Arguments and result are those of
+    `align`.
     """
     if lengths is None and n_lengths is None and x.shape[1] == n:
         return x
@@ -50,8 +52,8 @@ def pool(
 ) -> Tensor:
     """Adaptive average pooling.
 
-    Output step j is the mean of input steps floor(j m / k) … ceil((j + 1) m / k) - 1. Arguments and
-    result as `align`. With lengths it builds (batch, n, length) weights.
+    Output step j is the mean of the input steps floor(j m / k) … ceil((j + 1) m / k) - 1. Arguments
+    and result are those of `align`. With lengths, a tensor of weights (batch, n, length) is built.
     """
     length = x.shape[1]
     if lengths is None and n_lengths is None:
@@ -68,8 +70,10 @@ def pool(
 
 
 def blank_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """x with its padded steps 0, and 0 for their gradient: nothing in them, NaN included, reaches
-    what is made of it."""
+    """x with zeros at its padded steps, whose gradient is 0 too.
+
+    So nothing in the padding, NaN included, reaches what is computed from the result.
+    """
     if lengths is None:
         return x
     valid = valid_steps(lengths, x.shape[0], x.shape[1])
@@ -79,7 +83,10 @@ def blank_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
 def _valid_counts(
     x: Tensor, n: int, lengths: Tensor | None, n_lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(m, k), (batch,) float64: float32 could not tell neighbouring steps apart beyond 2**24."""
+    """The valid steps m and k, (batch,), in float64.
+
+    float32 could not tell neighbouring steps apart beyond 2**24.
+    """
     batch, length, _ = x.shape
     full = torch.ones(batch, dtype=torch.float64, device=x.device)
     m = full * length if lengths is None else lengths.double()
@@ -88,12 +95,17 @@ def _valid_counts(
 
 
 def _as_matrix(n: int, length: int, dim: int) -> bool:
-    """Whether a product with a matrix, most of whose elements are 0, is the faster way to resample
-    than reading two rows for each step, which on the way back are added up.
+    """Whether to resample by a product with a matrix, which is faster for short streams.
 
-    Making the matrix costs the same for any dim. On two cores, forward and backward at dim 1536, it
-    takes a sixth of the time between 32 and 577 steps, half between 512 and 2048, and more between
-    1024 and 2048; at dim 64 a third, and three times as long between 512 and 2048.
+    Most elements of the matrix are 0. The other way reads two rows for each step, and its backward
+    pass adds up what each row gets. To make the matrix costs the same for any dim.
+
+    Measured on two cores, forward and backward, the product's time over that of the other way:
+
+        between steps    dim 1536        dim 64
+        32 and 577       a sixth         a third
+        512 and 2048     half            three times
+        1024 and 2048    more than one
     """
     return min(n, length) <= min(dim, 512)
 
@@ -101,9 +113,10 @@ def _as_matrix(n: int, length: int, dim: int) -> bool:
 def _read_linearly(
     x: Tensor, n: int, lengths: Tensor | None, n_lengths: Tensor | None, position_of
 ) -> Tensor:
-    """Each sample of x at real positions, linearly between neighbours, clamped to [0, m - 1].
+    """Read each sample of x at real positions, linearly between neighbours.
 
-    position_of(j, m, k), with m and k (batch, 1), gives the positions, (batch, n).
+    position_of(j, m, k), with m and k (batch, 1), gives the positions, (batch, n). They are clamped
+    to [0, m - 1].
     """
     batch, length, dim = x.shape
     m, k = (count[:, None] for count in _valid_counts(x, n, lengths, n_lengths))

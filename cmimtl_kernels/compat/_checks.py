@@ -54,7 +54,8 @@ def common_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager:
-    """As the packages that are stood in for: autocast changes the projections, not the scan."""
+    """A context without autocast: in the packages that these modules stand in for, autocast
+    changes the projections and not the scan."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

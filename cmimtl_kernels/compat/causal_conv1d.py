@@ -1,8 +1,8 @@
 """`causal_conv1d_fn` and `causal_conv1d_update` of the package causal_conv1d, version 1.5.
 
-Signatures, layouts, defaults and the dtypes of the results are that package's; this is a standalone
-implementation on `cmimtl_kernels.causal_conv1d`, on every device that has one. What the package
-refuses and this takes: any width, any number of channels, any strides in every mode, state tensors
+Signatures, layouts, defaults and the dtypes of the results are that package's. The implementation
+is this library's own: it calls `cmimtl_kernels.causal_conv1d`, on every device. It also takes what
+the package refuses: any width, any number of channels, any strides in every mode, and state tensors
 of another dtype than x.
 """
 
@@ -49,8 +49,9 @@ def causal_conv1d_fn(
             final_states_out where that is given. Differentiable.
     Raises:
         ValueError: a shape, dtype or combination does not fit; the message says what it got.
-    Memory: its inputs; with seq_idx, which runs in plain PyTorch, also width products of x's size.
-    Autocast: without influence.
+    Memory: for the backward pass it keeps its inputs. With seq_idx it runs in plain PyTorch, and
+        also keeps `width` products of the size of x.
+    Autocast: has no influence.
     """
     op = "causal_conv1d_fn"
     check_rank(op, "x", x, "(batch, dim, length)")
@@ -81,7 +82,7 @@ def causal_conv1d_fn(
     out = _convolve(x, weight, bias, activation)
     width = weight.shape[1]
     if initial_states is not None and length:
-        # Only the first width - 1 steps see the initial states: they alone are computed again.
+        # Only the first width - 1 steps see the initial states, so only these are computed again.
         reach = min(width - 1, length)
         window = torch.cat((initial_states.to(x.dtype), x[..., :reach]), dim=-1)
         out[..., :reach] = _convolve(window, weight, bias, activation)[..., width - 1 :]
@@ -104,7 +105,7 @@ def causal_conv1d_update(
     cache_seqlens: Tensor | None = None,
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
-    """The convolution for new steps alone, after the steps that conv_state holds; updates it.
+    """Convolve new steps, which follow those that conv_state holds, and update conv_state.
 
     Args:
         x: (batch, dim) or (batch, dim, length), the new steps.
@@ -150,7 +151,7 @@ def causal_conv1d_update(
         start = cache_seqlens[:, None].long()  # (batch, 1)
         at = (start + torch.arange(-reach, 0, device=x.device)) % state_len
         before = state.gather(2, at[:, None].expand(-1, dim, -1))
-        # A ring shorter than x keeps the last steps only: no index is written twice.
+        # A ring shorter than x keeps only the last steps, so that no index is written twice.
         kept = min(length, state_len)
         at = (start + torch.arange(length - kept, length, device=x.device)) % state_len
         newest = x[..., length - kept :].to(state.dtype)
@@ -178,7 +179,7 @@ def _check_weights(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, acti
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    """The public op under a channels-first view. (batch, dim, length) -> the same."""
+    """Call the public op through views: channels first, (batch, dim, length), in and out."""
     with without_autocast(x.device.type):
         return ops.causal_conv1d(
             x.transpose(1, 2), weight, bias, activation="silu" if activation else None
@@ -188,7 +189,10 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | 
 def _convolve_packed(
     x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor, activation: str | None
 ) -> Tensor:
-    """Several sequences in a row, kept apart by seq_idx: a masked sum over the width's steps."""
+    """Convolve several sequences in a row, which seq_idx tells apart.
+
+    The output is a sum over the steps that the convolution sees, those of other sequences masked.
+    """
     acc = accumulation_dtype(x.dtype)
     length, width = x.shape[2], weight.shape[1]
     padded = F.pad(x.to(acc), (width - 1, 0))  # (batch, dim, width - 1 + length)

@@ -1,9 +1,9 @@
 """`selective_scan_fn`, `selective_state_update` and `mamba_inner_fn` of the package mamba_ssm 2.
 
-Signatures, layouts (channels first), defaults and the dtypes of the results are that package's;
-this is a standalone implementation on `cmimtl_kernels.selective_scan`, on every device that has
-one. Tensors are handed on as transposed views, never copied to another layout. The convolution of
-the package causal_conv1d is here too, as the two are used together.
+Signatures, layouts (channels first), defaults and the dtypes of the results are that package's. The
+implementation is this library's own: it calls `cmimtl_kernels.selective_scan`, on every device.
+Tensors are handed on as transposed views, and never copied to another layout. The functions of the
+package causal_conv1d are here too, as the two packages are used together.
 
 Where mamba_ssm's results are wrong, or where it fails, these functions are right:
 

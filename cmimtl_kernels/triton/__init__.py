@@ -1,10 +1,15 @@
-"""The ops in Triton, namespace `cmimtl_triton`: one source for NVIDIA and AMD devices.
+"""The ops in Triton, in the namespace `cmimtl_triton`: one source for NVIDIA and AMD devices.
 
-Importing this package registers the kernels and compiles nothing; triton itself is imported by the
-first call. math.py holds the functions of one element, lanes.py and quads.py what passes between
-the threads of a warp, scan_forward.py, scan_backward.py (and scan_backward_inputs.py),
-scan_segments.py and conv.py the kernels, plan.py how they are laid over a device, launch.py what
-allocates and launches.
+Importing this package registers the kernels and compiles nothing; the first call imports triton.
+
+    math.py                       functions of one element
+    lanes.py, quads.py            what passes between the threads of a warp
+    scan_forward.py               the forward scan
+    scan_backward.py, scan_backward_inputs.py      the backward scan
+    scan_segments.py              the scans split over time
+    conv.py                       the convolution
+    plan.py                       how the kernels are laid over a device
+    launch.py                     allocation and launches
 """
 
 import importlib
@@ -17,7 +22,7 @@ NAMESPACE = "cmimtl_triton"
 
 
 def implementation(name: str):
-    """The function behind an op of `registration.SCHEMAS`: launch.py's, imported when called."""
+    """The implementation of an op of `registration.SCHEMAS`; a call imports it from launch.py."""
 
     def run(*args):
         return getattr(importlib.import_module("cmimtl_kernels.triton.launch"), name)(*args)

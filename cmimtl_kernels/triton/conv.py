@@ -1,7 +1,8 @@
-"""The depthwise causal convolution: one program is one sample and a tile of (steps, channels).
+"""The depthwise causal convolution. A program computes a tile of (steps, channels) of one sample.
 
-The gradient of the input is the same convolution, mirrored in time, of the gradient before the
-activation; `conv_backward` writes the latter and the sums that make the gradients of the weights.
+`conv_backward` writes the gradient before the activation, and the sums of which the gradients of
+weight and bias are made. The gradient of the input is then the same convolution, mirrored in time,
+of the gradient before the activation.
 """
 
 import triton

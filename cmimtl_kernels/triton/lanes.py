@@ -1,7 +1,7 @@
-"""Values that live one to a lane: loads and stores of four at a time, and sums between lanes.
+"""Values of which each lane has one: loads and stores of four at a time, and sums over lanes.
 
-A tensor [LANES] has one element in each thread of the one warp that runs it, so tuples of such
-tensors are registers. `tl.gather` between lanes is one shuffle.
+A lane is a thread of the one warp that runs a program. A tensor [LANES] has one element in each
+lane, so a tuple of such tensors is a set of registers. `tl.gather` between lanes is one shuffle.
 """
 
 # ruff: noqa: RUF005 - Triton compiles `a + (b,)`, but no `(*a, b)`.
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def no_states(COUNT: tl.constexpr, LANES: tl.constexpr):
-    """COUNT times 0."""
+    """COUNT states of a lane, all 0."""
     zeros = ()
     for _ in tl.static_range(COUNT):
         zeros = zeros + (tl.zeros([LANES], dtype=tl.float32),)
@@ -21,7 +21,10 @@ def no_states(COUNT: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def load_four(pointer, mask=None):
-    """pointer: [LANES]; mask: [LANES], [LANES, 4] or None -> the four elements from there on."""
+    """Load the four elements from `pointer` on, for each lane.
+
+    pointer: [LANES]; mask: [LANES], [LANES, 4] or None.
+    """
     LANES: tl.constexpr = pointer.shape[0]
     pointer = pointer[:, None] + tl.arange(0, 4)[None, :]
     if mask is None:
@@ -48,10 +51,11 @@ def store_four(pointer, q0, q1, q2, q3, mask=None):
 
 @triton.jit
 def sum_over_states(v, lane):
-    """Sums over four neighbouring lanes; v[s] of lane l belongs to channel s ^ (l % 4).
+    """Add up values over four neighbouring lanes; v[s] of lane l belongs to channel s ^ (l % 4).
 
-    -> in lane l, the sum of channel l % 4. As the slots are ordered by lane, each lane keeps its
-    even slots and gives its odd ones, without selecting: 3 exchanges where a butterfly has 8.
+    -> in lane l, the sum of channel l % 4. This order of the slots lets each lane keep its even
+    slots and give its odd ones away, without selecting. That takes 3 exchanges; a butterfly would
+    take 8.
     """
     even = v[0] + tl.gather(v[1], lane ^ 1, 0)
     odd = v[2] + tl.gather(v[3], lane ^ 1, 0)
@@ -60,7 +64,7 @@ def sum_over_states(v, lane):
 
 @triton.jit
 def _fold(low, high, lane, BIT: tl.constexpr):
-    """Sums over lane and lane ^ BIT: `high` in the lane that has the bit, `low` in the other."""
+    """Add up values of lane and lane ^ BIT: `high` in the lane with the bit, else `low`."""
     upper = (lane & BIT) > 0
     keep = tl.where(upper, high, low)
     return keep + tl.gather(tl.where(upper, low, high), lane ^ BIT, 0)
@@ -68,7 +72,7 @@ def _fold(low, high, lane, BIT: tl.constexpr):
 
 @triton.jit
 def sum_over_channels(v, w, lane):
-    """Sums of v[0] … v[3] and of w[0] … w[3] over all lanes with the same l % 4.
+    """Add up v[0] … v[3], and w[0] … w[3], over all lanes l with the same l % 4.
 
     -> in lane l, the sum of v[l // 4 % 4], or of w[l // 4 % 4] where l // 16 is odd.
     """

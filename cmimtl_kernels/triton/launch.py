@@ -1,7 +1,7 @@
-"""Allocation and launch of every op of `registration.SCHEMAS`: same names, arguments, results.
+"""Allocation and launch of every op of `registration.SCHEMAS`, under the same names.
 
-Kernels take sequences whose channels lie beside one another; what has them apart is copied first,
-and results are copied into the strides that the contract promises.
+Kernels take sequences whose channels are neighbours in memory. A sequence that lies otherwise is
+copied first, and results are copied to the strides that the contract promises.
 """
 
 import contextlib
@@ -19,15 +19,16 @@ from cmimtl_kernels.triton.scan_backward_inputs import ROW
 from cmimtl_kernels.triton.scan_forward import scan_forward
 from cmimtl_kernels.triton.scan_segments import carry_over, segment_totals
 
-# States that a lane holds of a channel at a time, in the kernels that have all of them in one lane.
+# In the kernels where one lane has all states of a channel, it holds so many of them at a time.
 STATES = 32
-# Steps of a tile of the backward scan, where it goes over steps and channels at once.
+# Where the backward scan goes over (steps, channels), its tiles have so many steps.
 BACKWARD_ROWS = 4
-# Elements of a program that carries states from segment to segment, and its warps.
+# A program that carries states from segment to segment has so many elements, and so many warps.
 CARRY_BLOCK, CARRY_WARPS = 128, 4
-# Steps and channels of a program of the convolution.
+# A program of the convolution computes a tile of so many steps and channels.
 CONV_ROWS, CONV_BLOCK, CONV_WARPS = 32, 64, 4
-# Multiply and add in one instruction; Triton is about to change its default, and warns of it.
+# A multiplication and an addition become one instruction. That is Triton's default, but it warns
+# that the default will change.
 COMPILER = {"enable_fp_fusion": True}
 
 
@@ -56,7 +57,7 @@ def cross_selective_scan_fwd(
 def _forward(
     xs, delta, A, B, C, D, zs, bias, initial, lengths, softplus, reverse, every
 ):  # fmt: skip
-    """Either scan. -> (outputs, last_state, checkpoints)."""
+    """Run either scan forward. -> (outputs, last_state, checkpoints)."""
     B, C = _grouped(B), _grouped(C)
     batch, length, dim = xs[0].shape
     steps, dstate, ngroups = delta.shape[1], A.shape[1], B.shape[2]
@@ -73,7 +74,7 @@ def _forward(
     delta, A, B, C, bias, initial, lengths = (
         _rows(delta), _dense(A), _rows(B), _rows(C), _dense(bias), _dense(initial), _dense(lengths),
     )  # fmt: skip
-    # Without checkpoints as with them: a scan is split, and rounds, the same for either.
+    # The split does not depend on whether checkpoints are kept, so the results have the same bits.
     every = every or backends.BACKENDS["triton"].checkpoint_every
     processors, lanes = processors_of(delta), lanes_of(delta)
     warps = batch * ngroups * triton.cdiv(dim // ngroups, lanes)
@@ -106,10 +107,10 @@ def _forward(
 
 
 def _entering(xs, delta, A, M, zs, bias, lengths, start, softplus, reverse, segments, span):
-    """(batch, segments, dim, dstate): the state that enters each segment of `span` steps.
+    """The state that enters each segment of `span` steps, (batch, segments, dim, dstate).
 
-    M is B; or, with the gates zs, C: then xs are the gradients of the outputs, and it is the
-    gradient that enters each segment from behind.
+    M is B. With gates zs, M is C and xs are the gradients of the outputs; the result is then the
+    gradient of the state that enters each segment from its end.
     """
     batch, length, dim = xs[0].shape
     dstate, ngroups = A.shape[1], M.shape[2]
@@ -162,7 +163,10 @@ def _backward(
     douts, dlast, xs, delta, A, B, C, D, zs, bias, initial, lengths, checkpoints, softplus,
     reverse, every, recompute,
 ):  # fmt: skip
-    """Either scan. -> (dxs, (ddelta, dA, dB, dC, dD), dzs, (dbias, dinitial), outputs)."""
+    """Run either scan backward.
+
+    -> (dxs, (ddelta, dA, dB, dC, dD), dzs, (dbias, dinitial), outputs)
+    """
     maps = B, C
     B, C = _grouped(B), _grouped(C)
     batch, length, dim = xs[0].shape
@@ -185,7 +189,7 @@ def _backward(
     ddelta = _sequence_like(delta, lengths)
     dend = _dense(dlast)
     dbegin = wide(batch, segments, dim, dstate)
-    # Sums over samples, segments and tiles are left to torch.sum: its order is fixed.
+    # torch.sum adds up over samples, segments and tiles: its order is fixed.
     dA = wide(batch, segments, dim, dstate)
     dD, dbias = (None if x is None else wide(batch, segments, dim) for x in (D, bias))
     dBC = wide(2, tiles, batch, steps, ngroups, dstate, fill=lengths is not None)
@@ -283,23 +287,23 @@ def _check_every(name: str, every: int, streams: int) -> None:
 
 
 def processors_of(x: Tensor) -> int:
-    """Multiprocessors of the device of x; 1 in the interpreter, where nothing runs side by side."""
+    """How many multiprocessors the device of x has; 1 in the interpreter, which has none."""
     return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
 
 
 def lanes_of(x: Tensor) -> int:
-    """Threads of a warp: 64 on AMD's data-centre GPUs, 32 elsewhere."""
+    """How many threads a warp has: 64 on AMD's data-centre GPUs, 32 elsewhere."""
     return torch.cuda.get_device_properties(x.device).warp_size if x.is_cuda else 32
 
 
 def _autotuned(x: Tensor) -> bool:
-    """Whether the kernels are to be timed first: CMIMTL_TRITON_AUTOTUNE=1."""
+    """Whether CMIMTL_TRITON_AUTOTUNE=1 asks for the kernels to be timed first."""
     wanted = x.is_cuda and os.environ.get("CMIMTL_TRITON_AUTOTUNE") == "1"
     return wanted and not torch.cuda.is_current_stream_capturing()
 
 
 def _seconds(run) -> float:
-    """Of one of three launches, after one that compiles."""
+    """The seconds of one of three launches, after one that compiles."""
     run()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
@@ -311,17 +315,17 @@ def _seconds(run) -> float:
 
 
 def _device_of(x: Tensor):
-    """The device to launch on; the interpreter, on CPU tensors, needs none."""
+    """A context with the device to launch on; the interpreter, on CPU tensors, needs none."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def _rows(x: Tensor | None) -> Tensor | None:
-    """x, its last dimension with stride 1."""
+    """x with a stride of 1 in its last dimension, copied where it has another."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
 def _grouped(x: Tensor) -> Tensor:
-    """B or C as (batch, steps, ngroups, dstate)."""
+    """B or C with a dimension of groups: (batch, steps, ngroups, dstate)."""
     return x if x.dim() == 4 else x.unsqueeze(2)
 
 
@@ -330,12 +334,12 @@ def _dense(x: Tensor | None) -> Tensor | None:
 
 
 def _pair(xs) -> tuple:
-    """One or two tensors as two arguments."""
+    """One or two tensors as two arguments, the second of which may be None."""
     return (*xs, None)[:2]
 
 
 def _strides(xs) -> tuple[int, int, int, int]:
-    """Strides of the sample and of the step, of one or two tensors; 0 for what is not there."""
+    """The strides of sample and step of one or two tensors; 0 for a tensor that is not there."""
     return tuple(s for x in _pair(xs) for s in ((0, 0) if x is None else x.stride()[:2]))
 
 
@@ -347,7 +351,7 @@ def _sequence_like(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def _as(x: Tensor, result: Tensor) -> Tensor:
-    """`result` under the strides of `torch.empty_like(x)`."""
+    """`result` with the strides of `torch.empty_like(x)`."""
     like = torch.empty_like(x, device="meta")
     return (
         result

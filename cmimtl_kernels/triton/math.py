@@ -9,14 +9,14 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def reciprocal(x):
-    """1 / x for x >= 1, infinity included; a division is seven instructions, this is two."""
+    """1 / x for x >= 1, infinity included. It takes two instructions; a division takes seven."""
     root = tl.rsqrt(x)
     return root * root
 
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + e^-x): 0 where e^-x overflows."""
+    """1 / (1 + e^-x), which is 0 where e^-x overflows."""
     return reciprocal(1.0 + tl.exp2(x * -LOG2E))
 
 
@@ -37,8 +37,8 @@ def silu_and_derivative(x):
 def _log1p(e):
     """log(1 + e) for e in [0, 1], relative error below 3e-7.
 
-    log1p(e) / e is a polynomial of degree 8 (least squares at Chebyshev nodes): a device's fast
-    logarithm has an absolute error near 1, so it would lose small steps.
+    log1p(e) / e is computed as a polynomial of degree 8 (least squares at Chebyshev nodes). A
+    device's fast logarithm is exact to an absolute error near 1, so it would lose small steps.
     """
     p = 5.1058256067e-3 * e - 2.8991956264e-2
     p = p * e + 7.7380739152e-2
@@ -67,7 +67,7 @@ def softplus_and_derivative(x):
 
 @triton.jit
 def step_size(delta, bias, SOFTPLUS: tl.constexpr):
-    """d of one step: delta + bias through softplus, each optional; bias may be None."""
+    """The size d of one step: softplus(delta + bias), both optional; bias may be None."""
     if bias is not None:
         delta = delta + bias
     if SOFTPLUS:
@@ -77,7 +77,7 @@ def step_size(delta, bias, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def valid_steps(lengths, sample, length):
-    """Steps of a sample, clamped to [0, length]; lengths may be None."""
+    """The number of valid steps of a sample, clamped to [0, length]; lengths may be None."""
     valid = length
     if lengths is not None:
         valid = tl.minimum(tl.maximum(tl.load(lengths + sample), 0), length).to(tl.int32)

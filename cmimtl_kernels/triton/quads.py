@@ -1,7 +1,7 @@
-"""The tile of the backward scan: a lane has 4 channels x 4 states, four lanes share 4 channels.
+"""The tile of the backward scan: a lane has 4 channels x 4 states, and four lanes share 4 channels.
 
 Slot s of lane l belongs to channel s ^ (l % 4) of the four, so that `lanes.sum_over_states` needs
-no selecting; the lane's states are 4 (l % 4) and the three after it.
+no selecting. The states of lane l are state 4 (l % 4) and the three after it.
 """
 
 import triton
@@ -12,7 +12,7 @@ from cmimtl_kernels.triton.lanes import load_four, store_four
 
 @triton.jit
 def _place(pointer, slot, origin, first, dim_per_group, N: tl.constexpr, lane):
-    """Of the four states in a channel's slot: -> (pointer to the first, mask (LANES, 4))."""
+    """Where the four states of a slot are: -> (pointer to the first, mask (LANES, 4))."""
     channel = origin + lane // 4 * 4 + ((lane ^ slot) & 3)
     n = first + lane % 4 * 4
     live = (channel < dim_per_group)[:, None] & (n[:, None] + tl.arange(0, 4)[None, :] < N)
@@ -23,7 +23,7 @@ def _place(pointer, slot, origin, first, dim_per_group, N: tl.constexpr, lane):
 
 @triton.jit
 def load_states(pointer, origin, first, dim_per_group, N: tl.constexpr, lane):
-    """The lanes' 16 states, of (dim_per_group, N) from `pointer` on; slot by slot."""
+    """Load each lane's 16 states, slot by slot, from (dim_per_group, N) at `pointer`."""
     states = ()
     for slot in tl.static_range(4):
         at, live = _place(pointer, slot, origin, first, dim_per_group, N, lane)
@@ -44,13 +44,16 @@ def store_states(pointer, states, origin, first, dim_per_group, N: tl.constexpr,
 
 @triton.jit
 def store_quads(row, x, inside):
-    """Each lane's four channels, in the order of its slots; row: (ROWS, 1), x: (ROWS, LANES)."""
+    """Store each lane's four channels in the order of its slots.
+
+    row: (ROWS, 1); x: (ROWS, LANES).
+    """
     ROWS: tl.constexpr = x.shape[0]
     LANES: tl.constexpr = x.shape[1]
     even, odd = tl.split(tl.reshape(x, [ROWS, LANES // 4, 2, 2]))
     q0, q2 = tl.split(even)
     q1, q3 = tl.split(odd)
-    # The halves of lanes 2 and 3 are those of lanes 0 and 1, which are in registers already.
+    # Lanes 2 and 3 have the halves of lanes 0 and 1, which are in registers already.
     lane = row[:, :, None] + tl.arange(0, LANES // 4)[None, :, None] * 16
     four = lane + tl.arange(0, 4)[None, None, :]
     two = lane + tl.arange(0, 2)[None, None, :]

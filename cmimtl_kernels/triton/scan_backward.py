@@ -22,12 +22,12 @@ gradient of that state:
     d(d_t)  = sum_n A g_{t-1} h_{t-1} + x_t sum_n dh_t B_t
     dx_t    = d_t sum_n dh_t B_t + D dy_t
 
-In stages 2 and 3 a lane (a thread of the one warp) holds 4 channels x 4 states as a tuple of 16
-tensors over the lanes: four neighbouring lanes share four channels and hold 16 states of them.
-So a sum over n, or over channels, is three additions in the lane and then an exchange between
-lanes, in which each lane ends with another sum (`sum_over_states`, `sum_over_channels`). Sums over
-channels end in one row for each tile, which the caller adds up: the order is fixed and there is no
-atomic.
+In stages 2 and 3 a lane (a thread of the one warp) holds 4 channels x 4 states, as a tuple of 16
+tensors over the lanes. Four neighbouring lanes share four channels and hold 16 states of each. So a
+sum over the states n, or over channels, is three additions in the lane, and then an exchange
+between lanes that leaves each lane with another sum (`sum_over_states`, `sum_over_channels`). Each
+tile writes one row of sums over its channels, and the caller adds up the rows. So the order is
+fixed, and there is no atomic addition.
 """
 
 # ruff: noqa: RUF005 - Triton compiles `a + (b,)`, but no `(*a, b)`.
@@ -82,19 +82,19 @@ def scan_backward(
     out0,  # the forward's outputs, or None
     out1,
     dend,  # (batch, segments, dim, N): the gradient of the state after each segment; None for 0
-    dbegin,  # as dend: that of the state before it
+    dbegin,  # as dend: the gradient of the state before each segment
     dA,  # (batch, segments, dim, N)
     dD,  # (batch, segments, dim) or None
     dbias,  # (batch, segments, dim) or None
-    dBC,  # (2, tiles_per_group, batch, steps, ngroups, N): of B, of C
+    dBC,  # (2, tiles_per_group, batch, steps, ngroups, N): the gradients of B, then those of C
     scratch,  # (programs, rows, ROW, LANES) float32
     length,
     dim,
     dim_per_group,
     tiles_per_group,
     every,
-    span,  # chunks of a segment
-    rows,  # every, rounded up to tiles of steps
+    span,  # number of chunks of a segment
+    rows,  # every, rounded up to whole tiles of steps
     x0_batch,  # strides in elements
     x0_step,
     x1_batch,
@@ -119,8 +119,8 @@ def scan_backward(
     CROSS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
-    ROWS: tl.constexpr,  # steps of x0 at a time in stages 1 and 4
-    LANES: tl.constexpr,  # of the one warp, and channels of a tile
+    ROWS: tl.constexpr,  # number of steps of x0 in a tile of stages 1 and 4
+    LANES: tl.constexpr,  # number of lanes of the one warp, and of channels of a tile
 ):
     PER: tl.constexpr = 2 if CROSS else 1
     EVEN: tl.constexpr = N % 16 == 0
@@ -161,17 +161,18 @@ def scan_backward(
             out1 += dense
     program = (sample * tl.num_programs(1) + tile) * tl.num_programs(2) + segment
     scratch += program * rows * ROW * LANES
-    # A lane's four states of each of its channels, and the row of B and C that it uses.
+    # The four states that a lane has of each of its channels, and the row of B and C that it uses.
     part = lane % 4 * 4
     B += sample * B_batch + group * B_group + part
     C += sample * C_batch + group * C_group + part
-    # The lanes end with the sums over channels of states `mine`, half of them for B, half for C.
+    # Each lane ends with the sum over channels of the state `mine`: half of the lanes for B, half
+    # for C.
     mine = part + lane // 4 % 4
     half = lane // 16 % 2
     of_tile = tl.num_programs(0).to(tl.int64) * length * PER * ngroups * N
     dBC += (half * tiles_per_group + tile_of_group) * of_tile + mine
     dBC += (sample * length * PER * ngroups + group) * N
-    # From one processed step to the next.
+    # The distances from one processed step to the next.
     B_ahead = -B_step if REVERSE else B_step
     C_ahead = -C_step if REVERSE else C_step
     sums_ahead = -ngroups * N if REVERSE else ngroups * N
@@ -186,13 +187,14 @@ def scan_backward(
         shift = tl.load(bias + d, mask=mask, other=0.0)[None, :]
     sum_D = tl.zeros([ROWS, LANES], dtype=tl.float32)
     sum_bias = tl.zeros([ROWS, LANES], dtype=tl.float32)
-    # One group of states stays in registers; several are kept in the results between their turns.
+    # One group of states stays in registers. Several groups take turns, and between its turns each
+    # is kept in the results.
     start = tl.cast(0, tl.int32)
     g = no_states(16, LANES)
     sum_A = no_states(16, LANES)
     if N > 16:
         for first_state in range(0, N, 16):
-            first = tl.cast(first_state, tl.int32)  # a plain int in the interpreter
+            first = tl.cast(first_state, tl.int32)  # the interpreter has a plain int here
             store_states(dA + of_segment, sum_A, origin, first, dim_per_group, N, lane)
             if dend is not None:
                 g = load_states(dend + of_segment, origin, first, dim_per_group, N, lane)
@@ -272,7 +274,7 @@ def scan_backward(
                 new_A = ()
                 dB = (0.0, 0.0, 0.0, 0.0)
                 dC = (0.0, 0.0, 0.0, 0.0)
-                # All that needs h comes first, so that the state before it can take its registers.
+                # All that reads h comes first, so that the state before h can take its registers.
                 for e in tl.static_range(4):
                     y_e = 0.0
                     next_C = ()

@@ -1,8 +1,10 @@
-"""What the backward scan does over (steps, channels) of a chunk: from the inputs to the scratch,
-and from the scratch to the gradients of the inputs. `scan_backward` has the equations.
+"""The first and the last stage of the backward scan, which go over (steps, channels) of a chunk.
 
-Pointers to inputs and results are at the sample and the channels of the program, shape (1, LANES);
-step i of a chunk is row i of the scratch, in the order of the recurrence.
+The first goes from the inputs to the scratch, the last from the scratch to the gradients of the
+inputs. `scan_backward` has the equations.
+
+Pointers to inputs and results point to the sample and the channels of the program; their shape is
+(1, LANES). Row i of the scratch is step i of the chunk, in the order of the recurrence.
 """
 
 import triton
@@ -11,9 +13,9 @@ import triton.language as tl
 from cmimtl_kernels.triton.math import silu, silu_and_derivative, softplus_and_derivative
 from cmimtl_kernels.triton.quads import store_quads
 
-# A step of the scratch is a row of float32, in units of LANES: three quads (one value for each of a
-# lane's four channels, in the order of its slots), four quads of states (one for each slot), and
-# five single values of a channel.
+# A row of the scratch holds one step in float32. The offsets below are in units of LANES. A row has
+# three quads (one value for each of a lane's four channels, in the order of its slots), four quads
+# of states (one for each slot), and five single values of a channel.
 SIZE = tl.constexpr(0)  # d
 SIZE_X = tl.constexpr(4)  # d x
 DY = tl.constexpr(8)
@@ -36,9 +38,9 @@ def prepare_steps(
     z1,
     shift,  # the bias of delta, (1, LANES), or None
     scratch,
-    first_pair,  # of the chunk: its first step of x0, in the order of the recurrence
-    pairs,  # and how many it has
-    valid,  # steps of x0 in the sample
+    first_pair,  # the chunk's first step of x0, in the order of the recurrence
+    pairs,  # how many steps of x0 the chunk has
+    valid,  # how many steps of x0 the sample has
     mask,  # (LANES,): whether the channel exists
     lane,
     x0_step,
@@ -54,7 +56,7 @@ def prepare_steps(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Stage 1: d, d x, dy and the derivative of softplus to the scratch."""
+    """Stage 1: write d, d x, dy and the derivative of softplus to the scratch."""
     PER: tl.constexpr = 2 if CROSS else 1
     ahead = -ROWS if REVERSE else ROWS  # from one tile of steps to the next
     r = tl.arange(0, ROWS)[:, None]
@@ -136,7 +138,7 @@ def finish_steps(
     sum_D,  # (ROWS, LANES): sums so far
     sum_bias,
     scratch,
-    first_pair,  # and so on, as in prepare_steps
+    first_pair,  # this and the following are as in prepare_steps
     pairs,
     valid,
     mask,
@@ -154,7 +156,7 @@ def finish_steps(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Stage 4: the gradients of the inputs, and the output again; -> (sum_D, sum_bias)."""
+    """Stage 4: write the gradients of the inputs, and the output again. -> (sum_D, sum_bias)."""
     PER: tl.constexpr = 2 if CROSS else 1
     ahead = -ROWS if REVERSE else ROWS  # from one tile of steps to the next
     r = tl.arange(0, ROWS)[:, None]
@@ -197,7 +199,7 @@ def finish_steps(
             else:
                 x = stream0
                 dout = tl.load(at_dout0, mask=live, other=0.0).to(tl.float32)
-            # Lanes that are not live hold anything here: sums and stores leave them out.
+            # Lanes that are not live may hold anything here. Sums and stores leave them out.
             row = line + (PER - 1 - which if REVERSE else which) * (ROW * LANES)
             single = row + lane[None, :]
             quad = row + (lane // 4 * 16 + lane % 4)[None, :]

@@ -1,9 +1,10 @@
-"""The forward scan: one program is one sample, a tile of channels and a segment of time.
+"""The forward scan. A program goes over one sample, a tile of channels and a segment of time.
 
-It is sequential in time. A lane (a thread of the one warp) holds every state of one or two channels
-as a tuple of tensors over the lanes, so the sum over n needs no exchange between lanes, and B and C
-are the same in every lane. Two channels share the loads of B and C; one leaves more warps to hide
-latency. exp(d A) is exp2(d A') with A' = A log2(e).
+It goes through time step by step. A lane (a thread of the one warp) holds every state of one or two
+channels, as a tuple of tensors over the lanes. So the sum over the states n needs no exchange
+between lanes, and B and C are the same in every lane. With two channels a lane loads B and C once
+for both; with one there are more warps to hide latency. exp(d A) is computed as exp2(d A') with
+A' = A log2(e).
 """
 
 # ruff: noqa: RUF005 - Triton compiles `a + (b,)`, but no `(*a, b)`.
@@ -17,7 +18,7 @@ from cmimtl_kernels.triton.math import LOG2E, silu, step_size, valid_steps
 
 @triton.jit
 def _load(pointer, masks, LANES: tl.constexpr):
-    """One value of each channel of a lane; the channels are LANES apart."""
+    """Load one value of each channel of a lane; the channels are LANES apart."""
     values = ()
     for c in tl.static_range(len(masks)):
         values = values + (tl.load(pointer + c * LANES, mask=masks[c], other=0.0).to(tl.float32),)
@@ -26,9 +27,9 @@ def _load(pointer, masks, LANES: tl.constexpr):
 
 @triton.jit
 def _load_states(pointer, n, masks, N: tl.constexpr, STATES: tl.constexpr, LANES: tl.constexpr):
-    """A lane's states, of (dim_per_group, N) from `pointer` on: four of each channel, four more …
+    """Load a lane's states from (dim_per_group, N) at `pointer`: four of each channel, four more …
 
-    n: (LANES, 4), the first four states.
+    n: (LANES, 4), the numbers of the first four states.
     """
     states = ()
     for q in tl.static_range(0, STATES, 4):
@@ -70,14 +71,14 @@ def scan_forward(
     out1,  # None, or out_t
     last,  # (batch, dim, N)
     checkpoints,  # (batch, chunks, dim, N), or None: keep none
-    partial,  # (batch, steps, dim) float32, or None where all states are in one group
+    partial,  # (batch, steps, dim) float32, sums so far; None where all states are in one group
     length,
     dim,
     dim_per_group,
     tiles_per_group,
-    every,  # steps of a chunk; a multiple of 2 in the cross scan
-    span,  # chunks of a segment
-    x0_batch,  # strides in elements, of the sample and of the step; that of the channel is 1
+    every,  # number of steps of a chunk; a multiple of 2 in the cross scan
+    span,  # number of chunks of a segment
+    x0_batch,  # strides of sample and step, in elements; the stride of the channel is 1
     x0_step,
     x1_batch,
     x1_step,
@@ -94,8 +95,8 @@ def scan_forward(
     z1_batch,
     z1_step,
     N: tl.constexpr,
-    STATES: tl.constexpr,  # of a group of states, a multiple of 4; the groups follow one another
-    CHANNELS: tl.constexpr,  # of a lane
+    STATES: tl.constexpr,  # size of a group of states, a multiple of 4; the groups take turns
+    CHANNELS: tl.constexpr,  # number of channels of a lane
     CROSS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -109,7 +110,7 @@ def scan_forward(
     group = tile // tiles_per_group
     lane = tl.arange(0, LANES)
     channel = tile % tiles_per_group * (CHANNELS * LANES) + lane
-    d = group * dim_per_group + channel  # of the lane's first channel
+    d = group * dim_per_group + channel  # the lane's first channel
     valid = valid_steps(lengths, sample, length)
     group = group.to(tl.int64)
     masks = ()
@@ -125,8 +126,8 @@ def scan_forward(
 
     states = d.to(tl.int64) * N
     chunks = (length * PER + every - 1) // every
-    of_chunk = every // PER  # steps of the streams
-    # Of the segment: its first step, and the steps from there on.
+    of_chunk = every // PER  # number of steps of the streams in a chunk
+    # The first step of the segment, and the number of its steps.
     begin = segment * span * of_chunk
     total = tl.minimum(span * of_chunk, valid - begin)
     begin = (valid - 1 - begin if REVERSE else begin).to(tl.int64)
@@ -147,7 +148,7 @@ def scan_forward(
         partial += (sample * length + begin) * PER * dim + d
 
     for first_state in range(0, N, STATES):
-        first = tl.multiple_of(tl.cast(first_state, tl.int32), 4)  # a plain int when interpreted
+        first = tl.multiple_of(tl.cast(first_state, tl.int32), 4)  # the interpreter has an int here
         n = first + tl.arange(0, 4)[None, :] + (lane * 0)[:, None]
         a = _load_states(A + states + first, n, masks, N, STATES, LANES)
         for i in tl.static_range(STATES * CHANNELS):
@@ -178,7 +179,7 @@ def scan_forward(
                     for c in tl.static_range(CHANNELS):
                         gates = gates + (silu(gate0[c] * gate1[c] if CROSS else gate0[c]),)
                 for turn in tl.static_range(PER):
-                    # The product comes first in time, so last where time runs backwards.
+                    # The product comes before the sum, and after it where time runs backwards.
                     if CROSS and turn != REVERSE:
                         raw = _load(at_delta + delta_step, masks, LANES)
                         row_B, row_C = at_B + B_step, at_C + C_step
@@ -219,7 +220,7 @@ def scan_forward(
                         y_c = y[c]
                         final = masks[c]
                         if partial is not None:
-                            # The same thread wrote it, so no barrier is needed.
+                            # The same thread wrote this value, so no barrier is needed.
                             at_sum = at_partial + c * LANES
                             if CROSS and turn != REVERSE:
                                 at_sum += dim

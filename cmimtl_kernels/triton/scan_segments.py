@@ -1,10 +1,10 @@
 """The scans split over time: segments are computed side by side, once their first state is known.
 
-Both recurrences are linear, so a segment does two things to what enters it: it multiplies it by
-exp(A sum d), and it adds what it makes of its own inputs, starting from 0. `segment_totals`
-computes these for all segments at once, `carry_over` walks over the segments, and the scans then
-run with the state, or its gradient, that enters each segment. The order is fixed, so the bits are
-too.
+The recurrence of the state and that of its gradient are linear. So a segment does two things to the
+value that enters it: it multiplies the value by exp(A sum d), and it adds what a scan of its own
+inputs gives that starts from 0. `segment_totals` computes both for all segments at once, and
+`carry_over` goes from segment to segment with them. Then the scans run, with the state, or its
+gradient, that enters each segment. The order is fixed, so the bits are the same on every run.
 """
 
 # ruff: noqa: RUF005 - Triton compiles `a + (b,)`, but no `(*a, b)`.
@@ -19,7 +19,7 @@ from cmimtl_kernels.triton.math import LOG2E, silu, step_size, valid_steps
 @triton.jit
 def segment_totals(
     x0,  # (batch, length, dim): u or v; with GRADIENT the gradient of out or out_v
-    x1,  # None, or of t
+    x1,  # None, or t; with GRADIENT the gradient of out_t
     delta,  # (batch, steps, dim)
     A,  # (dim, N), contiguous
     M,  # (batch, steps, ngroups, N): B, with GRADIENT C
@@ -28,12 +28,12 @@ def segment_totals(
     bias,  # (dim,) or None
     lengths,  # (batch,) int64 or None
     edges,  # (batch, segments, dim, N): what each segment adds
-    sizes,  # (batch, segments, dim): its sum of d
+    sizes,  # (batch, segments, dim): the sum of d over each segment
     length,
     dim,
     dim_per_group,
     tiles_per_group,
-    span,  # steps of a segment; a multiple of 2 in the cross scan
+    span,  # number of steps of a segment; a multiple of 2 in the cross scan
     x0_batch,  # strides in elements
     x0_step,
     x1_batch,
@@ -52,11 +52,12 @@ def segment_totals(
     CROSS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
-    GRADIENT: tl.constexpr,  # of g_{t-1} = exp(d A) (g_t + C dy), from the last step to the first
+    # Whether the recurrence is g_{t-1} = exp(d A) (g_t + C dy), from the last step to the first.
+    GRADIENT: tl.constexpr,
     LANES: tl.constexpr,
 ):
     PER: tl.constexpr = 2 if CROSS else 1
-    BACKWARDS: tl.constexpr = REVERSE != GRADIENT  # in time
+    BACKWARDS: tl.constexpr = REVERSE != GRADIENT  # whether it goes back in time
     sample = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     segment = tl.program_id(2)
@@ -89,7 +90,7 @@ def segment_totals(
     of_segment = sample * tl.num_programs(2) + segment
 
     for first_state in range(0, N, STATES):
-        first = tl.multiple_of(tl.cast(first_state, tl.int32), 4)  # a plain int when interpreted
+        first = tl.multiple_of(tl.cast(first_state, tl.int32), 4)  # the interpreter has an int here
         n = first + tl.arange(0, 4)[None, :] + (lane * 0)[:, None]
         a = ()
         for q in tl.static_range(0, STATES, 4):
@@ -110,7 +111,7 @@ def segment_totals(
                     gate *= tl.load(at_z1, mask=mask, other=0.0).to(tl.float32)
                 gate = silu(gate)
             for turn in tl.static_range(PER):
-                # The product comes first in time, so last where time runs backwards.
+                # The product comes before the sum, and after it where time runs backwards.
                 at_size = at_delta
                 row = at_M
                 if CROSS and turn != BACKWARDS:
@@ -164,7 +165,7 @@ def carry_over(
     dim,
     segments,
     N: tl.constexpr,
-    GRADIENT: tl.constexpr,  # from the last segment to the first
+    GRADIENT: tl.constexpr,  # whether to go from the last segment to the first
     BLOCK: tl.constexpr,
 ):
     sample = tl.program_id(0).to(tl.int64)

@@ -198,7 +198,7 @@ def only(monkeypatch, *names: str) -> None:
         ({"lengths": True}, "takes no lengths"),
         ({"reverse": True}, "has no reverse"),
         ({"dtype": torch.float64}, "takes float32, bfloat16, float16, the inputs are float64"),
-        ({"op": "selective_scan"}, "has causal_conv1d alone"),
+        ({"op": "selective_scan"}, "implements only causal_conv1d"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
