@@ -1,4 +1,4 @@
-"""timm, which imports torchvision, and what to do where that does not go with torch."""
+"""Import timm, which imports torchvision, and tell what to do where that does not fit torch."""
 
 from importlib import metadata
 

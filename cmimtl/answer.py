@@ -1,4 +1,4 @@
-"""A trained model that is asked in text and answers in text, with both heads."""
+"""A trained model that is asked in words, and answers in words with both of its heads."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ class Answer:
         picture: (size, size, 3) uint8, what the model saw.
         classes: the classifier's most probable answers with their probabilities, best first. The
             classes are judged one by one (sigmoid), so the probabilities need not sum to 1.
-        generated: the decoder's answer; None where it was not asked, as of a closed question.
-        generated_probability: product of the probabilities of its tokens, or None.
-        unread: tokens at the question's end that the model does not read, because it is too long.
-        attention: (rows, columns) float32, the Q-Former's attention over the image's patches, mean
-            over layers with cross-attention, heads and queries; sums to 1.
+        generated: the decoder's answer, or None where the decoder was not asked: it is not asked
+            a closed question.
+        generated_probability: the product of the probabilities of its tokens, or None.
+        unread: the number of tokens at the end of the question that the model does not read,
+            because the question is too long.
+        attention: (rows, columns) float32, the Q-Former's attention over the patches of the image:
+            the mean over heads and queries of the last layer with cross-attention. It sums to 1.
     """
 
     question: str
@@ -47,8 +49,10 @@ class Answer:
 
 
 class QuestionAnswerer:
-    """A model and its processor, ready to answer; the :class:`~cmimtl.evaluate.Answerer` of both
-    heads."""
+    """A model and its processor, ready to answer.
+
+    This is the :class:`~cmimtl.evaluate.Answerer` that asks both heads of the model.
+    """
 
     def __init__(
         self,
@@ -57,9 +61,10 @@ class QuestionAnswerer:
         *,
         batch_size: int = 64,
     ) -> None:
-        """Args: model, put into evaluation mode; its processor; questions per batch."""
+        """Put the model into evaluation mode; batch_size is the number of questions at a time."""
         self.model = model.eval()
-        self.progress: Callable[[int], None] | None = None  # called with the questions of a batch
+        # Called after each batch with the number of its questions.
+        self.progress: Callable[[int], None] | None = None
         self.processor = processor
         self._batch_size = batch_size
         answers = model.config.id2label
@@ -67,7 +72,7 @@ class QuestionAnswerer:
 
     @classmethod
     def from_run(cls, run: str | os.PathLike[str], *, batch_size: int = 64) -> QuestionAnswerer:
-        """Load what ``cmimtl train`` left, on the GPU where there is one.
+        """Load the model that ``cmimtl train`` left in a folder, to the GPU where there is one.
 
         Raises:
             ValueError: the folder holds no finished model.
@@ -91,11 +96,11 @@ class QuestionAnswerer:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the square pictures that the model takes."""
+        """The side, in pixels, of the square pictures that the model takes."""
         return self.model.config.image_size
 
     def classify(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> list[str]:
-        """The classifier's answers. pictures: (image_size, image_size, 3) uint8, one each."""
+        """The classifier's answers; pictures: one for each question, (size, size, 3) uint8."""
         answers = []
         for batch in self._batches(questions, pictures):
             with torch.inference_mode():
@@ -104,7 +109,7 @@ class QuestionAnswerer:
         return answers
 
     def generate(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> list[str]:
-        """The decoder's answers, greedy. pictures as for :meth:`classify`."""
+        """The decoder's answers, each the most probable token by token; pictures as above."""
         answers = []
         for batch in self._batches(questions, pictures):
             tokens = self.model.generate(**batch, max_new_tokens=MAX_ANSWER_TOKENS)
@@ -114,17 +119,17 @@ class QuestionAnswerer:
     def answer(
         self, image: object, question: str, *, best: int = 3, answer_type: str = OPEN
     ) -> Answer:
-        """Answer one question with both heads, or by class alone.
+        """Answer one question with both heads, or with the classifier alone.
 
         Args:
             image: a path of a PNG, JPEG, DICOM, … file or anything else that
                 :func:`~cmimtl.images.load_image` takes.
             question: in words.
             best: how many of the classifier's answers to give.
-            answer_type: "open", or "closed" where the question is known to be one: the decoder is
-                trained on open questions alone, and is then not asked.
+            answer_type: "open", or "closed" where the question is known to be closed. The decoder
+                is trained on open questions alone, so it is not asked a closed one.
         Raises:
-            ValueError: question is empty, or image none.
+            ValueError: question is empty, or image is not an image.
         """
         if not question.strip():
             raise ValueError(
@@ -160,10 +165,10 @@ class QuestionAnswerer:
         )
 
     def _on_grid(self, attention: torch.Tensor) -> np.ndarray:
-        """(heads, queries, patches) -> (rows, columns), summing to 1."""
+        """Lay attention out as the patches lie: (heads, queries, tokens) -> (rows, columns)."""
         mean = attention.float().mean((0, 1)).cpu().numpy()
         side = self.image_size // self.model.config.patch_size
-        patches = mean[-side * side :]  # what comes before is no place in the image
+        patches = mean[-side * side :]  # the tokens before them are no places in the image
         return (patches / patches.sum()).reshape(side, side)
 
     def _batches(
@@ -174,7 +179,7 @@ class QuestionAnswerer:
             text, images = (list(part) for part in zip(*chunk, strict=True))
             batch = dict(self.processor(text=text))
             batch["pixel_values"] = self.processor.pixel_values(np.stack(images))
-            # One array is one picture, which need not be encoded for each of its questions.
+            # One array is one picture, which is encoded once for all of its questions.
             batch["image_index"] = torch.tensor(numbered(map(id, images)))
             yield {name: tensor.to(self.model.device) for name, tensor in batch.items()}
             if self.progress is not None:
@@ -182,11 +187,11 @@ class QuestionAnswerer:
 
 
 def sequence_probability(generated) -> float:
-    """Probability of the one sequence that ``generate`` gave with its scores, end token included.
+    """The probability of the sequence that ``generate`` gave with its scores, end token included.
 
     Args:
-        generated: with ``sequences`` (1, 1 + length), the start token first, and ``scores``, length
-            times (1, vocabulary), logits.
+        generated: has ``sequences`` (1, 1 + length), the start token first, and ``scores``, a list
+            of `length` tensors of logits, (1, vocabulary).
     """
     tokens = generated.sequences[0, 1:]
     steps = zip(generated.scores, tokens, strict=True)

@@ -1,8 +1,8 @@
 """From examples to the tensors that the model takes: image cache, dataset, order, collator.
 
-Nothing here holds a random state. The order of an epoch is a function of (seed, epoch), what
-augmentation does to a picture a function of (seed, epoch, picture). So a run that is taken up again
-in the middle sees what it would have seen, with any number of workers.
+Nothing here holds a random state. The order of an epoch is a function of (seed, epoch), and what
+augmentation does to a picture is a function of (seed, epoch, picture). So a run that is resumed in
+the middle sees what it would have seen otherwise, with any number of workers.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from torch.utils.data import Dataset, Sampler
 from cmimtl.data import OPEN, AnswerVocabulary, DataError, VQAExample
 from cmimtl.images import load_image
 
-# Decoded pictures kept in memory: 2,000 at 96 x 96 are 55 MB, SLAKE's 642 at 384 x 384 are 284 MB.
+# The cache keeps decoded pictures up to so many bytes. 2,000 pictures of 96 x 96 take 55 MB, and
+# SLAKE's 642 at 384 x 384 take 284 MB.
 CACHE_BYTES = 2 * 1024**3
 
-# Largest change of a picture by augmentation: what a patient that lies a little differently, or
-# another window, would change. No reflection, because sides matter: left would become right.
-MAX_SHIFT = 0.04  # of the side
+# Augmentation changes a picture by no more than this: as if the patient lay a little differently,
+# or another window had been chosen. It never reflects a picture, because left would become right.
+MAX_SHIFT = 0.04  # share of the picture's side
 MAX_ROTATION = math.radians(5)
-MAX_CONTRAST = 0.1  # factor 0.9 ... 1.1 about the middle grey
-MAX_BRIGHTNESS = 0.05  # of the range
+MAX_CONTRAST = 0.1  # contrast changes by a factor of 0.9 … 1.1 about the middle grey
+MAX_BRIGHTNESS = 0.05  # share of the range from black to white
 
 
 class ImageCache:
     """Pictures by path, decoded and scaled to the model's size, in memory up to a limit.
 
-    It is filled when it is made, so that the workers of a data loader share it; what does not fit
-    is decoded again at each use.
+    The cache is filled when it is made, so that the workers of a data loader share it. A picture
+    that does not fit is decoded again at each use.
     """
 
     def __init__(
@@ -47,9 +48,9 @@ class ImageCache:
         Args:
             paths: image files; repeated ones are decoded once.
             image_size: side in pixels of the square pictures that the model takes.
-            limit_bytes: memory that the pictures may take, 3 * image_size**2 bytes each.
+            limit_bytes: memory that the pictures may take. One takes 3 * image_size**2 bytes.
         Raises:
-            DataError: a file is no image.
+            DataError: a file is not an image.
         """
         self.image_size = image_size
         distinct = list(dict.fromkeys(paths))
@@ -59,7 +60,11 @@ class ImageCache:
             self._pictures = dict(zip(kept, pool.map(self._decode, kept), strict=True))
 
     def __getitem__(self, path: Path) -> np.ndarray:
-        """(image_size, image_size, 3) uint8; not to be written to. Raises: DataError."""
+        """The picture, (image_size, image_size, 3) uint8, which must not be written to.
+
+        Raises:
+            DataError: its file is not an image.
+        """
         picture = self._pictures.get(path)
         return self._decode(path) if picture is None else picture
 
@@ -73,25 +78,25 @@ class ImageCache:
 
 
 def square(picture: Image.Image, image_size: int) -> np.ndarray:
-    """A picture scaled to a square of the model's size: (image_size, image_size, 3) uint8."""
+    """Scale a picture to a square of the model's size: (image_size, image_size, 3) uint8."""
     size = (image_size, image_size)
     return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC))
 
 
 def augment(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture shifted, turned and changed in contrast and brightness a little, never reflected.
+    """Shift and turn a picture a little, and change its contrast and brightness a little.
 
     Args:
         picture: (height, width, 3) uint8.
         rng: five numbers are drawn from it.
     Returns:
-        (height, width, 3) uint8; black where nothing was.
+        (height, width, 3) uint8. It is black where the picture had nothing to show.
     """
     height, width, _ = picture.shape
     angle, x, y, contrast, brightness = rng.uniform(-1, 1, 5)
     cosine, sine = math.cos(angle * MAX_ROTATION), math.sin(angle * MAX_ROTATION)
     middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
-    # Pillow wants the inverse map, (a, b, c, d, e, f): x' = a x + b y + c and y' = d x + e y + f.
+    # Pillow takes the inverse map, (a, b, c, d, e, f): x' = a x + b y + c and y' = d x + e y + f.
     inverse = (
         cosine,
         sine,
@@ -110,9 +115,8 @@ def augment(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class VQADataset(Dataset):
     """Examples with their pictures.
 
-    An index may count on beyond the number of examples, epoch after epoch, as :class:`EpochOrder`
-    gives them: ``index % len`` is the example, ``index // len`` the epoch, by which augmentation
-    draws.
+    An index may be larger than the number of examples, as those of :class:`EpochOrder` are:
+    ``index % len`` is the example and ``index // len`` is the epoch, on which augmentation depends.
     """
 
     def __init__(
@@ -123,7 +127,7 @@ class VQADataset(Dataset):
         augmentation: bool = False,
         seed: int = 0,
     ) -> None:
-        """Args: examples; images that hold their pictures; augmentation and its seed."""
+        """Keep examples, the images that hold their pictures, and how to augment those."""
         self.examples = list(examples)
         self._images = images
         self._augmentation = augmentation
@@ -135,13 +139,16 @@ class VQADataset(Dataset):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        """``example``, ``picture`` (size, size, 3) uint8, ``image_index`` and
-        ``question_index``."""
+        """A dict of ``example``, ``picture``, ``image_index`` and ``question_index``.
+
+        The picture is (size, size, 3) uint8.
+        """
         epoch, number = divmod(index, len(self.examples))
         example = self.examples[number]
         picture = self._images[example.image]
         if self._augmentation:
-            # By picture: the model takes pictures with one image_index for the same.
+            # All questions about a picture see the same augmented picture, because the model
+            # encodes the pictures of one image_index only once.
             key = [self._seed, epoch, self._image_index[number]]
             picture = augment(picture, np.random.default_rng(key))
         return {
@@ -153,25 +160,25 @@ class VQADataset(Dataset):
 
 
 def numbered(keys: Iterable[Hashable]) -> list[int]:
-    """Equal keys as equal numbers, counted from 0 in the order in which they come first."""
+    """Number keys from 0, in the order in which they first come; equal keys get equal numbers."""
     numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 class EpochOrder(Sampler[int]):
-    """A random order per epoch that depends on seed and epoch alone.
+    """A random order of the examples for each epoch, which depends only on seed and epoch.
 
-    Gives ``epoch * length + i`` for every example i, see :class:`VQADataset`.
+    It gives ``epoch * length + i`` for every example i; see :class:`VQADataset`.
     """
 
     def __init__(self, length: int, seed: int) -> None:
-        """Args: length: number of examples; seed of the order."""
+        """Keep the number of examples and the seed of their order."""
         self._length = length
         self._seed = seed
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch, counted from 0, whose order comes next."""
+        """Set the epoch, counted from 0, whose order comes next."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -183,10 +190,10 @@ class EpochOrder(Sampler[int]):
 
 
 class VQACollator:
-    """Items of :class:`VQADataset` as one batch of the model's arguments.
+    """Makes a batch of the model's arguments of a list of items of :class:`VQADataset`.
 
-    Args of the call: a list of items. It returns ``pixel_values``, ``input_ids`` and
-    ``attention_mask`` as the processor makes them and, with a vocabulary, the targets:
+    The batch has ``pixel_values``, ``input_ids`` and ``attention_mask`` as the processor makes them
+    and, with a vocabulary, the targets:
 
         answer_scores   (batch, classes) float32: 1 at the answer's class; a row of zeros where the
                         vocabulary does not hold the answer
@@ -196,8 +203,7 @@ class VQACollator:
     """
 
     def __init__(self, processor, vocabulary: AnswerVocabulary | None = None) -> None:
-        """Args: processor: a CMIMTLProcessor; vocabulary: the answer classes, None for no
-        targets."""
+        """Keep a CMIMTLProcessor and the answer classes; without classes there are no targets."""
         self._processor = processor
         self._vocabulary = vocabulary
 

@@ -1,4 +1,4 @@
-"""Tools of the checkout's ``benchmarks/``, which is not part of the package, as commands."""
+"""Commands that run the tools of ``benchmarks/``, which a checkout has and the package has not."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def run_bench(tool: str, arguments: Sequence[str]) -> None:
 
     Args:
         tool: "report" or "static".
-        arguments: handed on as they are.
+        arguments: the tool's arguments.
     Raises:
         FileNotFoundError: cmimtl is not installed from a checkout.
-        SystemExit: the tool failed; it has said why.
+        SystemExit: the tool failed, and has said why.
     """
     checkout = Path(__file__).parents[1]
     if not (checkout / "benchmarks" / f"{tool}.py").is_file():
@@ -38,7 +38,7 @@ def run_bench(tool: str, arguments: Sequence[str]) -> None:
 
 
 def _main() -> int:
-    """In the tool's process: run it; what it lacks or cannot use is one line."""
+    """Run the tool, in its own process; an error of its user's becomes one line."""
     tool = sys.argv.pop(1)
     try:
         runpy.run_module(f"benchmarks.{tool}", run_name="__main__", alter_sys=True)

@@ -1,8 +1,8 @@
-"""Checkpoints that a kill at any moment leaves either whole or out of sight.
+"""Checkpoints of a run, which are whole whenever they can be seen, even if the run is killed.
 
-``transformers.Trainer`` writes a checkpoint file by file under its final name, and takes the one
-with the highest number when it resumes, whole or not. Here a checkpoint is written in a folder of
-another name and gets its own by one rename, when everything is in it.
+``transformers.Trainer`` writes a checkpoint file by file under its final name, and resumes from the
+one with the highest number, whole or not. Here a checkpoint is written to a folder of another name.
+It gets its own name by one rename, when everything is in it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 import shutil
 from pathlib import Path
 
-RUN_FILE = "run.json"  # a folder with it holds a run,
-MODEL_FILE = "model.safetensors"  # and with this one, a finished run
+RUN_FILE = "run.json"  # a folder with this file holds a run
+MODEL_FILE = "model.safetensors"  # a folder with this file too holds a finished run
 
-# The folder, within the run's, in which a checkpoint is written before its rename.
+# A checkpoint is written to this folder, within the run's, before it is renamed.
 STAGING = ".checkpoint-being-written"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -34,8 +34,10 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path, processes: int) -> bool:
-    """Whether everything is there that a run of so many processes needs to go on; a cut deletion
-    can leave less."""
+    """Whether a checkpoint has everything that a run of so many processes needs to go on.
+
+    A deletion that was interrupted can leave less.
+    """
     if processes == 1:
         random_states = ["rng_state.pth"]
     else:
@@ -44,10 +46,11 @@ def is_complete(checkpoint: Path, processes: int) -> bool:
 
 
 def clean(run: Path, processes: int) -> Path | None:
-    """Delete what a kill left unfinished; give the newest checkpoint, or None where there is
-    none.
+    """Delete what a killed run left unfinished, and give its newest checkpoint, or None.
 
-    Args: run: its folder; processes: how many train it.
+    Args:
+        run: folder of the run.
+        processes: number of processes that train it.
     """
     shutil.rmtree(run / STAGING, ignore_errors=True)
     newest = None
@@ -60,7 +63,7 @@ def clean(run: Path, processes: int) -> Path | None:
 
 
 def publish(run: Path, keep: int) -> None:
-    """Give the checkpoint in the staging folder its place and delete all but the newest ``keep``.
+    """Move the checkpoint out of the staging folder, and delete all but the newest ``keep``.
 
     Args:
         run: folder of the run, with one whole checkpoint in its staging folder.
@@ -75,8 +78,10 @@ def publish(run: Path, keep: int) -> None:
 
 
 def how_to_go_on(run: Path) -> str | None:
-    """One sentence on how to go on with the run in a folder; None where there is none, or it is
-    finished."""
+    """One sentence on how to go on with the run in a folder.
+
+    It is None where the folder holds no run, or a finished one.
+    """
     if not (run / RUN_FILE).is_file() or (run / MODEL_FILE).is_file():
         return None
     saved = checkpoints(run)

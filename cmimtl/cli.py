@@ -26,31 +26,32 @@ USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 TERMINATED = 143  # 128 + SIGTERM
 
-# What torchrun tells its processes. Only a training is shared by several.
+# torchrun sets these variables for its processes. Only a training is shared by several processes.
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 
 class UsageError(ValueError):
-    """Arguments that a command cannot use."""
+    """A command cannot use its arguments."""
 
 
 class _Terminated(BaseException):
-    """SIGTERM came."""
+    """The process got SIGTERM."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    Of the processes that torchrun starts, all train; another command is the first one's alone.
+    All processes that torchrun starts run `train`; only the first one runs any other command.
 
     Args:
         arguments: the command's name and its arguments; None takes those of the process.
     Returns:
-        the exit code: 0, 2 after an error of the user's, 130 after an interruption and 143 after a
+        the exit code: 0, or 2 after a user's error, 130 after an interruption and 143 after a
         request to end.
     """
-    # Threads that wait give their core away: OpenMP's default, to spin, makes of a neighbour's load
-    # a delay of many times its share. Read when torch is imported, by the command.
+    # Threads that wait give their core away. By default OpenMP's threads spin, and a neighbour's
+    # load then delays all by many times its share. The variable is read when the command imports
+    # torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         if debug or (isinstance(error, ImportError) and is_ours(error)):
             raise
-        # What is wrong with the arguments, each process finds for itself.
+        # Every process finds a mistake in the arguments; only the first one tells of it.
         if first or not isinstance(error, UsageError):
             print(one_line(" ".join(("cmimtl", *arguments[:1])), error), file=sys.stderr)
         return USER_ERROR
@@ -85,8 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _orderly_end() -> Iterator[None]:
-    """SIGTERM ends the body as an interruption does. A thread that cannot write is not worth a
-    traceback: the error comes to the main thread too."""
+    """End the body on SIGTERM as on an interruption, and keep threads from printing tracebacks.
+
+    A thread that cannot write prints none, because the main thread gets the error too.
+    """
 
     def terminate(number: int, frame: object) -> None:
         raise _Terminated
@@ -106,9 +109,9 @@ def _orderly_end() -> Iterator[None]:
 
 
 def _how_to_go_on(options: dict[str, object]) -> str:
-    """After an interruption: what goes on with the training, where one can be gone on with."""
+    """One sentence on how to go on with an interrupted training, empty where that is impossible."""
     output = options.get("output_dir")
-    if output is None:  # of a command that trains nothing
+    if output is None:  # the command trains nothing
         return ""
     from cmimtl.checkpoints import how_to_go_on
 
@@ -118,14 +121,14 @@ def _how_to_go_on(options: dict[str, object]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with errors in this project's form, and no abbreviations."""
+    """An argument parser whose errors have this project's form, without abbreviations."""
 
     def __init__(self, **options):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str):
         name, _, rest = message.removeprefix("argument ").partition(": ")
-        if rest.startswith("must "):  # from a converter below
+        if rest.startswith("must "):  # the message is from a converter below
             raise UsageError(f"{self.prog}: {name} {rest}")
         raise UsageError(
             f"{self.prog}: arguments must be as its usage says, got this: {message};"
@@ -141,8 +144,8 @@ def _parser() -> argparse.ArgumentParser:
         "--version",
         action=_Version,
         nargs=0,
-        default=argparse.SUPPRESS,  # no value of a command
-        help="of this package and PyTorch",
+        default=argparse.SUPPRESS,  # the commands' functions do not take it
+        help="show the versions of this package and PyTorch",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     for add in (_add_demo, _add_train, _add_evaluate, _add_answer, _add_bench):
@@ -153,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Print the versions and end; nothing is imported for it."""
+    """Prints the versions and ends the process, without importing what it prints of."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         from importlib.metadata import version
@@ -168,7 +171,7 @@ def _add_demo(commands) -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
     demo.add_argument("--output-dir", metavar="DIR", default="cmimtl-demo", help="(%(default)s)")
     demo.add_argument("--json", metavar="FILE", help="where to write the scores")
-    demo.add_argument("--seed", type=_whole(0), default=0, help="of the model (%(default)s)")
+    demo.add_argument("--seed", type=_whole(0), default=0, help="the model's seed (%(default)s)")
     demo.add_argument("--thorough", action="store_true", help="train four times as long")
     return demo
 
@@ -209,12 +212,14 @@ def _add_train(commands) -> argparse.ArgumentParser:
     train.add_argument(
         "--augmentation",
         action=argparse.BooleanOptionalAction,
-        help="of the images, no reflections",
+        help="shift, turn and tone the images a little in training",
     )
     train.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast")
-    train.add_argument("--save-every", type=_whole(1), metavar="N", help="steps (epochs if none)")
-    train.add_argument("--keep", type=_whole(1), metavar="N", help="checkpoints on disk")
-    train.add_argument("--log-every", type=_whole(1), metavar="N", help="steps")
+    train.add_argument(
+        "--save-every", type=_whole(1), metavar="N", help="steps between checkpoints (an epoch)"
+    )
+    train.add_argument("--keep", type=_whole(1), metavar="N", help="checkpoints to keep on disk")
+    train.add_argument("--log-every", type=_whole(1), metavar="N", help="steps between log lines")
     train.add_argument("--workers", type=_whole(0), metavar="N", help="processes that load data")
     return train
 
@@ -225,9 +230,9 @@ def _add_evaluate(commands) -> argparse.ArgumentParser:
     evaluate.set_defaults(command=_evaluate)
     evaluate.add_argument("run", metavar="DIR", help="output folder of `cmimtl train`")
     evaluate.add_argument(
-        "--data", type=_one_of(DATASETS), metavar="NAME", help="(the run's own data set)"
+        "--data", type=_one_of(DATASETS), metavar="NAME", help="data set (the run's own)"
     )
-    evaluate.add_argument("--root", metavar="DIR", help="(the run's own)")
+    evaluate.add_argument("--root", metavar="DIR", help="its folder (the run's own)")
     evaluate.add_argument(
         "--split",
         type=_one_of(SPLITS),

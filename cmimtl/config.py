@@ -15,31 +15,33 @@ class CMIMTLConfig(PreTrainedConfig):
         vision_options: keyword arguments of ``timm.create_model`` beside the image and patch size,
             such as ``embed_dim``, ``depth`` and ``num_heads``.
         image_size, patch_size: side of the square image and of its patches, in pixels.
-        text_config: of the RobertaModel that reads the question.
-        qformer_config: of the question-aware Q-Former. Its ``vocab_size`` is that of text_config
-            and its ``encoder_hidden_size`` that of the vision model; both are set here.
-        decoder_config: of the T5 decoder that writes the answer.
-        num_queries: learnable queries of the Q-Former.
-        d_model: features of the two streams in the fusion.
+        text_config: configuration of the RobertaModel that reads the question.
+        qformer_config: configuration of the question-aware Q-Former. Its ``vocab_size`` is that of
+            text_config, and its ``encoder_hidden_size`` is that of the vision model; both are set
+            here.
+        decoder_config: configuration of the T5 decoder that writes the answer.
+        num_queries: number of learnable queries of the Q-Former.
+        d_model: number of features of a token of the two streams in the fusion.
         fusion: "cross-mamba", "cross-mamba-gated" (the block of the authors' released code) or
             "transformer" (co-attention).
-        fusion_layers: layers of the fusion.
+        fusion_layers: number of layers of the fusion.
         fusion_bidirectional: whether Cross-Mamba also scans from the last token to the first.
-        fusion_heads: attention heads of the transformer fusion.
+        fusion_heads: number of attention heads of the transformer fusion.
         fusion_dropout: dropout of the classifier and of the transformer fusion.
-        fusion_recompute: whether Cross-Mamba forms its middle again in the backward pass, which
-            takes less memory and, at small sizes, more time.
-        decoder_reads_image: whether the decoder attends to the image's tokens too, beside the fused
-            ones, which are all that it reads in the paper.
-        contrastive_dim: features of the contrastive loss.
-        temperature: of the contrastive loss at the start; it is learned.
-        label_smoothing: of the contrastive loss.
+        fusion_recompute: whether the backward pass of Cross-Mamba computes again what lies between
+            the two projections of a block. That takes less memory and, at small sizes, more time.
+        decoder_reads_image: whether the decoder also attends to the tokens of the image. In the
+            paper it attends only to the fused tokens.
+        contrastive_dim: number of features that the contrastive loss compares.
+        temperature: temperature of the contrastive loss at the start; it is learned.
+        label_smoothing: label smoothing of the contrastive loss.
         contrastive_weight, generation_weight: alpha and beta of the objective.
-        initializer_range: standard deviation of the weights of linear layers at the start. 0.02 is
-            for widths of 768 and parts that are pretrained.
-        learns_from_scratch: start the encoders and what reads them as :func:`cmimtl.scratch.start`
-            does, so that signal and gradient pass through all of them from the first step.
-        id2label: answer classes, index -> normalised answer.
+        initializer_range: standard deviation of the weights of linear layers at the start. 0.02
+            suits widths of 768 and parts that are pretrained.
+        learns_from_scratch: whether to start the encoders, and what reads them, as
+            :func:`cmimtl.scratch.start` does, so that signal and gradient pass through all of them
+            from the first step.
+        id2label: the answer classes, index -> normalised answer.
     """
 
     model_type = "cmi-mtl"
@@ -102,7 +104,7 @@ class CMIMTLConfig(PreTrainedConfig):
         self.vision_options = dict(self.vision_options or {})
         self.qformer_config.vocab_size = self.text_config.vocab_size
         self.qformer_config.pad_token_id = self.text_config.pad_token_id
-        # T5's generation takes the sizes of its cache from the encoder's layers, of which ours has
-        # none.
+        # T5's generation takes the sizes of its cache from the layers of the encoder, which ours
+        # does not have.
         self.decoder_config.num_layers = self.decoder_config.num_decoder_layers
         self.decoder_config.is_encoder_decoder = True

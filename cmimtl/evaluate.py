@@ -1,7 +1,7 @@
 """Scores of a trained model on a split, and the controls that belong beside them.
 
-A score says that a model sees only where it stands well above what the questions alone give away,
-and where it falls to that when the images are taken away or mixed up.
+A score shows that a model looks at the images only if two things hold: it is well above what the
+questions alone give away, and it falls to that when the images are taken away or mixed up.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cmimtl.files import check_writable, write_json
 from cmimtl.metrics import majority, question_only, score
 from cmimtl.train import read_run, read_split
 
-# Name in the JSON -> name in the table.
+# Name of a row in the JSON -> its name in the table.
 _CONTROLS = {
     "question_only": "question alone (look-up)",
     "majority": "majority answer",
@@ -41,10 +41,10 @@ class Answerer(Protocol):
     """What is evaluated: both heads of a model, or anything else that answers in text."""
 
     def classify(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> list[str]:
-        """One answer per question; pictures (height, width, 3) uint8, one per question."""
+        """One answer per question; pictures: one for each question, (height, width, 3) uint8."""
 
     def generate(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> list[str]:
-        """As :meth:`classify`, in free text."""
+        """One answer in free text per question; arguments as those of :meth:`classify`."""
 
 
 def evaluate(
@@ -65,16 +65,19 @@ def evaluate(
     Returns:
         a dict ready for JSON, fractions in [0, 1] with 95 % intervals clustered by image::
 
-            questions, images       numbers
-            overall, open, closed   accuracy of the classifier; None without such a question
-            intervals               of these, [low, high]
-            by_content_type         type -> questions, accuracy, interval, token_f1, question_only
-            question_only, majority, shuffled_images, blank_images     overall accuracy of a control
-            controls                control -> overall, open, closed, intervals
-            exact_match, token_f1   of the decoder's answers to the open questions
-            generated               the same with intervals, and with images mixed up
-            out_of_vocabulary_share     share of answers that the classifier cannot give
-            predictions             a row per question with both heads' answers
+            questions, images           numbers
+            overall, open, closed       accuracy of the classifier; None without such a question
+            intervals                   the intervals of these accuracies, [low, high]
+            by_content_type             type -> questions, accuracy, interval, token_f1,
+                                        question_only
+            question_only, majority,
+            shuffled_images,
+            blank_images                overall accuracy of each control
+            controls                    control -> overall, open, closed, intervals
+            exact_match, token_f1       scores of the decoder's answers to the open questions
+            generated                   these scores with intervals, and with images mixed up
+            out_of_vocabulary_share     share of the answers that the classifier cannot give
+            predictions                 a row per question, with the answers of both heads
     Raises:
         ValueError: test has fewer than two images, or train is empty.
     """
@@ -132,7 +135,7 @@ def evaluate(
 def _score_decoder(
     test: Sequence[VQAExample], answers: Sequence[str], mixed_up: Sequence[str]
 ) -> dict[str, object]:
-    """Exact match and token F1 of generated answers, and of those to other images."""
+    """Score generated answers, and those to other images, by exact match and token F1."""
     if not test:
         return {"questions": 0, "exact_match": None, "token_f1": None}
     scores, control = score(test, answers), score(test, mixed_up)
@@ -154,15 +157,15 @@ def evaluate_generation(
     test: Sequence[VQAExample],
     images: ImageCache,
 ) -> dict[str, object]:
-    """Score the decoder on a split whose answers are for the decoder alone.
+    """Score the decoder on a split whose answers only a decoder can give.
 
     Args: as :func:`evaluate`.
     Returns:
-        as under "generated" of :func:`evaluate`, with exact match and token F1 of the classifier
-        and of the best answer without the image under "classifier" and "question_only", and
-        "predictions".
+        a dict with the keys that "generated" of :func:`evaluate` has, and with "predictions".
+        "classifier" has exact match and token F1 of the classifier, and "question_only" those of
+        the best answer without the image.
     Raises:
-        ValueError: fewer than two images, or train is empty.
+        ValueError: test has fewer than two images, or train is empty.
     """
     questions = [example.question for example in test]
     classified = answerer.classify(questions, (images[example.image] for example in test))
@@ -182,7 +185,7 @@ def evaluate_generation(
 def _predictions(
     test: Sequence[VQAExample], classified: Sequence[str], generated: Sequence[str | None]
 ) -> list[dict[str, object]]:
-    """A row per question; "generated" is None where the decoder was not asked."""
+    """Make a row per question; "generated" is None where the decoder was not asked."""
     return [
         {
             "qid": example.qid,
@@ -199,13 +202,14 @@ def _predictions(
 
 
 def shuffled(examples: Sequence[VQAExample], seed: int = 0) -> list[Path]:
-    """Another image for every question, the same one for all questions about an image.
+    """Give every question another image, and all questions about an image the same one.
 
-    The images change places along one circle through all of them in random order, so none stays.
+    All images, in a random order, form one circle, and each takes the place of the next. So no
+    image stays in its place.
 
     Args:
         examples: questions about at least two images.
-        seed: of the order.
+        seed: seed of the order.
     Returns:
         one path per example, of an image with another ``image_id``.
     Raises:
@@ -227,7 +231,7 @@ def print_scores(scores: dict[str, object], title: str, console: Console) -> Non
     """Print what :func:`evaluate` gave as tables, in percent.
 
     Args:
-        scores: its result.
+        scores: the result of :func:`evaluate`.
         title: names data set and split.
         console: where to print.
     """
@@ -300,12 +304,12 @@ def evaluate_run(
     Args:
         run: folder of the run.
         data, root: data set and its folder; the run's own where None.
-        split: which part of it.
+        split: which split of the data set.
         json_path: where the scores are written.
-        batch_size: questions at a time.
+        batch_size: number of questions at a time.
     Returns:
-        as :func:`evaluate`; for the splits of the phantom set that ask for descriptions,
-            as :func:`evaluate_generation`.
+        the result of :func:`evaluate`, or of :func:`evaluate_generation` for the splits of the
+        phantom set that ask for descriptions.
     Raises:
         ValueError: run holds no finished model, or an argument is out of range.
         DataError: the data set cannot be used.

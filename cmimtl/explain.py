@@ -1,4 +1,4 @@
-"""Pictures of answers, with the Q-Former's attention over the image."""
+"""Draw answers, each with its image and with the Q-Former's attention over the image."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from cmimtl.files import check_writable, temporary_name
 
 _PANEL_INCHES = 3.2
 _DPI = 150
-_LINE = 46  # characters of text beside the panels; half as many of those twice as wide
-_POINTS = 10  # of that text
+_LINE = 46  # characters in a line of text beside the panels; wide characters count twice
+_POINTS = 10  # size of that text
 _LINE_INCHES = 1.25 * _POINTS / 72
 
-# How to read a picture: the convention of radiology, which the phantom set follows, and more.
+# This note tells how to read a picture: by the convention of radiology, which the phantom set
+# follows, and by what attention to a place does not mean.
 _CAPTION = (
     "The left of a picture is the patient's right. Patches are attended to after the encoder's"
     " layers have exchanged\nwhat they hold, so that attention to a place need not mean that this"
@@ -35,14 +36,14 @@ _CAPTION = (
 def draw(
     path: str | os.PathLike[str], answers: Sequence[Answer], truths: Sequence[str | None]
 ) -> None:
-    """Draw answers one below the other: image, attention over it, question and what was answered.
+    """Draw answers one below the other, each with its image, the attention over it and the text.
 
     Args:
-        path: the file, of a kind that matplotlib writes (png, pdf, svg, …).
-        answers: at least one.
-        truths: the true answer of each, or None where it is not known.
+        path: the file to write, of a kind that matplotlib writes (png, pdf, svg, …).
+        answers: at least one answer.
+        truths: the true answer to each question, or None where it is not known.
     Raises:
-        ValueError: nothing to draw, another number of truths, or an unknown suffix.
+        ValueError: there is nothing to draw, another number of truths, or an unknown suffix.
     """
     path = Path(path)
     if not answers or len(answers) != len(truths):
@@ -65,7 +66,7 @@ def draw(
         image.imshow(answer.picture)
         size = answer.picture.shape[0]
         overlay.imshow(answer.picture.mean(-1), cmap="gray", vmin=0, vmax=255)
-        # 1 where attention is what it would be if all patches had the same
+        # The ratio is 1 where attention is what it would be if all patches had the same.
         relative = answer.attention * answer.attention.size
         shown = overlay.imshow(
             relative,
@@ -99,7 +100,11 @@ def draw(
 
 
 def check_suffix(path: Path) -> None:
-    """Raises: ValueError: matplotlib writes no such files."""
+    """Check that matplotlib writes files of this suffix.
+
+    Raises:
+        ValueError: it does not.
+    """
     kinds = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
         raise ValueError(
@@ -109,15 +114,18 @@ def check_suffix(path: Path) -> None:
 
 
 def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Font families that have the letters of some texts, the usual one first, and the texts, with
-    a letter that no installed font has as its number (and a warning), not as an empty box."""
-    fonts = ["DejaVu Sans"]  # comes with matplotlib
+    """Choose fonts that have the letters of some texts.
+
+    -> the font families, the usual one first, and the texts. A letter that no installed font has is
+    replaced by its number, with a warning, so that it is not drawn as an empty box.
+    """
+    fonts = ["DejaVu Sans"]  # this font comes with matplotlib
     missing = {letter for text in texts for letter in text if not letter.isspace()}
     missing -= _letters(font_manager.findfont("DejaVu Sans"))
     for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: entry.name):
         if not missing:
             break
-        if entry.name.startswith("Last Resort"):  # has a box for each letter that there is
+        if entry.name.startswith("Last Resort"):  # this font draws every letter as a box
             continue
         if missing & (found := _letters(entry.fname)):
             fonts.append(entry.name)
@@ -135,7 +143,7 @@ def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 def _letters(font: str) -> set[str]:
     try:
         return set(map(chr, get_font(font).get_charmap()))
-    except RuntimeError:  # a font that matplotlib lists and cannot read
+    except RuntimeError:  # matplotlib lists the font, but cannot read it
         return set()
 
 
@@ -168,12 +176,12 @@ def answer_and_draw(
     """Answer a question about an image with both heads, print the answers and draw them.
 
     Args:
-        run: folder that ``cmimtl train`` left.
+        run: a folder with a model that ``cmimtl train`` wrote.
         image: a path of a PNG, JPEG, DICOM, … file.
-        question: in words.
-        output: where the picture goes; None for none.
+        question: the question, in words.
+        output: where the picture is written; None for no picture.
     Raises:
-        ValueError: run holds no finished model, image is none, or output cannot be written.
+        ValueError: run holds no finished model, image is not an image, or output cannot be written.
     """
     if output is not None:
         output = check_writable("answer", "output", output)

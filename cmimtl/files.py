@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and outputs that are checked before hours of work."""
+"""Write files whole or not at all, and check outputs before hours of work."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-# Of the errors that a write meets: no space, none left of a quota or a limit, no right, a disk that
-# cannot be written or is broken.
+# The errors of a write that its user can mend: no space is left on the disk, or none of a quota or
+# a limit; there is no right to write; the disk is read-only or broken.
 _OF_WRITING = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO,
 }  # fmt: skip
-# What torch.save and safetensors say of such an error, without its number.
+# torch.save and safetensors tell of such an error in these words, without its number.
 _FAILED_WRITES = ("inline_container.cc", "PytorchStreamWriter", "Error while serializing")
 
 
@@ -25,10 +25,10 @@ class WriteError(OSError):
 
 @contextlib.contextmanager
 def writing(operation: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say what could not be written where the body fails to write it.
+    """Where the body fails to write a file, raise an error that names the file and says why.
 
     Args:
-        operation: named in the error.
+        operation: what is being done; the error names it.
         path: the file or folder that the body writes.
     Raises:
         WriteError: the body met a full disk, a limit, a missing right, …
@@ -83,15 +83,15 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where to write what will be moved to path: beside it, with the same suffix."""
+    """A name beside path, with the same suffix, for a file that will be moved to path."""
     return path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
 
 
 def check_writable(operation: str, argument: str, path: str | os.PathLike[str]) -> Path:
-    """The path, after making sure that a file can be written there; its folder is made.
+    """Make sure that a file can be written to a path, make its folder, and return the path.
 
     Args:
-        operation, argument: named in the error.
+        operation, argument: the error names both.
         path: where a file is going to be written later.
     Raises:
         ValueError: a folder has that name, or no file can be made beside it.
@@ -114,11 +114,12 @@ def check_writable(operation: str, argument: str, path: str | os.PathLike[str]) 
 
 
 def check_folder(operation: str, argument: str, path: str | os.PathLike[str]) -> Path:
-    """The path, after making sure that it is a folder that can be written to, or that one can be
-    made there. It is not made.
+    """Make sure that a path is a folder that can be written to, or can become one; return it.
+
+    The folder is not made.
 
     Args:
-        operation, argument: named in the error.
+        operation, argument: the error names both.
         path: a folder in which something is going to be written later.
     Raises:
         ValueError: a file is in the way, or the right to write is missing.

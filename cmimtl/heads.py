@@ -1,4 +1,4 @@
-"""What reads the fused streams: a classifier for closed questions, a T5 decoder for open ones."""
+"""The two heads that read the fused streams: a classifier of answers, and a T5 decoder."""
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,15 @@ from cmimtl.config import CMIMTLConfig
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the valid tokens: (batch, length, dim), (batch, length) -> (batch, dim)."""
+    """The mean over the valid tokens: (batch, length, dim), (batch, length) -> (batch, dim)."""
     valid = mask[..., None].to(x.dtype)
-    # Padding may hold anything, so it is replaced and not multiplied by 0.
+    # Padding may hold anything, NaN included, so it is replaced and not multiplied by 0.
     total = torch.where(valid.bool(), x, x.new_zeros(())).sum(1)
     return total / valid.sum(1).clamp(min=1)
 
 
 class AnswerClassifier(nn.Module):
-    """The masked means of both streams -> one logit per answer class."""
+    """Gives one logit per answer class, from the masked means of both streams."""
 
     def __init__(self, config: CMIMTLConfig):
         super().__init__()
@@ -39,7 +39,7 @@ class AnswerClassifier(nn.Module):
 
 
 class AnswerDecoder(T5ForConditionalGeneration):
-    """T5 without its encoder: the fused streams are its encoder's output."""
+    """T5 without its encoder. The fused streams take the place of the encoder's output."""
 
     _tied_weights_keys = {  # noqa: RUF012 - transformers reads a plain dict
         "decoder.embed_tokens.weight": "shared.weight",
@@ -54,8 +54,9 @@ class AnswerDecoder(T5ForConditionalGeneration):
         """Logits of the answers' tokens under teacher forcing.
 
         Args:
-            fused: (batch, tokens, d_model); mask: (batch, tokens).
-            labels: (batch, length), -100 at padding.
+            fused: (batch, tokens, d_model), the tokens to attend to.
+            mask: (batch, tokens), 1 at the valid ones.
+            labels: (batch, length), the answers' tokens, -100 at padding.
         Returns:
             (batch, length, vocabulary).
         """
@@ -67,7 +68,7 @@ class AnswerDecoder(T5ForConditionalGeneration):
         ).logits
 
     def write(self, fused: Tensor, mask: Tensor, **options):
-        """``generate`` from the fused streams; options are those of ``generate``."""
+        """Write answers: call ``generate`` on the fused streams; options are those it takes."""
         return self.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=fused), attention_mask=mask, **options
         )

@@ -1,4 +1,4 @@
-"""Reading images of any kind that medical questions come with, DICOM included, as RGB pictures."""
+"""Read images of any kind that medical questions come with, DICOM included, as RGB pictures."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, c
 
 
 def load_image(source: object, *, frame: int | None = None) -> Image.Image:
-    """Give any image as an 8-bit RGB picture.
+    """Read any image as an 8-bit RGB picture.
 
     Args:
         source: a path (str or os.PathLike) of a PNG, JPEG, … or DICOM file, told apart by content;
             bytes of such a file; a PIL image; a numpy array or torch tensor (height, width),
             (height, width, 1), (height, width, 3) of uint8, uint16 or floats in [0, 1].
-        frame: of a multi-frame DICOM file or image, counted from 0; None takes the middle one.
+        frame: which frame of a multi-frame DICOM file or image, counted from 0; None takes the
+            middle one.
     Raises:
         OSError: a file cannot be opened.
-        ValueError: it is no image, or an array is none of the kinds above; the message names what
-            it got.
+        ValueError: source is not an image, or an array of another kind than above; the message
+            says what it got.
     """
     if isinstance(source, Image.Image):
         return _picture(source, frame, "the image")
@@ -43,7 +44,8 @@ def load_image(source: object, *, frame: int | None = None) -> Image.Image:
 
 
 def _from_bytes(data: bytes, frame: int | None, name: str) -> Image.Image:
-    # DICOM has "DICM" after a preamble of 128 bytes; files of before the standard have neither.
+    # A DICOM file has a preamble of 128 bytes and then "DICM". Files from before the standard have
+    # neither.
     if data[128:132] != b"DICM":
         try:
             return _picture(Image.open(io.BytesIO(data)), frame, name)
@@ -71,7 +73,7 @@ def _picture(image: Image.Image, frame: int | None, name: str) -> Image.Image:
     if image.mode == "F":
         return _from_array(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        # On black, the background of radiographs.
+        # What is transparent becomes black, which is the background of radiographs.
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, "black")
         return Image.alpha_composite(black, rgba).convert("RGB")
@@ -131,8 +133,10 @@ def _from_dicom(dataset: pydicom.Dataset, frame: int | None, name: str) -> Image
 
 
 def _from_grey(dataset: pydicom.Dataset, pixels: np.ndarray, *, inverted: bool) -> Image.Image:
-    """Through the rescale and the first window of the file; over the whole range where it has
-    none."""
+    """Scale grey values by the file's rescale and its first window.
+
+    Where the file has no window, its whole range of values is shown.
+    """
     pixels = apply_modality_lut(pixels, dataset)
     if "WindowWidth" in dataset or "VOILUTSequence" in dataset:
         pixels = apply_voi_lut(pixels, dataset, index=0)

@@ -1,4 +1,7 @@
-"""One process at a time trains in a run's folder: a lock that the system ends with its process."""
+"""A lock that lets only one process at a time train in a run's folder.
+
+The operating system releases the lock when the process ends, however it ends.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from pathlib import Path
 
 from cmimtl.files import writing
 
-LOCK_FILE = ".lock"  # in the folder of a run; holds the name of the process that locks it
+LOCK_FILE = ".lock"  # lies in the folder of a run, and names the process that locks it
 
-# Of each lock that this process holds, the descriptor of its file. A process that it forks,
-# such as a data loader's worker, must close it, or the lock would outlive this process.
+# The descriptors of the files of all locks that this process holds. A process that it forks, such
+# as a data loader's worker, must close them, or the lock would outlive this process.
 _HELD: set[int] = set()
 
 
@@ -31,11 +34,11 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextlib.contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Be the one process that writes to a run's folder. The system ends it with the process.
+    """Lock a run's folder for the time of the body, so that no other process writes there.
 
     Raises:
-        ValueError: another process does.
-        WriteError: no file can be made there.
+        ValueError: another process holds the lock.
+        WriteError: the lock's file cannot be made.
     """
     path = run / LOCK_FILE
     with writing("train", path):
@@ -46,37 +49,41 @@ def lock(run: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise _in_use(run) from error
-        except OSError as error:  # as some network file systems
+        except OSError as error:  # some network file systems have no locks
             warnings.warn(
                 f"train: {run} is on a file system without locks ({error.strerror}): nothing keeps"
                 " a second process from training there.",
                 stacklevel=2,
             )
         if not path.exists() or os.stat(path).st_ino != os.fstat(descriptor).st_ino:
-            raise _in_use(run)  # deleted by its last holder, and another one may be there
+            raise _in_use(run)  # the file's last holder deleted it, and there may be a new one
         os.ftruncate(descriptor, 0)
         with writing("train", path):
             holder = {"pid": os.getpid(), "host": socket.gethostname()}
             os.write(descriptor, json.dumps(holder).encode())
         yield
     finally:
-        if descriptor in _HELD:  # in a forked process it is closed, and its number another file's
+        if descriptor in _HELD:  # a forked process closed it, and its number may be another file's
             _HELD.remove(descriptor)
             os.close(descriptor)
 
 
 def check_unlocked(run: Path) -> None:
-    """Raises: ValueError: a process holds the lock of a run's folder."""
+    """Check that no process holds the lock of a run's folder.
+
+    Raises:
+        ValueError: a process does.
+    """
     try:
         descriptor = os.open(run / LOCK_FILE, os.O_RDWR)
     except OSError:
-        return  # no lock, or none that this user could take; what follows says so
+        return  # there is no lock, or none that this user may take; what follows finds that out
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise _in_use(run) from error
     except OSError:
-        return  # no locks here; `lock` says so
+        return  # this file system has no locks; `lock` warns of it
     finally:
         os.close(descriptor)
 
@@ -85,7 +92,7 @@ def _in_use(run: Path) -> ValueError:
     try:
         holder = json.loads((run / LOCK_FILE).read_text(encoding="utf-8"))
         who = f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError):  # it has not written its name yet
+    except (OSError, ValueError, KeyError):  # the process has not written its name yet
         who = "another process"
     return ValueError(
         f"train: output_dir must not be in use, got {run}, where {who} is training; wait for it,"

@@ -1,8 +1,8 @@
-"""What a command says, in one line, of an error that is not its own."""
+"""Turn errors that other packages raise into one line that a command prints."""
 
 from __future__ import annotations
 
-# Top-level module -> extra, of those that the models do not need.
+# Top-level module -> the extra that installs it. All other modules come with the extra `models`.
 _EXTRAS = {
     "triton": "triton",
     "causal_conv1d": "cuda",
@@ -11,11 +11,11 @@ _EXTRAS = {
 
 
 def missing(operation: str, error: ImportError) -> str:
-    """One line on a package that could not be imported.
+    """One line that says which package could not be imported and how to install it.
 
     Args:
-        operation: what needs it; named in the line.
-        error: of the import.
+        operation: what needs the package; the line names it.
+        error: the error that the import raised.
     """
     package = (error.name or "a package").partition(".")[0]
     extra = _EXTRAS.get(package, "models")
@@ -27,15 +27,15 @@ def missing(operation: str, error: ImportError) -> str:
 
 
 def is_ours(error: ImportError) -> bool:
-    """Whether what could not be imported is a part of this package: no extra brings it."""
+    """Whether the module that could not be imported is this project's own: no extra brings it."""
     return (error.name or "").partition(".")[0] in ("cmimtl", "cmimtl_kernels", "benchmarks")
 
 
 def one_line(operation: str, error: Exception) -> str:
-    """What a command says of an error that its user can do something about.
+    """One line on an error that the user of a command can do something about.
 
     Args:
-        operation: the command, where the error does not name what was done.
+        operation: the command; the line names it where the error does not say what was done.
         error: ValueError, OSError, ImportError, …
     """
     if isinstance(error, ImportError):

@@ -23,15 +23,15 @@ CONFIDENCE = 0.95
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """1.0 where both are the same after :func:`~cmimtl.data.normalize_answer`, else 0.0."""
+    """1.0 where both answers are the same after :func:`~cmimtl.data.normalize_answer`, else 0.0."""
     return float(normalize_answer(prediction) == normalize_answer(reference))
 
 
 def token_f1(prediction: str, reference: str) -> float:
     """Harmonic mean of precision and recall over the words of two normalised answers.
 
-    Words count as often as they occur; order does not matter. Source: Rajpurkar et al. 2016,
-    section 6.1. Two empty answers give 1.0, one empty answer 0.0.
+    Words count as often as they occur; order does not matter. Two empty answers give 1.0, and one
+    empty answer gives 0.0. Source: Rajpurkar et al. 2016, section 6.1.
     """
     predicted = Counter(normalize_answer(prediction).split())
     expected = Counter(normalize_answer(reference).split())
@@ -65,7 +65,7 @@ def clustered_interval(
     Returns:
         [low, high]. With one cluster both are the mean: one image says nothing about spread.
     Raises:
-        ValueError: lengths differ or are 0, confidence or resamples out of range.
+        ValueError: lengths differ or are 0, or confidence or resamples is out of range.
     """
     if len(values) != len(clusters) or not values:
         raise ValueError(
@@ -99,13 +99,13 @@ def score(
 ) -> dict[str, object]:
     """Score predicted answers against the examples' answers.
 
-    Both are normalised first, so raw text of a decoder will do. For a classifier "overall" is its
-    accuracy, for a decoder its exact match.
+    Both are normalised first, so raw text of a decoder will do. "overall" is the accuracy of a
+    classifier, or the exact match of a decoder.
 
     Args:
         examples: the questions, at least one.
         predictions: one answer per example, in the same order; "" counts as wrong.
-        resamples, seed: of the bootstrap, see :func:`clustered_interval`.
+        resamples, seed: those of the bootstrap, see :func:`clustered_interval`.
     Returns:
         a dict ready for JSON::
 
@@ -119,10 +119,10 @@ def score(
                                           "accuracy": 0.7, "token_f1": 0.7,
                                           "interval": [0.6, 0.8]}, ...}}
 
-        Fractions; intervals are 95 % and clustered by image. What has no question is None. Content
-        types are ordered by number of questions.
+        Scores are fractions. Intervals are 95 % and clustered by image. A score of no question is
+        None. Content types are ordered by their number of questions.
     Raises:
-        ValueError: no examples, or another number of predictions.
+        ValueError: there are no examples, or another number of predictions.
         TypeError: a prediction is not a string.
     """
     if not examples or len(examples) != len(predictions):
@@ -180,7 +180,7 @@ def score(
 
 
 def majority(train: Sequence[VQAExample], test: Sequence[VQAExample]) -> list[str]:
-    """The most frequent training answer, for every test question.
+    """Answer every test question with the most frequent training answer.
 
     Raises:
         ValueError: train is empty.
@@ -191,12 +191,12 @@ def majority(train: Sequence[VQAExample], test: Sequence[VQAExample]) -> list[st
 
 
 def question_only(train: Sequence[VQAExample], test: Sequence[VQAExample]) -> list[str]:
-    """The most frequent training answer to the same question string, image unseen.
+    """Answer each question with the most frequent training answer to the same question string.
 
-    Question strings are compared in lower case. A question that training has not seen gets the most
-    frequent training answer of its type (open or closed), and of all training where that type is
-    not there. Ties go to the alphabetically first. A model that does not beat this has learned
-    nothing from images.
+    Question strings are compared in lower case. A question that training does not have gets the
+    most frequent training answer of its type (open or closed), or of all types where training does
+    not have that type. Of equally frequent answers, the alphabetically first is taken. A model that
+    does not beat these answers has learned nothing from images.
 
     Raises:
         ValueError: train is empty.

@@ -26,9 +26,10 @@ class TrainingValues:
     """How a preset is trained: AdamW, linear warm-up and decay.
 
     Attributes:
-        learning_rate: of the encoders; rate_factors: prefix of parameter names -> factor on it.
-        warmup: share of the steps that warm up.
-        cpu_threads: of a training on a CPU; None for as many as torch takes.
+        learning_rate: the learning rate of the encoders.
+        rate_factors: prefix of parameter names -> factor on the learning rate.
+        warmup: share of the steps in which the learning rate rises.
+        cpu_threads: number of threads of a training on a CPU; None for as many as torch takes.
     """
 
     epochs: int
@@ -49,9 +50,10 @@ class Preset:
 
     Attributes:
         sizes: arguments of CMIMTLConfig; the vocabularies' sizes come from the tokenizers.
-        max_question_length: tokens of a question.
-        training: how it is trained.
-        pretrained: part ("vision", "text", "decoder") -> name of weights; empty: from scratch.
+        max_question_length: largest number of tokens of a question that is read.
+        training: how a model of this preset is trained.
+        pretrained: part ("vision", "text", "decoder") -> name of its pretrained weights; empty
+            where all parts start from random numbers.
     """
 
     sizes: dict[str, Any]
@@ -98,9 +100,10 @@ PRESETS: dict[str, Preset] = {
             "decoder": "google-t5/t5-base",
         },
     ),
-    # For a laptop's CPU, from scratch. Beside its sizes it differs from the paper in what a model
-    # without pretrained parts learns from: larger weights at the start, a decoder that attends to
-    # the image too and whose loss weighs as much as the classifier's.
+    # The preset for a laptop's CPU, which starts from scratch. It is smaller than the paper's
+    # model, and differs from it in what a model without pretrained parts needs to learn: weights
+    # are larger at the start, the decoder also attends to the image, and its loss weighs as much as
+    # the classifier's.
     "tiny": Preset(
         sizes={
             "vision_model": "vit_tiny_patch16_224",
@@ -166,7 +169,7 @@ def build_processor(
     *,
     weights: Path | None = None,
 ) -> CMIMTLProcessor:
-    """The processor of a preset; tokenizers are trained where it names no pretrained ones.
+    """Build the processor of a preset; tokenizers are trained where it names no pretrained ones.
 
     Args:
         preset: one of PRESETS.
@@ -195,7 +198,7 @@ def build_processor(
 def build_config(
     preset: Preset, vocabulary: AnswerVocabulary, processor: CMIMTLProcessor, *, fusion: str
 ) -> CMIMTLConfig:
-    """The configuration of a preset for a vocabulary and the processor's tokenizers."""
+    """Build the configuration of a preset, for a vocabulary and the processor's tokenizers."""
     words, answers = processor.tokenizer, processor.answer_tokenizer
     text = {
         "vocab_size": len(words),
@@ -230,11 +233,12 @@ def build_model(
     fusion: str = "cross-mamba",
     weights: Path | None = None,
 ) -> CMIMTLForVisualQuestionAnswering:
-    """A model to train: pretrained parts where the preset names them, the rest initialised.
+    """Build a model to train: parts that the preset names are pretrained, the rest is initialised.
 
     Args:
         preset: one of PRESETS.
-        vocabulary: the answer classes; processor: whose tokenizers the model will read.
+        vocabulary: the answer classes.
+        processor: the processor whose tokens the model will read.
         fusion: "cross-mamba", "cross-mamba-gated" or "transformer".
         weights: folder with one folder per part of ``preset.pretrained``, as ``save_pretrained``
             writes them ("vision": a model.safetensors of timm); None for the hub.
@@ -283,7 +287,7 @@ def _pretrained(kind, preset: Preset, part: str, weights: Path | None, **options
 
 
 def _load(part: str, preset: Preset, call):
-    """Call, and say in one line what could not be had where it fails."""
+    """Return call(); where that fails, raise an error that names the weights it could not get."""
     try:
         return call()
     except (OSError, ValueError, RuntimeError) as error:

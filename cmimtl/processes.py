@@ -1,7 +1,7 @@
 """The processes of one training: which one this is, and what they decide together.
 
-torchrun starts several with the same arguments, and tells each by its environment who it is. They
-work as one: gloo connects them on CPUs, NCCL on GPUs.
+torchrun starts several processes with the same arguments, and tells each by its environment which
+one it is. They train one model together. gloo connects them on CPUs, and NCCL on GPUs.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ Result = TypeVar("Result")
 
 
 class FailedElsewhere(SystemExit):
-    """Another process of this training failed and says why; this one ends without a word."""
+    """Another process of this training failed and tells why; this process ends silently."""
 
     def __init__(self) -> None:
         super().__init__(2)
 
 
 def join() -> PartialState:
-    """Meet the other processes, if there are any; who this one is."""
+    """Connect to the other processes, if there are any, and return which one this is."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
 def together(work: Callable[[], Result], *, main_only: bool = False) -> Result:
-    """Do something in every process; where it fails in one, none goes on.
+    """Do something in every process; where it fails in one of them, none goes on.
 
     Args:
-        work: what is done; processes do not wait for one another in it.
-        main_only: the first process alone does it, and its result is everyone's.
+        work: the function to call. In it, processes must not wait for one another.
+        main_only: whether only the first process calls it, and all get its result.
     Returns:
-        what work gave.
+        the result of work.
     Raises:
-        Exception: of work, in the first process that failed, which is to say why.
-        FailedElsewhere: in all others.
+        Exception: the error of work, in the first process that failed, which is to tell why.
+        FailedElsewhere: in all other processes.
     """
     state = join()
     result, error = None, None

@@ -1,4 +1,4 @@
-"""Images, questions and answers -> the tensors of the model, and back to words."""
+"""Turn images, questions and answers into the tensors of the model, and tokens back into words."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class CMIMTLProcessor(ProcessorMixin):
     """An image processor, a tokenizer for questions and one for answers.
 
     Args:
-        image_processor: resizes and normalises; a ViTImageProcessor.
-        tokenizer: of the questions, RoBERTa's.
-        answer_tokenizer: of the answers, T5's.
-        max_question_length: tokens of a question; what is longer is cut, with a warning.
+        image_processor: a ViTImageProcessor, which resizes and normalises images.
+        tokenizer: the tokenizer of the questions, RoBERTa's.
+        answer_tokenizer: the tokenizer of the answers, T5's.
+        max_question_length: largest number of tokens of a question. A longer question is cut, with
+            a warning.
     """
 
     def __init__(
@@ -48,14 +49,15 @@ class CMIMTLProcessor(ProcessorMixin):
         """Make a batch.
 
         Args:
-            images: one or a list of whatever :func:`cmimtl.images.load_image` takes.
+            images: an image, or a list of images, that :func:`cmimtl.images.load_image` takes.
             text: one question or a list.
             answers: one answer or a list, the targets of generation.
         Returns:
-            pixel_values (batch, 3, size, size), input_ids and attention_mask (batch, length),
-            labels (batch, answer length) with -100 at padding; what was not given is left out.
+            pixel_values (batch, 3, size, size); input_ids and attention_mask (batch, length);
+            labels (batch, answer length), with -100 at padding. Tensors of what was not given are
+            left out.
         Raises:
-            ValueError: nothing given, or lists of different lengths.
+            ValueError: nothing is given, or lists have different lengths.
         """
         parts = {
             "images": _as_list(images),
@@ -83,7 +85,7 @@ class CMIMTLProcessor(ProcessorMixin):
         return BatchFeature(batch)
 
     def pixel_values(self, pictures: np.ndarray) -> torch.Tensor:
-        """What the image processor makes of pictures that have the model's size, all at once.
+        """Process pictures that have the model's size already, all at once.
 
         Args:
             pictures: (batch, size, size, 3) uint8.
@@ -97,7 +99,7 @@ class CMIMTLProcessor(ProcessorMixin):
         return pixels.permute(0, 3, 1, 2).contiguous()
 
     def tokens_of(self, question: str) -> int:
-        """Tokens of a question that is not cut, the special ones included."""
+        """How many tokens a question has before it is cut, the special ones included."""
         return len(self.tokenizer(question, verbose=False)["input_ids"])
 
     def _tokens(self, questions: list[str]) -> dict[str, torch.Tensor]:
@@ -120,7 +122,7 @@ class CMIMTLProcessor(ProcessorMixin):
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
     def batch_decode_answers(self, ids: torch.Tensor) -> list[str]:
-        """Token ids (batch, length) of ``generate``, or labels -> answers."""
+        """Turn token ids, (batch, length), of ``generate`` or of labels into answers."""
         ids = ids.masked_fill(ids == IGNORED, self.answer_tokenizer.pad_token_id)
         texts = self.answer_tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
@@ -137,7 +139,10 @@ def _as_list(value) -> list | None:
 
 
 def train_question_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Words of lower-cased questions, with RoBERTa's special tokens at RoBERTa's places."""
+    """Train a tokenizer of words of lower-cased questions.
+
+    It has RoBERTa's special tokens, at the places that they have in RoBERTa.
+    """
     tokenizer = _train_words(texts, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
@@ -156,7 +161,10 @@ def train_question_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def train_answer_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Words of lower-cased answers, with T5's special tokens at T5's places."""
+    """Train a tokenizer of words of lower-cased answers.
+
+    It has T5's special tokens, at the places that they have in T5.
+    """
     tokenizer = _train_words(texts, ["<pad>", "</s>", "<unk>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
@@ -171,7 +179,7 @@ def train_answer_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def _train_words(texts: Iterable[str], special_tokens: list[str]) -> Tokenizer:
-    """A tokenizer of whole words and single punctuation marks, the most frequent first."""
+    """Train a tokenizer of whole words and single punctuation marks, the most frequent first."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

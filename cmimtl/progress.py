@@ -1,4 +1,4 @@
-"""What a person sees of long work: a bar that moves on a terminal, some lines elsewhere."""
+"""Show the progress of long work: as a bar on a terminal, as some lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from rich.progress import (
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-LINES = 5  # of a phase where output is no terminal
+LINES = 5  # a phase prints so many lines where the output is no terminal
 
 
 @contextlib.contextmanager
 def without_bars() -> Iterator[None]:
-    """Without the bars that transformers shows of each file that it reads or writes, which say
-    nothing of the work that they are a part of."""
+    """Switch off the bars that transformers shows for each file that it reads or writes.
+
+    They say nothing of the work that they are a part of.
+    """
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -37,12 +39,13 @@ def without_bars() -> Iterator[None]:
 class Phase:
     """A phase of work with a title, its progress, the time it has taken and the time it will take.
 
-    To be used in a ``with`` statement; :meth:`advance` tells that something is done. On a terminal
-    it is a bar, elsewhere (a file, a log) a line now and then, so that both show that it goes on.
+    A phase is used in a ``with`` statement; :meth:`advance` tells that something is done. On a
+    terminal it is a bar. Elsewhere (a file, a log) it is a line now and then, so that there, too,
+    one sees that the work goes on.
     """
 
     def __init__(self, console: Console, title: str, total: int) -> None:
-        """Args: where to show it; what is done; how many parts it has, at least 1."""
+        """Take the console to show it on, what is done, and its number of parts, at least 1."""
         self._console = console
         self._title = title
         self._total = total
@@ -69,7 +72,7 @@ class Phase:
         return self
 
     def advance(self, parts: int = 1, note: str | None = None) -> None:
-        """Tell that some parts more are done, and what to show beside them."""
+        """Tell that `parts` more parts are done; `note` is shown beside their number."""
         self._done += parts
         self._note = self._note if note is None else note
         if self._bar is not None:
@@ -121,7 +124,7 @@ class TrainingPhase(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """End it, also where the training failed, so that what is said then has its own line."""
+        """End the phase, also after a failure, so that the error begins on a line of its own."""
         if self._phase is not None:
             self._phase.__exit__(None, None, None)
             self._phase = None

@@ -8,17 +8,19 @@ from cmimtl.config import CMIMTLConfig
 
 
 class QFormer(nn.Module):
-    """Learnable queries through InstructBLIP's Q-Former.
+    """Learnable queries that read an image through InstructBLIP's Q-Former.
 
-    Called with a question its queries attend to it: the visual stream of the fusion. Called without
-    one it sees the image alone, with the same weights: the contrastive loss, which a pass that has
-    seen the question could meet without looking at the image.
+    Called with a question, the queries attend to it too, and its outputs become the visual stream
+    of the fusion. Called without a question, it reads the image alone, with the same weights, for
+    the contrastive loss: outputs that have seen the question could make that loss small without the
+    image.
     """
 
     def __init__(self, config: CMIMTLConfig, encoder_hidden_size: int):
         super().__init__()
         config.qformer_config.encoder_hidden_size = encoder_hidden_size
-        # Eager attention: the attention over the patches is an output of this part.
+        # Only eager attention gives the attention over the patches, which is an output of this
+        # part.
         self.encoder = InstructBlipQFormerModel._from_config(
             config.qformer_config, attn_implementation="eager"
         )
@@ -31,7 +33,7 @@ class QFormer(nn.Module):
         self.reset_parameters(config.initializer_range)
 
     def reset_parameters(self, std: float) -> None:
-        """Queries ~ N(0, std)."""
+        """Draw the queries from N(0, std²)."""
         nn.init.normal_(self.queries, std=std)
 
     def forward(
@@ -45,11 +47,12 @@ class QFormer(nn.Module):
 
         Args:
             image: (batch, tokens, encoder_hidden_size).
-            input_ids, attention_mask: (batch, length), the question; both None for the text-blind
-                pass.
-            return_attentions: also give the last cross-attention.
+            input_ids, attention_mask: (batch, length), the question; both None to read the image
+                alone.
+            return_attentions: whether to return the last cross-attention too.
         Returns:
-            (batch, num_queries, hidden_size) and None or (batch, heads, num_queries, tokens).
+            the queries' outputs, (batch, num_queries, hidden_size), and the last cross-attention,
+            (batch, heads, num_queries, tokens), or None.
         """
         batch, num_queries = image.shape[0], self.queries.shape[1]
         if input_ids is not None:
@@ -67,7 +70,7 @@ class QFormer(nn.Module):
 
 
 class _Skip(nn.Module):
-    """In the place of a feed-forward's output: its residual alone."""
+    """Takes the place of the end of a feed-forward layer, and returns only its residual."""
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
         return residual

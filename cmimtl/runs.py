@@ -1,4 +1,4 @@
-"""The folder of a run: what it was started with, and how it goes on.
+"""The folder of a run: what the run was started with, and how it goes on.
 
 A run's folder holds::
 
@@ -32,7 +32,7 @@ from cmimtl.presets import PRESETS
 REPORT_FILE = "reader_report.json"
 EVENTS = "runs"
 
-# What a run is started with where neither the caller nor the preset says otherwise.
+# The arguments of a run where neither the caller nor the preset says otherwise.
 _DEFAULTS = {
     "preset": "tiny",
     "fusion": "cross-mamba",
@@ -52,19 +52,19 @@ _SMALLEST = {
     "keep": 1, "log_every": 1, "workers": 0,
     "min_answer_count": 1,
 }  # fmt: skip
-_LARGEST = 2**32 - 1  # NumPy's largest seed; no other number comes near
+_LARGEST = 2**32 - 1  # the largest seed that NumPy takes; no other argument comes near it
 
 
 # What a run is started with
 
 
 def new_arguments(given: dict[str, object]) -> dict[str, object]:
-    """The arguments of a new run, complete and checked as far as they can be by themselves.
+    """Complete the arguments of a new run, and check them as far as that needs nothing else.
 
     Args:
-        given: name -> value, as of :func:`cmimtl.train.train`.
+        given: name -> value, as :func:`cmimtl.train.train` takes them.
     Raises:
-        ValueError: one is unknown, missing or out of range.
+        ValueError: an argument is unknown, missing or out of range.
     """
     for name in ("data", "root"):
         if name not in given:
@@ -95,7 +95,7 @@ def new_arguments(given: dict[str, object]) -> dict[str, object]:
 
 
 def _absolute(given: dict[str, object]) -> dict[str, object]:
-    """The same, with whole paths of folders, so that a run can be resumed from elsewhere."""
+    """Make the paths of folders absolute, so that a run can be resumed from elsewhere."""
     folders = {name: given[name] for name in ("root", "weights") if given.get(name) is not None}
     return given | {name: str(Path(str(path)).absolute()) for name, path in folders.items()}
 
@@ -158,19 +158,19 @@ def _record(run: Path) -> dict[str, object]:
 def resumed_arguments(
     run: Path, given: dict[str, object], processes: int
 ) -> tuple[dict[str, object], bool]:
-    """The arguments of the run in a folder, and whether those given make it longer.
+    """The arguments of the run in a folder, and whether those that are given make it longer.
 
     Args:
-        run: its folder.
-        given: arguments given again. They must be the same, but for a number of epochs, or of
-            steps where the run counts them, which may be greater.
-        processes: how many are about to train it.
+        run: folder of the run.
+        given: arguments that are given again. They must be the same as before. Only the number of
+            epochs may be greater, or the number of steps where the run counts steps.
+        processes: number of processes that are about to train the run.
     Raises:
-        ValueError: there is no run, or it was started otherwise.
+        ValueError: there is no run, or it was started with other arguments.
     """
     record = _record(run)
     arguments = record["arguments"]
-    started = record.get("processes", 1)  # 1 where a version wrote it that knew no others
+    started = record.get("processes", 1)  # older versions had one process and no such key
     if processes != started:
         raise ValueError(
             f"train: processes must be as many as the run in {run} was started with ({started}),"
@@ -203,10 +203,10 @@ def resumed_arguments(
 def check_new(run: Path) -> None:
     """Make sure that a new run can have this folder; nothing is made or deleted.
 
-    It may hold a run of which nothing was saved before it was killed.
+    The folder may hold a run that was killed before it saved anything.
 
     Raises:
-        ValueError: it holds something, or cannot be written to.
+        ValueError: the folder holds something else, or cannot be written to.
     """
     check_folder("train", "output_dir", run)
     if not run.is_dir():
@@ -222,7 +222,7 @@ def check_new(run: Path) -> None:
 
 def describe(run: Path, arguments: dict[str, object], processes: int, report: ReaderReport) -> None:
     """Write what a new run is started with to its folder."""
-    for name in (STAGING, EVENTS):  # of a run that was killed before it saved anything
+    for name in (STAGING, EVENTS):  # left by a run that was killed before it saved anything
         shutil.rmtree(run / name, ignore_errors=True)
     versions = {n: importlib.metadata.version(n) for n in ("cmimtl", "torch", "transformers")}
     write_json(run / REPORT_FILE, report.to_dict())
@@ -234,10 +234,13 @@ def describe(run: Path, arguments: dict[str, object], processes: int, report: Re
 def lengthen(run: Path, arguments: dict[str, object], step: int) -> None:
     """Record that a run goes on for longer than it was started for.
 
-    Its model, if it was finished, is deleted: the newest checkpoint has the same weights, and a
-    folder with a model would be that of a finished run.
+    The model of a finished run is deleted: a folder with a model would be taken for that of a
+    finished run, and the newest checkpoint has the same weights.
 
-    Args: run: its folder; arguments: with the new number of epochs or steps; step: after which.
+    Args:
+        run: folder of the run.
+        arguments: the run's arguments, with the new number of epochs or steps.
+        step: the step after which the run becomes longer.
     """
     record = _record(run)
     changed = {
@@ -253,8 +256,10 @@ def lengthen(run: Path, arguments: dict[str, object], step: int) -> None:
 
 @contextlib.contextmanager
 def folder(run: Path) -> Iterator[None]:
-    """Make a folder for the time of the body, with the folders above it; those that are empty in
-    the end, and were made for it, are deleted."""
+    """Make a folder, and the folders above it, for the time of the body.
+
+    Those of them that were made here and are empty in the end are deleted.
+    """
     above = (run.absolute(), *run.absolute().parents)
     made = [path for path in above if not path.exists()]
     with writing("train", run):
@@ -262,13 +267,13 @@ def folder(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # one that is not empty stays, and so do those above
+        with contextlib.suppress(OSError):  # a folder that is not empty stays, with those above it
             for path in made:
                 path.rmdir()
 
 
 def discard(run: Path) -> None:
-    """Delete what a run that took no step has left in its folder."""
+    """Delete what a run that took no step left in its folder."""
     for name in (STAGING, EVENTS):
         shutil.rmtree(run / name, ignore_errors=True)
     for name in (RUN_FILE, REPORT_FILE, LOCK_FILE):

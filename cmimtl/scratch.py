@@ -1,22 +1,25 @@
 """How a model without pretrained parts starts.
 
-The parts' own initialisations, 0.02 for every weight, are meant for widths of 768. At a width of 96
-a layer then passes on a fifth of what it reads, an image is hardly anything among the queries that
-read it, and the first thousand steps are spent on growing.
+The parts' own initialisations give every weight a standard deviation of 0.02, which suits widths of
+768. At a width of 96, each layer would pass on only a fifth of what it reads. The image would count
+for little among the queries that read it, and the first thousand steps would be spent on making
+weights larger.
 """
 
 from torch import nn
 
-POSITION_STD = 0.5  # about what timm makes of a patch, so that places differ as contents do
-OUTPUT_STD = 0.1  # of a classifier's last weights, relative to the others
+# Embedded patches have about this standard deviation in timm, so that positions differ as much from
+# one another as contents do.
+POSITION_STD = 0.5
+OUTPUT_STD = 0.1  # the classifier's last weights, relative to the others
 
 
 def start(model) -> None:
     """Initialise the encoders and what reads them, all but the decoder, in place.
 
-    A linear layer of n inputs gets weights ~ N(0, 1 / n), which keeps the size of what it reads.
-    Embeddings and queries are ~ N(0, 1), as large as the LayerNorm behind them makes them, so that
-    steps of the optimizer change what a word is by little.
+    A linear layer of n inputs gets weights from N(0, 1 / n), so that its outputs are as large as
+    its inputs. Embeddings and queries are drawn from N(0, 1). They are then as large as the
+    LayerNorm behind them makes them, so that a step of the optimizer changes a word only a little.
 
     Args:
         model: a CMIMTLForVisualQuestionAnswering.

@@ -1,4 +1,4 @@
-"""Which examples make a step: the same ones, however many processes and batches share them."""
+"""Which examples make a step: the same, however many processes and batches share them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ class StepBatches(Sampler[list[int]]):
     """The batches of one process, one after the other, as a data loader takes them.
 
     A step of the optimizer takes ``parts = accumulate * processes`` batches of at most
-    ``batch_size`` examples. An epoch of N examples is cut into K = steps * parts batches, as equal
-    as whole numbers can be: batch k holds the places k N // K to (k + 1) N // K of its order. So
+    ``batch_size`` examples. An epoch of N examples is cut into K = steps * parts batches of nearly
+    equal sizes: batch k holds the places k N // K to (k + 1) N // K of the epoch's order. So
 
-    - no step is smaller than the others by more than ``parts`` examples, the last one included;
-    - where batch_size * accumulate * processes stays the same, so do the examples of every step,
-      and two processes see together, in its order, what one process with twice the batch sees.
+    - no step, and not the last one either, is smaller than another by more than ``parts`` examples;
+    - where batch_size * accumulate * processes stays the same, every step has the same examples.
+      Two processes see together, in the same order, what one process with twice the batch sees.
 
-    With a batch size of 1 and N that parts does not divide, some batches hold two examples, as
-    none may be empty.
+    With a batch size of 1, and an N that parts does not divide, some batches hold two examples,
+    because no batch may be empty.
     """
 
     def __init__(
         self, order: Sampler[int], *, batch_size: int, accumulate: int, processes: int, process: int
     ) -> None:
-        """Args: order: of all examples, an epoch's; process: which of the processes this is.
+        """Take the order of an epoch's examples; process says which of the processes this is.
 
         Raises:
             ValueError: there are fewer examples than batches in a step.
