@@ -54,7 +54,7 @@ def run_demo(
             every answer ("predictions.jsonl") and the picture ("answers.png"). What an interrupted
             demo left there is gone on with.
         json_path: where else the scores are written.
-        seed: of the model.
+        seed: seed of the model.
         thorough: train four times as long.
         max_steps: optimizer steps; those of the epochs where None.
         n_images: pictures of the phantom set.
@@ -143,7 +143,8 @@ def _asked(splits: dict[str, list[VQAExample]]) -> int:
     """How many questions the evaluation asks the model, those of the controls included."""
     test = splits["test"]
     is_open = sum(example.answer_type == OPEN for example in test)
-    # Three times the classifier: as it is, images mixed up, black ones; twice the decoder.
+    # The classifier is asked three times: with the images as they are, mixed up, and black. The
+    # decoder is asked twice.
     return 3 * len(test) + 2 * is_open + sum(3 * len(splits[name]) for name in DESCRIBED)
 
 
@@ -173,7 +174,7 @@ def _print(scores: dict[str, object], console: Console) -> None:
 
 
 def _representative(splits: dict[str, list[VQAExample]], seed: int) -> list[VQAExample]:
-    """One example of each kind of SHOWN, drawn at random and not by how it was answered."""
+    """Draw one example of each kind of SHOWN at random, and not by how it was answered."""
     rng = np.random.default_rng(seed)
     shown = []
     for answer_type, split in SHOWN:

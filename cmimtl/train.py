@@ -1,5 +1,6 @@
-"""Training, from files on disk to a folder with a model that answers; :mod:`cmimtl.runs` shows the
-folder.
+"""Training, from files on disk to a folder with a model that answers.
+
+:mod:`cmimtl.runs` describes the folder.
 
 Everything that can be wrong with arguments, data and weights is found before anything is written.
 """
@@ -42,7 +43,7 @@ __all__ = ["read_run", "read_split", "train"]
 
 @dataclass(frozen=True)
 class _Job:
-    """What a training needs, made and checked."""
+    """All that a training needs, made and checked."""
 
     arguments: dict[str, object]
     examples: list[VQAExample]
@@ -76,7 +77,7 @@ def train(output_dir: str | os.PathLike[str], *, resume: bool = False, **given: 
         ValueError: an argument is out of range or missing, or output_dir holds something else or
             is in use. Nothing was written then, unless a run is resumed.
         DataError: the data set cannot be used.
-        OSError: pretrained weights cannot be had.
+        OSError: pretrained weights cannot be loaded.
         WriteError: something cannot be written; where the run can go on, the message says how.
         FailedElsewhere: another process has raised one of these.
     """
@@ -132,7 +133,7 @@ def _start(run: Path, given: dict[str, object], console: Console) -> None:
             nonlocal described
             stack.enter_context(runs.folder(run))
             stack.enter_context(lock(run))
-            runs.check_new(run)  # again: another process may have been faster
+            runs.check_new(run)  # checked again, as another process may have been faster
             described = True
             runs.describe(run, arguments, processes, job.report)
 
@@ -152,7 +153,7 @@ def _resume(run: Path, given: dict[str, object], console: Console) -> None:
     processes = join().num_processes
 
     def begin() -> tuple[dict[str, object], bool, Path | None, bool]:
-        read_run(run)  # before a lock is left where there is no run
+        read_run(run)  # read first, so that no lock is left in a folder without a run
         stack.enter_context(lock(run))
         arguments, longer = runs.resumed_arguments(run, given, processes)
         _check_device(arguments)
@@ -179,7 +180,11 @@ def _resume(run: Path, given: dict[str, object], console: Console) -> None:
 
 
 def _check_device(arguments: dict[str, object]) -> None:
-    """Raises: ValueError: this machine cannot train with these arguments."""
+    """Check that this machine can train with these arguments.
+
+    Raises:
+        ValueError: it cannot.
+    """
     if arguments["bf16"] and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ValueError(
             f"train: bf16 must be off on a GPU without bfloat16, got {torch.cuda.get_device_name()}"
@@ -196,7 +201,7 @@ def _prepare(arguments: dict[str, object], console: Console) -> _Job:
         _draw_missing(arguments["data"], arguments["root"])
 
     def make() -> _Job:
-        # Before the model is made: its first weights are a part of what the seed decides.
+        # The seed is set before the model is made, because it also decides the first weights.
         set_seed(arguments["seed"])
         examples, vocabulary, report = _read(arguments, console)
         images = ImageCache([example.image for example in examples], preset.sizes["image_size"])
@@ -234,8 +239,8 @@ def _run(
         if newest is None or step_of(newest) < trainer.planned_steps():
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         else:
-            # It was killed between its last checkpoint and its end. The base's loop would take one
-            # more step before it looks at their number.
+            # The run was killed between its last checkpoint and its end. The base class's loop
+            # would take one more step before it looks at the number of steps.
             trainer.load_weights(newest)
         if trainer.is_world_process_zero():
             _save(run, job.model, job.processor)
@@ -244,7 +249,7 @@ def _run(
 
 @contextlib.contextmanager
 def _at_most(threads: int | None) -> Iterator[None]:
-    """Compute on that many threads of the CPU at the most; None for no limit."""
+    """Limit the body to so many threads of the CPU; None is no limit."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, threads or before))
     try:
@@ -256,7 +261,7 @@ def _at_most(threads: int | None) -> Iterator[None]:
 def read_split(
     data: str, root: str | os.PathLike[str], split: str, report: ReaderReport | None = None
 ) -> list[VQAExample]:
-    """One split of a data set; a phantom set is drawn first where root holds nothing.
+    """Read one split of a data set; a phantom set is drawn first where root holds nothing.
 
     Raises:
         ValueError, DataError: as :func:`cmimtl.data.load_dataset`.
@@ -273,7 +278,7 @@ def _draw_missing(data: str, root: str | os.PathLike[str]) -> None:
 def _read(
     arguments: dict[str, object], console: Console
 ) -> tuple[list[VQAExample], AnswerVocabulary, ReaderReport]:
-    """The training split and its answers; says what of the test split they leave out."""
+    """Read the training split and its answers; tell which test answers are not among them."""
     report = ReaderReport()
     examples = read_split(arguments["data"], arguments["root"], "train", report)
     for line in report.lines():
@@ -295,7 +300,7 @@ def _read(
 def _tell_what_is_cut(
     processor: CMIMTLProcessor, examples: list[VQAExample], console: Console
 ) -> None:
-    """Say which training questions are longer than what the model reads of one."""
+    """Tell which training questions are longer than what the model reads of a question."""
     limit = processor.max_question_length
     lengths = {q: processor.tokens_of(q) for q in {example.question for example in examples}}
     longest = max(lengths, key=lengths.get)
@@ -313,7 +318,7 @@ def _trainer(run: Path, job: _Job, console: Console) -> CMIMTLTrainer:
     arguments = job.arguments
     training = PRESETS[arguments["preset"]].training
     every = arguments["save_every"]
-    # Where tensorboard looks; transformers has no argument for it any more.
+    # tensorboard's events are written to this folder. transformers has no argument for it.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / runs.EVENTS)
     options = TrainingArguments(
         output_dir=str(run),
@@ -355,11 +360,11 @@ def _trainer(run: Path, job: _Job, console: Console) -> CMIMTLTrainer:
 
 
 def _save(run: Path, model: CMIMTLForVisualQuestionAnswering, processor: CMIMTLProcessor) -> None:
-    """The processor, then the model, its weights last."""
+    """Save the processor, then the model, its weights last."""
     processor.save_pretrained(run)
     staging = run / STAGING
     model.save_pretrained(staging)
-    # By the weights' file a finished run is known, so everything else is moved before it.
+    # A finished run is known by the file of its weights, so everything else is moved before it.
     for path in sorted(staging.iterdir(), key=lambda path: path.name == MODEL_FILE):
         path.replace(run / path.name)
     staging.rmdir()

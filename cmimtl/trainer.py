@@ -1,5 +1,5 @@
 """transformers' Trainer with this model's three losses, groups of learning rates, and checkpoints
-that survive a kill."""
+that are whole whenever they can be seen."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ LOSSES = ("classification_loss", "contrastive_loss", "generation_loss")
 class CMIMTLTrainer(Trainer):
     """Trains on a :class:`~cmimtl.batches.VQADataset`.
 
-    Differs from its base in five things: parts of the model have learning rates of their own; the
-    order of the data comes from :class:`~cmimtl.batches.EpochOrder`, its batches from
-    :class:`~cmimtl.steps.StepBatches`; the loss of a step is that of one large batch; each loss is
-    logged under its name, and one that is not finite ends the training; a checkpoint gets its name
-    when it is whole.
+    It differs from its base class in five things:
+
+    - parts of the model have learning rates of their own;
+    - the order of the data comes from :class:`~cmimtl.batches.EpochOrder`, and its batches from
+      :class:`~cmimtl.steps.StepBatches`;
+    - the loss of a step is that of one large batch;
+    - each loss is logged under its name, and a loss that is not finite ends the training;
+    - a checkpoint gets its name when it is whole.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class CMIMTLTrainer(Trainer):
         self.add_callback(_SetEpoch(self._order))
         self._loss_sums = torch.zeros(len(LOSSES))
         self._loss_count = 0
-        # Dropout is to differ between processes. The first one keeps the seed that it was given.
+        # Dropout differs between processes. The first process keeps the seed that it was given.
         set_seed((self.args.seed + self.args.process_index) % 2**32)
 
     def planned_steps(self) -> int:
@@ -75,7 +78,7 @@ class CMIMTLTrainer(Trainer):
         return math.ceil(self.args.num_train_epochs * per_epoch)
 
     def train(self, *arguments, **options):
-        """As the base does. Where it fails, what is said then begins on a line of its own."""
+        """Train as the base class does. After a failure, its error begins on a line of its own."""
         try:
             return super().train(*arguments, **options)
         finally:
@@ -86,14 +89,15 @@ class CMIMTLTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
 
     def get_train_dataloader(self) -> DataLoader:
-        """This process's batches. Not by accelerate, which repeats examples at an epoch's end."""
+        """Load this process's batches. accelerate's loader would repeat examples of an epoch."""
         return DataLoader(
             self.train_dataset,
             batch_sampler=self._batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=torch.cuda.is_available(),
-            # Its draws seed the workers, which draw nothing, and leave the model's dropout alone.
+            # The loader draws its workers' seeds from this generator, and so leaves the one of the
+            # model's dropout alone. The workers draw nothing.
             generator=torch.Generator(),
         )
 
@@ -108,8 +112,10 @@ class CMIMTLTrainer(Trainer):
         return self.optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The rates of the next step come from the schedule of this run's length, which may be
-        greater than when the checkpoint was written."""
+        """Take the learning rates of the next step from a schedule of this run's length.
+
+        The run may have become longer since the checkpoint was written.
+        """
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             schedule = self.lr_scheduler
@@ -117,7 +123,7 @@ class CMIMTLTrainer(Trainer):
             rates = [rate * f for rate, f in zip(schedule.base_lrs, factors, strict=True)]
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-            schedule._last_lr = rates  # which the log shows
+            schedule._last_lr = rates  # the log shows these
 
     def get_batch_samples(self, *arguments):
         """The batches of a step, each with ``loss_scales``, see :func:`loss_scales`."""
@@ -133,7 +139,7 @@ class CMIMTLTrainer(Trainer):
         return batches, count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The objective with the three losses scaled; they are added up for the log."""
+        """The objective of the three scaled losses, which are also added up for the log."""
         scales = inputs.pop("loss_scales")
         outputs = model(**inputs)
         parts = scales * torch.stack([getattr(outputs, name).float() for name in LOSSES])
@@ -172,7 +178,7 @@ class CMIMTLTrainer(Trainer):
             with writing("train", Path(self._get_output_dir())):
                 super()._save_checkpoint(model, trial)
         except OSError:
-            # What was written of it would fill the space that is left.
+            # What was written of the checkpoint would fill the space that is left.
             shutil.rmtree(self._get_output_dir(), ignore_errors=True)
             raise
         finally:
@@ -186,16 +192,16 @@ class CMIMTLTrainer(Trainer):
 def loss_scales(counts: torch.Tensor, process: int) -> torch.Tensor:
     """Factors that make the mean over a step's batches and processes the loss of one large batch.
 
-    Each batch has means of its own: of the classification loss over its samples, of the generation
-    loss over its answers' tokens, of the contrastive loss over the samples of all processes, which
-    are compared with one another. With as many batches as a step has, the processes' average of
-    the scaled losses' mean is then the mean over all samples, or tokens, of the step.
+    Each loss of a batch is a mean: the classification loss over the batch's samples, the generation
+    loss over its answers' tokens, the contrastive loss over the samples of all processes' batches,
+    which are compared with one another. The mean of the scaled losses over the batches of a step
+    and over the processes is the mean over all samples, or tokens, of the step.
 
     Args:
         counts: (processes, batches, 2) integers, samples and wanted tokens of each batch.
-        process: whose factors are wanted.
+        process: the process whose factors are wanted.
     Returns:
-        (batches, losses) float32, in the order of LOSSES; 1 where a step is one batch.
+        (batches, losses) float32, in the order of LOSSES. A factor is 1 where a step is one batch.
     """
     processes, batches, _ = counts.shape
     mine = counts[process]
@@ -223,13 +229,13 @@ def parameter_groups(
 ) -> list[dict[str, object]]:
     """The model's parameters by learning rate and weight decay, as an optimizer takes them.
 
-    Biases, the parameters of LayerNorm, and what says so itself (``_no_weight_decay``, as Mamba's
-    ``A_log`` and ``D`` do) are not decayed.
+    Biases and the parameters of LayerNorm are not decayed, nor are parameters that are marked with
+    ``_no_weight_decay``, as Mamba's ``A_log`` and ``D`` are.
 
     Args:
-        model: whose trainable parameters are grouped.
-        learning_rate: of every parameter that no prefix names.
-        weight_decay: of what is decayed.
+        model: the model whose trainable parameters are grouped.
+        learning_rate: the learning rate of every parameter that no prefix names.
+        weight_decay: the weight decay of the parameters that are decayed.
         rate_factors: prefix of parameter names ("classifier") -> factor on learning_rate.
     Raises:
         ValueError: a prefix names no parameter.

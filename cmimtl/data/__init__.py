@@ -1,12 +1,12 @@
-"""Reading Med-VQA data sets from disk.
+"""Read Med-VQA data sets from disk.
 
     report = ReaderReport()
     train = load_dataset("slake", "data/slake", "train", report=report)
     vocabulary = AnswerVocabulary.from_examples(train)
 
-One reader per data set (:mod:`slake`, :mod:`vqa_rad`, :mod:`ovqa`), all giving :class:`VQAExample`.
-The embedded default is the phantom set: :func:`write_phantom` draws it to disk in SLAKE's layout
-and the SLAKE reader reads it back.
+Each data set has a reader (:mod:`slake`, :mod:`vqa_rad`, :mod:`ovqa`), and all readers give
+:class:`VQAExample`. The default data set is the phantom set, which comes with the package:
+:func:`write_phantom` draws it to disk in SLAKE's layout, and the SLAKE reader reads it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def load_dataset(
             layout).
         split: ``"train"``, ``"validation"`` or ``"test"``; ``"phantom"`` has ``"descriptions"`` and
             ``"compositional"`` too.
-        report: an empty :class:`ReaderReport` to be filled with what was repaired and dropped.
+        report: an empty :class:`ReaderReport`, which is filled with what was repaired and dropped.
         **options: options of the data set's reader. ``language`` of slake: ``"en"`` by default,
             None for all. ``validation_fraction`` of vqa-rad, which has no validation split of its
             own: the fraction of the training images that is held out, 0 by default. It must be the
@@ -83,9 +83,9 @@ def load_dataset(
     Returns:
         list of :class:`VQAExample` in the order of the file.
     Raises:
-        ValueError: unknown name or split.
-        TypeError: an option that the reader does not know.
-        DataError: a file or row that cannot be used; the message names file, row and field.
+        ValueError: the name or the split is unknown.
+        TypeError: the reader does not know an option.
+        DataError: a file or row cannot be used; the message names file, row and field.
     """
     check_split(name, split)
     report = ReaderReport() if report is None else report

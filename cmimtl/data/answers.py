@@ -1,8 +1,8 @@
-"""Answers as classes: how they are normalised, and the vocabulary that a training split gives.
+"""Answers as classes: how they are normalised, and the vocabulary of a training split.
 
-Source of the rules: the evaluation of the VQA data set (Antol et al. 2015,
-https://visualqa.org/evaluation.html) as METER's answer preparation applies it (Dou et al. 2022);
-published Med-VQA scores use the same.
+The rules are those of the evaluation of the VQA data set (Antol et al. 2015,
+https://visualqa.org/evaluation.html), as METER's answer preparation applies them (Dou et al. 2022).
+Published Med-VQA scores use the same rules.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _NUMBER_WORDS = {
     for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 } | {"none": "0"}
 
-# Contractions that are often typed without their apostrophe. Those that are another word without it
-# (its, were, well, hell, shed, id, ill, wed) stay as they were typed.
+# These contractions are often typed without their apostrophe. A contraction that is another word
+# without it (its, were, well, hell, shed, id, ill, wed) is not in the list and stays as typed.
 _CONTRACTIONS = {
     word.replace("'", ""): word
     for word in (
@@ -38,7 +38,8 @@ _CONTRACTIONS = {
     ).split()
 }
 
-# Punctuation in the order in which it is looked at; "." has a rule of its own, "'" and ":" stay.
+# The punctuation marks, in the order in which they are treated. "." has a rule of its own, and "'"
+# and ":" stay.
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_BETWEEN_DIGITS = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
@@ -60,7 +61,7 @@ def normalize_answer(text: str) -> str:
     Args:
         text: an answer as written or as generated.
     Returns:
-        the normalised answer; empty where nothing but articles and marks was there.
+        the normalised answer. It is empty where the text holds only articles and marks.
     Raises:
         TypeError: text is not a string.
     Example:
@@ -89,8 +90,11 @@ class AnswerVocabulary:
     """
 
     def __init__(self, answers: Sequence[str]):
-        """Args: answers: normalised answers, distinct. Raises ValueError: one is repeated, or
-        none."""
+        """Take normalised answers, which must be distinct.
+
+        Raises:
+            ValueError: an answer is repeated, or there is none.
+        """
         if not answers:
             raise ValueError("AnswerVocabulary: answers must hold at least one answer, got none.")
         repeated = [answer for answer, count in Counter(answers).items() if count > 1]
@@ -105,7 +109,7 @@ class AnswerVocabulary:
     def from_examples(
         cls, examples: Iterable[VQAExample], *, min_count: int = 1
     ) -> AnswerVocabulary:
-        """Build the classes from a training split alone; answers of other splits must not come in.
+        """Make the classes of a training split; answers of other splits must not come in.
 
         Args:
             examples: the training split.
@@ -137,19 +141,17 @@ class AnswerVocabulary:
         return self.index(answer) is not None
 
     def index(self, answer: str) -> int | None:
-        """Class of an answer (normalised here, so raw text will do), or None where there is
-        none."""
+        """The class of an answer, or None where it is no class. The answer is normalised here."""
         return self._indices.get(normalize_answer(answer))
 
     def coverage(self, examples: Sequence[VQAExample]) -> dict[str, float]:
-        """How many of some examples' answers the vocabulary cannot say.
+        """Count the examples whose answers are not in the vocabulary.
 
         Returns:
-            ``{"questions": n, "out_of_vocabulary": k, "out_of_vocabulary_share": k / n}``; the
-            share is a fraction, and one minus it is the highest accuracy that a classifier can
-            reach.
+            ``{"questions": n, "out_of_vocabulary": k, "out_of_vocabulary_share": k / n}``. A
+            classifier can reach an accuracy of one minus the share at most.
         Raises:
-            ValueError: no examples.
+            ValueError: there are no examples.
         """
         if not examples:
             raise ValueError(

@@ -1,5 +1,5 @@
-"""What every reader gives (:class:`VQAExample`), what it did on the way (:class:`ReaderReport`) and
-how it fails."""
+"""What every reader gives, :class:`VQAExample`; what it did meanwhile, :class:`ReaderReport`; and
+how it fails, :class:`DataError`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ MESSAGES_PER_DEFECT = 5
 
 
 class DataError(ValueError):
-    """A file or row that no reader can use. The message names file, row (counted from 0) and
-    field."""
+    """A reader cannot use a file or a row. The message names file, row (from 0) and field."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,16 @@ class VQAExample:
 class ReaderReport:
     """What a reader met in one split: rows read, rows given, defects repaired and rows dropped.
 
-    Pass an empty one to :func:`cmimtl.data.load_dataset`; print ``lines()`` or store ``to_dict()``.
+    Pass an empty report to :func:`cmimtl.data.load_dataset`; print ``lines()`` or store
+    ``to_dict()``.
 
     Attributes:
-        rows: rows in the split's files.
-        examples: examples given.
+        rows: number of rows in the files of the split.
+        examples: number of examples that the reader gave.
         repaired: defect -> number of rows in which it was repaired.
-        dropped: reason -> number of rows left out.
-        noted: observation -> number of rows it holds for; nothing was changed for it.
-        messages: defect, reason or observation -> its first places as "file, row, field".
+        dropped: reason -> number of rows that were left out for it.
+        noted: observation -> number of rows that it holds for. Nothing was changed for it.
+        messages: defect, reason or observation -> the first places of it, as "file, row, field".
     """
 
     rows: int = 0
@@ -84,7 +84,7 @@ class ReaderReport:
         self._count(self.dropped, reason, where)
 
     def note(self, observation: str, where: str) -> None:
-        """Count one row of which something is worth knowing."""
+        """Count one row that an observation holds for."""
         self._count(self.noted, observation, where)
 
     def _count(self, counts: Counter[str], key: str, where: str) -> None:

@@ -36,8 +36,8 @@ def read_ovqa(
         examples in the order of the file; ``image_id`` is the image's name without suffix,
         ``extra`` has ``organ``.
     Raises:
-        ValueError: unknown split.
-        DataError: a file or row that cannot be used.
+        ValueError: the split is unknown.
+        DataError: a file or row cannot be used.
     """
     check_split(_OPERATION, split, tuple(_FILES))
     root = Path(root)

@@ -1,4 +1,4 @@
-"""The embedded default data set: procedural phantoms, written and read in SLAKE's layout.
+"""The default data set, which is drawn by this package, written and read in SLAKE's layout.
 
 Each picture is a head, a chest or an abdomen as CT, MRI or X-ray would show it, in grey, with at
 most one abnormality, which has a size, a brightness and a place. Sides are the patient's, as
@@ -30,7 +30,7 @@ from cmimtl.data.phantom_pictures import Grid, draw_picture
 from cmimtl.data.phantom_questions import Phantom, Question, ask, draw_phantom
 from cmimtl.data.slake import SLAKE_FILES, read_slake
 
-# Splits that ask for descriptions alone, which are for a decoder.
+# These splits ask only for descriptions, which only a decoder can give.
 DESCRIBED = ("descriptions", "compositional")
 
 PHANTOM_FILES: Mapping[str, Sequence[str]] = {
@@ -56,12 +56,12 @@ def read_phantom(
     return read_slake(root, split, report=report, files=PHANTOM_FILES)
 
 
-# Share of the pictures in each split. Those of the compositional split hold combinations that no
-# other has.
+# The share of the pictures in each split. The pictures of the compositional split show combinations
+# of attributes that no other split has.
 SHARES = {"train": 0.78, "validation": 0.05, "test": 0.12, "compositional": 0.05}
 
-# Share of the questions in training that ask for less than a description. They are far easier to
-# learn, and what a description teaches of a picture serves them too.
+# So large a share of the training questions that ask for less than a description is kept. They are
+# far easier to learn, and what a description teaches of a picture serves them too.
 ORDINARY_IN_TRAINING = 0.4
 
 
@@ -119,7 +119,7 @@ def write_phantom(
 
 
 def _drawn(root: Path) -> dict | None:
-    """The arguments that a set was drawn with; None where root holds no whole set."""
+    """The arguments that the set in root was drawn with; None where root holds no whole set."""
     try:
         return json.loads((root / "phantom.json").read_text())
     except (OSError, ValueError):
@@ -162,7 +162,7 @@ def _write(
                     qid = sum(map(len, rows.values()))
                     rows[split].append(_row(first + offset, phantoms[offset], question, qid))
         for future in saved:
-            future.result()  # raises what the saving raised
+            future.result()  # raises the error of the saving, if there was one
     for split, names in PHANTOM_FILES.items():
         (root / names[0]).write_text(json.dumps(rows[split]) + "\n")
 

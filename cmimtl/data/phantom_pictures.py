@@ -1,6 +1,8 @@
-"""The pictures of the phantom set: a head, a chest or an abdomen as CT, MRI or X-ray would show it,
-in grey, with at most one lesion. Sides are the patient's: what is on the left of the picture is
-"right"."""
+"""Draw the pictures of the phantom set.
+
+A picture shows a head, a chest or an abdomen as CT, MRI or X-ray would show it, in grey, with at
+most one lesion. Sides are the patient's: what is on the left of the picture is "right".
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,17 @@ TISSUES = {
     "X-Ray": (0.2, 0.55, 0.4, 0.3),
 }
 BODIES = {"Head": (0.36, 0.44), "Chest": (0.46, 0.38), "Abdomen": (0.46, 0.34)}  # half-axes
-# Of a lesion, in sides of the picture. Its radius varies by less than half of the way to the next.
+# Radius, height and place of a lesion, as shares of the picture's side. The radius varies by less
+# than half of the way to the next size.
 RADII = {"small": 0.045, "medium": 0.085, "large": 0.135}
 HEIGHTS = dict(zip(LEVELS, (0.32, 0.5, 0.68), strict=True))  # from the top
 PLACES = dict(zip(SIDES, (0.7, 0.5, 0.3), strict=True))  # from the left of the picture
-RING = 0.02  # width of what sets a lesion off from tissue of its own grey
+RING = 0.02  # width of the ring that sets a lesion off from tissue of its own grey
 RINGS = {"bright": 0.0, "dark": 1.0, "mixed": 0.5}
 
 
 class Grid:
-    """Coordinates of the pixels' middles, 0 to 1, and shapes on them."""
+    """The coordinates of the pixels' middles, from 0 to 1, and shapes that are drawn on them."""
 
     def __init__(self, size: int) -> None:
         middles = (np.arange(size, dtype=np.float32) + 0.5) / size
@@ -32,14 +35,14 @@ class Grid:
         self.y, self.x = middles[:, None], middles[None, :]
 
     def ellipse(self, x: float, y: float, width: float, height: float) -> np.ndarray:
-        """Share of each pixel inside an ellipse with these half-axes, (size, size)."""
+        """The share of each pixel that lies in an ellipse with these half-axes, (size, size)."""
         distance = np.hypot((self.x - x) / width, (self.y - y) / height)
         edge = (1 - distance) * min(width, height) * self.size
         return np.clip(edge + 0.5, 0, 1)
 
 
 def draw_picture(p: Phantom, grid: Grid, rng: np.random.Generator) -> np.ndarray:
-    """(size, size) uint8."""
+    """Draw the picture of a phantom, (size, size) uint8."""
     around, rim, soft, air = TISSUES[p.modality]
 
     def near(value: float, spread: float) -> float:

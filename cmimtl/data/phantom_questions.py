@@ -21,22 +21,25 @@ import numpy as np
 ARTICLES = {"CT": "a", "MRI": "an", "X-Ray": "an"}
 MODALITIES = tuple(ARTICLES)
 
-# What a description tells. Three values each, so that whatever a description has said of a picture
-# that is like none in training, there are two other values that training has seen in its place.
+# A description tells these attributes. Each has three values. So wherever a description names a
+# value that no training picture with its other attributes has, training has seen the two others.
 PARTS = ("Head", "Chest", "Abdomen")
 SIZES, SHADES = ("small", "medium", "large"), ("bright", "dark", "mixed")
 LEVELS, SIDES = ("upper", "middle", "lower"), ("left", "center", "right")
 
-NO_FINDING = 0.2  # share of the pictures without one, but for the compositional split
+NO_FINDING = 0.2  # share of pictures without a finding; the compositional split has none
 DESCRIPTION = "Description"  # the content type
 
-# Combinations (part, size, shade, level, side) that train, validation and test never have: the 27
-# solutions, modulo 3, of
-#     part + size + shade + level + side = 0    and    size + 2 shade + level + 2 side = 0.
-# Any two of them differ in two attributes or more. So whichever four attributes a description
-# begins with, training has both other values of the fifth behind them, and no beginning tells the
-# rest. Every pair of values of two attributes occurs as often as any other among them, so no pair
-# tells a held-out combination from the rest.
+# Train, validation and test never have these combinations (part, size, shade, level, side). They
+# are the 27 solutions, modulo 3, of
+#
+#     part + size + shade + level + side = 0
+#     size + 2 shade + level + 2 side    = 0
+#
+# Any two of them differ in two attributes or more. So for any four attributes that a description
+# begins with, training has both other values of the fifth, and no beginning tells the rest. Among
+# the 27, every pair of values of two attributes occurs as often as any other, so that no pair tells
+# a held-out combination from the others.
 HELD_OUT = frozenset(
     tuple(values[i] for values, i in zip((PARTS, SIZES, SHADES, LEVELS, SIDES), at, strict=True))
     for at in itertools.product(range(3), repeat=5)
@@ -46,7 +49,7 @@ HELD_OUT = frozenset(
 
 @dataclass(frozen=True)
 class Phantom:
-    """What one picture shows. finding: (size, shade, level, side) or None."""
+    """What one picture shows; finding is (size, shade, level, side) or None."""
 
     modality: str
     part: str
@@ -55,7 +58,7 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its answer. kind: what questions of all wordings are balanced by."""
+    """A question and its answer; the answers of each kind of question are balanced."""
 
     kind: str
     text: str
@@ -65,7 +68,7 @@ class Question:
 
 
 def draw_phantom(rng: np.random.Generator, *, held_out: bool) -> Phantom:
-    """One of the combinations, all as likely; held_out: whether one of HELD_OUT, or of the rest."""
+    """Draw one of the combinations of HELD_OUT, or else of the others, with even chances."""
     modality, part = str(rng.choice(MODALITIES)), str(rng.choice(PARTS))
     if not held_out and rng.random() < NO_FINDING:
         return Phantom(modality, part, None)
@@ -78,15 +81,15 @@ def draw_phantom(rng: np.random.Generator, *, held_out: bool) -> Phantom:
 def ask(
     phantoms: Sequence[Phantom], rng: np.random.Generator, *, described: bool, share: float = 1.0
 ) -> list[tuple[int, Question]]:
-    """Questions about some pictures, in their order, as (index of the picture, question).
+    """Ask questions about some pictures: (index of the picture, question), in the pictures' order.
 
-    Within each kind of question every answer is kept equally often, so that a question tells
-    nothing of its answer beyond what the answers are. Descriptions need no such care: their
-    combinations are drawn with even chances.
+    Within each kind of question every answer is kept equally often. So a question tells nothing of
+    its answer beyond what the answers are. Descriptions need no such care, as their combinations
+    are drawn with even chances.
 
     Args:
-        described: the descriptions of the findings alone, or all the other questions.
-        share: of those other questions that is kept.
+        described: whether to ask only for descriptions of the findings, or all other questions.
+        share: the share of those other questions that is kept.
     """
     questions = [
         (index, question)
@@ -107,7 +110,7 @@ def ask(
 
 
 def _descriptions(p: Phantom, rng: np.random.Generator) -> list[Question]:
-    """Everything about a finding, the words of each answer in another order."""
+    """Ask for everything about a finding; each answer has its words in another order."""
     if p.finding is None:
         return []
     size, shade, level, side = p.finding
@@ -128,13 +131,13 @@ def _descriptions(p: Phantom, rng: np.random.Generator) -> list[Question]:
 
 
 def _asked(p: Phantom, rng: np.random.Generator) -> list[Question]:
-    """Every other kind of question that a picture can be asked, in one wording each."""
+    """Ask every other kind of question about a picture, each in one wording."""
 
     def pick(*wordings: str) -> str:
         return wordings[rng.integers(len(wordings))]
 
     def true_or_not(values: Sequence[str], true: str) -> str:
-        """The true value or another, with even chances."""
+        """Choose the true value or another one, with even chances."""
         others = [value for value in values if value != true]
         return true if rng.random() < 0.5 else others[rng.integers(len(others))]
 

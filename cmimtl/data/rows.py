@@ -1,5 +1,4 @@
-"""What the readers share: a JSON list as rows, fields with their defects repaired, images that must
-exist."""
+"""What the readers share: reading a JSON list as rows, repairing fields, and finding images."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ _ANSWER_TYPES = {"OPEN": OPEN, "CLOSED": CLOSED}
 
 
 class Row:
-    """One row of a JSON list; knows its place for messages and repairs its fields one by one."""
+    """One row of a JSON list, which knows its place, for messages, and repairs what is read."""
 
     def __init__(
         self, operation: str, path: Path, number: int, fields: object, report: ReaderReport
@@ -32,7 +31,7 @@ class Row:
         self._fields = fields
 
     def where(self, field: str) -> str:
-        """Place of a field as "file, row, field"."""
+        """The place of a field, as "file, row, field"."""
         return f"{self._path.name}, row {self._number}, '{field}'"
 
     def error(self, field: str, requirement: str, got: object) -> DataError:
@@ -43,7 +42,7 @@ class Row:
         )
 
     def text(self, field: str) -> str:
-        """A field as text with blanks trimmed and single; may be empty.
+        """A field as text, with blanks trimmed and single; it may be empty.
 
         Repairs: numbers become text; tabs, line ends and runs of blanks become one blank.
 
@@ -67,19 +66,26 @@ class Row:
         return cleaned
 
     def required(self, field: str) -> str:
-        """Like :meth:`text`, but must not be empty. Raises: DataError."""
+        """A field as :meth:`text` gives it, which must not be empty.
+
+        Raises:
+            DataError: the field is missing or empty.
+        """
         value = self.text(field)
         if not value:
             raise self.error(field, "not be empty", repr(self._fields[field]))
         return value
 
     def optional(self, field: str) -> str:
-        """Like :meth:`text`, but empty where the field is missing or null."""
+        """A field as :meth:`text` gives it, or an empty text where the field is missing or null."""
         return self.text(field) if self._fields.get(field) is not None else ""
 
     def answer_type(self) -> str:
-        """``answer_type`` as "open" or "closed", whatever its case and blanks. Raises:
-        DataError."""
+        """The field ``answer_type`` as "open" or "closed", whatever its case and blanks.
+
+        Raises:
+            DataError: the field is missing or something else.
+        """
         value = self.text("answer_type").upper()
         if value not in _ANSWER_TYPES:
             raise self.error("answer_type", "be OPEN or CLOSED", repr(self._fields["answer_type"]))
@@ -95,7 +101,7 @@ class Row:
         split: str,
         extra: Mapping[str, str],
     ) -> VQAExample | None:
-        """The example of this row, or None (counted as dropped) where its answer says nothing."""
+        """Make the example of this row. Where its answer says nothing, drop the row; -> None."""
         answer_type = self.answer_type()
         answer = self.text("answer")
         normalized = normalize_answer(answer)
@@ -125,7 +131,7 @@ class Row:
         self._report.repair(defect, self.where(field))
 
     def drop(self, reason: str, field: str) -> None:
-        """Count the row as left out because of a field."""
+        """Count the row as dropped because of a field."""
         self._report.drop(reason, self.where(field))
 
 
@@ -133,7 +139,11 @@ class ImageFolder:
     """Finds the images of a data set; looks at each file once, however many questions it has."""
 
     def __init__(self, operation: str, root: Path, folders: Sequence[str]):
-        """Take the first of some folder names that exists. Raises: DataError: none does."""
+        """Take the first of some folders that exists.
+
+        Raises:
+            DataError: none does.
+        """
         present = [root / name for name in folders if (root / name).is_dir()]
         if not present:
             raise DataError(
@@ -144,7 +154,11 @@ class ImageFolder:
         self._known: dict[str, Path] = {}
 
     def path(self, row: Row, field: str) -> Path:
-        """Absolute path of the image that a row names. Raises: DataError: no such file."""
+        """The absolute path of the image that a row names.
+
+        Raises:
+            DataError: there is no such file.
+        """
         name = row.required(field)
         if name not in self._known:
             path = self.folder / name
@@ -155,7 +169,11 @@ class ImageFolder:
 
 
 def find_file(operation: str, root: Path, names: Sequence[str]) -> Path:
-    """The first of some file names that exists in root. Raises: DataError: none does."""
+    """The first of some files that exists in root.
+
+    Raises:
+        DataError: none does.
+    """
     for name in names:
         if (root / name).is_file():
             return root / name
@@ -183,7 +201,11 @@ def read_rows(operation: str, path: Path, report: ReaderReport) -> Iterator[Row]
 
 
 def check_split(operation: str, split: str, splits: Sequence[str]) -> None:
-    """Raises: ValueError: split is none of splits."""
+    """Check that split is one of splits.
+
+    Raises:
+        ValueError: it is not.
+    """
     if split not in splits:
         known = ", ".join(map(repr, splits))
         raise ValueError(f"{operation}: split must be one of {known}, got {split!r}.")

@@ -15,7 +15,7 @@ from pathlib import Path
 from cmimtl.data.example import DataError, ReaderReport, VQAExample
 from cmimtl.data.rows import ImageFolder, check_split, find_file, read_rows
 
-# Split -> names that its file goes by: as packed by the authors, as mirrored.
+# Split -> the names that its file may have: the authors' own first, then those of mirrors.
 SLAKE_FILES: Mapping[str, Sequence[str]] = {
     "train": ("train.json",),
     "validation": ("validate.json", "validation.json"),
@@ -35,23 +35,22 @@ def read_slake(
 ) -> list[VQAExample]:
     """Read one split.
 
-    Rows of other languages are left out before anything else is looked at: 72 of the 96 test images
-    of the English part have questions among the Chinese training rows, so a mixture would leak
-    them.
+    Rows of other languages are left out first of all. Of the 96 test images of the English part, 72
+    have questions among the Chinese training rows, so that a mixture would leak them.
 
     Args:
         root: folder with the layout above.
         split: a key of ``files``.
         language: value of ``q_lang`` to keep, ``"en"`` or ``"zh"``; None keeps every row.
         report: filled with counts of what was repaired and dropped.
-        files: split -> file names, the first that exists is read.
+        files: split -> file names, of which the first that exists is read.
     Returns:
-        examples in the order of the file. ``image_id`` is the image's folder ("xmlab1"); ``extra``
-        has ``organ`` (SLAKE's location), ``modality``, ``language`` and ``base_type`` where the row
-        has them.
+        the examples, in the order of the file. ``image_id`` is the image's folder ("xmlab1").
+        ``extra`` has ``organ`` (SLAKE's location), ``modality``, ``language`` and ``base_type``
+        where the row has them.
     Raises:
-        ValueError: unknown split.
-        DataError: a file or row that cannot be used.
+        ValueError: the split is unknown.
+        DataError: a file or row cannot be used.
     """
     check_split(_OPERATION, split, tuple(files))
     root = Path(root)

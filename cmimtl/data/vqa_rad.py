@@ -32,7 +32,8 @@ _PHRASE_TYPES = {
     "test_para": "test",
 }
 _QUESTION_TYPES = "ABN ATTRIB COLOR COUNT MODALITY ORGAN OTHER PLANE POS PRES SIZE".split()
-# Similarity from which a question type counts as a typo of a known one: PRSE for PRES has 0.75.
+# A question type that is at least so similar to a known one counts as its typo: PRSE and PRES have
+# a similarity of 0.75.
 _TYPO_SIMILARITY = 0.7
 _SUFFIX = re.compile(r"\s+-\s*(?:yes/no|open)$", re.IGNORECASE)
 
@@ -67,8 +68,8 @@ def read_vqa_rad(
         ``content_type`` the first of the question types, ``extra["content_types"]`` all of them;
         ``extra`` has ``organ`` and ``phrase_type`` too.
     Raises:
-        ValueError: unknown split, or a fraction out of range.
-        DataError: a file or row that cannot be used.
+        ValueError: the split is unknown, or the fraction is out of range.
+        DataError: a file or row cannot be used.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(
@@ -99,7 +100,7 @@ def read_vqa_rad(
 def _read_official(
     root: Path, split: str, images: ImageFolder, report: ReaderReport
 ) -> list[VQAExample]:
-    """The rows of the official split "train" or "test"; repeated training rows dropped."""
+    """Read the official split "train" or "test"; repeated training rows are dropped."""
     examples = []
     seen: set[tuple[str, str, str]] = set()
     for row in _rows_of(root, split, report):
@@ -173,7 +174,7 @@ def _content_types(row: Row) -> list[str]:
 
 
 def _content(example: VQAExample) -> tuple[str, str, str]:
-    """What makes two rows the same."""
+    """The content of a row; two rows with the same content are the same."""
     return example.image_id, example.question.lower(), example.answer_normalized
 
 
@@ -195,8 +196,10 @@ def _note_rows_in_training(
 
 
 def _held_out_images(examples: list[VQAExample], fraction: float) -> set[str]:
-    """At least one image: the first by SHA-256 of their names, so that the choice is the same
-    anywhere."""
+    """Choose the images to hold out, at least one: the first by SHA-256 of their names.
+
+    So the choice is the same on every machine.
+    """
     image_ids = {example.image_id for example in examples}
     ordered = sorted(image_ids, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     return set(ordered[: max(1, math.floor(fraction * len(ordered)))])
