@@ -1,5 +1,6 @@
-// From tensors to the plain structs of selective_scan.h, and from the schemas of cmimtl_kernels/registration.py to
-// functions: all but the kernels themselves. Shared by the CPU and CUDA bindings. PyTorch's stable ABI only: no ATen, no Python.h.
+// What the CPU and the CUDA bindings share. It turns tensors into the plain structs of selective_scan.h, and has a
+// function for each schema of cmimtl_kernels/registration.py, which allocates the results and calls the kernels.
+// It uses only PyTorch's stable ABI: no ATen, no Python.h.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -41,14 +42,14 @@ inline In in(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.strid
 inline In in(const Optional& x) { return x ? in(*x) : In{}; }
 inline Out out(const Tensor& x) { return {x.mutable_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
 inline Out out(const Optional& x) { return x ? out(*x) : Out{}; }
-// B or C: (batch, steps, ngroups, dstate), or of one group (batch, steps, dstate).
+// B or C is (batch, steps, ngroups, dstate), or (batch, steps, dstate) where all channels are one group.
 inline int64_t groups_of(const Tensor& x) { return x.dim() == 3 ? 1 : x.size(2); }
 inline InMap in_map(const Tensor& x) {
   const bool one = x.dim() == 3;
   return {x.const_data_ptr(), x.stride(0), x.stride(1), one ? 0 : x.stride(2), x.stride(one ? 2 : 3)};
 }
 
-// Small operands are read without strides; a copy is made only where they are not contiguous.
+// Kernels read small operands without strides, so those that are not contiguous are copied.
 inline Tensor plain(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 inline Optional plain(const Optional& x) { return x ? Optional(plain(*x)) : std::nullopt; }
 inline const void* data(const Optional& x) { return x ? x->const_data_ptr() : nullptr; }
@@ -57,12 +58,12 @@ inline Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType d
   return torch::stable::new_empty(like, sizes, dtype);
 }
 inline Tensor nothing(const Tensor& like, ScalarType dtype) { return empty(like, {0}, dtype); }
-// A result of the shape of an argument that may be absent.
+// A result that has the shape of an argument, and is empty where that argument is absent.
 inline Tensor optional_like(const Optional& x, const Tensor& like, ScalarType dtype) {
   return x ? torch::stable::empty_like(*x) : nothing(like, dtype);
 }
 
-// The tensors of one call of either scan, as the schemas name them; streams is 1 (u, z) or 2 (v and t, z_v and z_t).
+// The tensors of one call of either scan, as the schemas name them. streams is 1 (u, z) or 2 (v and t, z_v and z_t).
 struct ScanInputs {
   int streams;
   Tensor u[2];
@@ -72,8 +73,8 @@ struct ScanInputs {
   bool delta_softplus, reverse;
   int64_t checkpoint_every;
 
-  // Raises where a shape would let a kernel leave a tensor. The public functions have checked all with better messages;
-  // this holds for whoever calls the op itself.
+  // Raises where a shape would let a kernel read or write outside of a tensor. The public functions have checked all
+  // shapes before, with better messages; this check is for callers of the op itself.
   void check(const char* op) const {
     const int64_t batch = u[0].size(0), length = u[0].size(1), dim = u[0].size(2), steps = streams * length;
     const auto shape = [&](const char* name, const Tensor& x, std::vector<int64_t> expected) {
@@ -166,13 +167,16 @@ struct ConvInputs {
   }
 };
 
-// The ops of one device, argument by argument as the schemas have them. Kernels provides, as static functions, where `like`
-// is a tensor of the call and the structs are complete:
-//     check_scan(op, const ScanForward&, bool backward)   raises where its kernels of this pass cannot run these sizes,
-//     check_conv(op, const ConvForward&, bool backward)   strides or dtype; before any result is allocated
-//     scan_forward(const ScanForward&, like)      scan_backward(const ScanBackward&, like)
-//     result(Tensor)                              a new tensor of the size of a stream, as it should lie in memory
-//     conv_forward(const ConvForward&, like)      conv_backward(const ConvBackward&, like)
+// The ops of one device, with the arguments of the schemas. Kernels provides these static functions; `like` is a tensor
+// of the call, and the structs are complete:
+//
+//     check_scan(op, const ScanForward&, bool backward)   raises where its kernels of this pass cannot run these
+//     check_conv(op, const ConvForward&, bool backward)   sizes, strides or dtype; called before results are allocated
+//     scan_forward(const ScanForward&, like)              run a kernel
+//     scan_backward(const ScanBackward&, like)
+//     conv_forward(const ConvForward&, like)
+//     conv_backward(const ConvBackward&, like)
+//     result(Tensor)                                      prepares the memory of a new tensor of the size of a stream
 template <class Kernels>
 struct Ops {
   static Tensor result_like(const Tensor& x) { return Kernels::result(torch::stable::empty_like(x)); }

@@ -1,6 +1,11 @@
-// What a scan kernel is given: sizes, options and strided pointers, for the selective scan (one stream, u) and the
-// interleaved cross scan (two streams, v and t; x_{2l} = v_l * t_l, x_{2l+1} = v_l + t_l is formed in registers).
-// One page for the CPU and CUDA kernels alike; no torch header. The equations are in cmimtl_kernels/reference.py.
+// The arguments of the scan kernels: sizes, options and strided pointers. The selective scan has one stream, u. The
+// interleaved cross scan has two streams, v and t, and forms its inputs in registers:
+//
+//     x_{2l}   = v_l * t_l
+//     x_{2l+1} = v_l + t_l
+//
+// The CPU and the CUDA kernels share this file, and it includes no torch header. The equations are in
+// cmimtl_kernels/reference.py.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +14,7 @@ namespace cmimtl {
 
 enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
-// A tensor over (batch, step, channel); strides in elements, any sign of layout, 0 where expanded.
+// A tensor over (batch, step, channel), in any layout. Strides are in elements; a stride of an expanded dimension is 0.
 struct In {
   const void* data = nullptr;  // null: the tensor is absent
   int64_t batch = 0, step = 0, dim = 0;
@@ -36,11 +41,11 @@ struct ScanSizes {
   int64_t nchunks;           // ceil(steps / checkpoint_every); 0 without checkpoints
 };
 
-// acc: float, or double where the inputs are double. Contiguous unless strides are given.
+// acc is float, or double where the inputs are double. Tensors without strides are contiguous.
 struct ScanForward {
   ScanSizes size;
-  DType dtype;  // of u, delta, B, C, z, out
-  int streams;  // 1: u = stream 0.  2: v = stream 0, t = stream 1
+  DType dtype;  // the dtype of u, delta, B, C, z and out
+  int streams;  // 1: stream 0 is u.  2: stream 0 is v, stream 1 is t
   bool delta_softplus, reverse;
 
   In u[2];                    // (batch, length, dim)
@@ -59,8 +64,8 @@ struct ScanForward {
 };
 
 struct ScanBackward {
-  ScanForward
-      forward;  // the forward's inputs and checkpoints; out is written where out[0].data is not null, last_state is not
+  // The forward pass's inputs and checkpoints. out is written again where out[0].data is not null; last_state is not.
+  ScanForward forward;
 
   In dout[2];               // (batch, length, dim)
   const void* dlast_state;  // acc (batch, dim, dstate) or null: zeros
@@ -75,10 +80,12 @@ struct ScanBackward {
   void* dinitial_state;  // acc (batch, dim, dstate) or null
 };
 
-// Depthwise causal convolution: out[t] = act(bias + sum_k weight[k] * x[t - width + 1 + k]), mirrored in time with `reverse`.
+// The depthwise causal convolution, which is mirrored in time with `reverse`:
+//
+//     out[t] = act(bias + sum_k weight[k] * x[t - width + 1 + k])
 struct ConvForward {
   int64_t batch, length, dim, width;
-  DType dtype;  // of x, out
+  DType dtype;  // the dtype of x and out
   bool silu, reverse;
   In x;                    // (batch, length, dim)
   const void* weight;      // acc (dim, width)
@@ -88,7 +95,7 @@ struct ConvForward {
 };
 
 struct ConvBackward {
-  ConvForward forward;  // out unused
+  ConvForward forward;  // its out is not used
   In dout;              // (batch, length, dim)
   Out dx;               // (batch, length, dim)
   void* dweight;        // acc (dim, width)

@@ -1,5 +1,5 @@
-// AVX-512 (F, BW, DQ, VL). Every header of the system comes before the target switch, so that none of its inline functions is
-// compiled for AVX-512 and then chosen by the linker for everybody.
+// AVX-512 (F, BW, DQ, VL). Every header of the system comes before the target switch, so that none of its inline
+// functions is compiled for AVX-512 and then chosen by the linker for everybody.
 #include <cstdint>
 #include <initializer_list>
 

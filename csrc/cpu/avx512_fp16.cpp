@@ -1,6 +1,6 @@
-// AVX-512 again, for cores that have its FP16 instructions as well, none of which is used: they tell Intel's server cores since
-// Sapphire Rapids from those before and from AMD's up to Zen 5. See scan_math.h, scan_groups.h and tile.h for
-// what differs.
+// AVX-512 again, tuned for cores that also have its FP16 instructions. None of these instructions is used: they are the
+// mark of Intel's server cores since Sapphire Rapids, which cores before them and AMD's up to Zen 5 lack. scan_math.h,
+// scan_groups.h and tile.h say what differs.
 #include <cstdint>
 #include <initializer_list>
 

@@ -36,12 +36,12 @@ void each(int64_t count, int64_t grain, const F& task) {
   });
 }
 
-// Large results are new memory on every call, and the kernel hands it out page by page: with pages of 4 KiB that takes a
-// third of the time of a long scan. So pages of 2 MiB are asked for, where the whole of one will be written. Memory of
-// kAlwaysNew bytes and more glibc takes from the kernel whatever was freed before; its pages are asked for here, by each thread
-// for a part of them. Threads that go through the same rows would come to a new page together, and the kernel would zero one
-// for each: on two threads a scan of 16384 steps and 1536 channels took 23 % longer so, and 22 % with its backward pass. All
-// of this is a hint and may fail.
+// Large results are new memory on every call, and the operating system hands it out page by page. With pages of 4 KiB
+// that takes a third of the time of a long scan. So pages of 2 MiB are asked for, where a whole page will be written.
+// For kAlwaysNew bytes and more, glibc always takes new memory from the system; its pages are asked for here, and each
+// thread asks for a part of them. Otherwise threads that go through the same rows would come to a new page together,
+// and the system would zero one for each: on two threads a scan of 16384 steps and 1536 channels took 23 % longer, and
+// 22 % with its backward pass. All of this is a hint and may fail.
 void prepare_pages(void* memory, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t(2) << 20;
@@ -54,7 +54,8 @@ void prepare_pages(void* memory, int64_t bytes) {
   if (bytes < kAlwaysNew) return;
   each(int64_t((last - first) / kPage), 1, [&](int64_t i) {
     void* page = reinterpret_cast<void*>(first + uintptr_t(i) * kPage);
-    // Whether it has been touched before, as with an allocator that keeps memory. To ask for 512 small pages again takes 80 us.
+    // Whether the page has been touched before, as with an allocator that keeps memory. To ask for 512 small pages
+    // again takes 80 us.
     unsigned char there;
     if (mincore(page, 1, &there) || !(there & 1)) madvise(page, kPage, MADV_POPULATE_WRITE);
   });
@@ -78,9 +79,10 @@ void each_with_scratch(int64_t count, int64_t bytes, const F& task) {
   });
 }
 
-// Calls task(batch, first, last, scratch) for pieces first … last - 1 of every sample, on all threads. A sample's pieces are
-// dealt to as few tasks as give every thread as many. Which thread and task does a piece changes no bit of the result.
-// bytes(count) is the scratch memory of a task of `count` pieces; a thread has one for all of its tasks.
+// Calls task(batch, first, last, scratch) for the pieces first … last - 1 of every sample, on all threads. A sample's
+// pieces are dealt to as few tasks as possible with which every thread gets as many. Which thread and which task
+// computes a piece changes no bit of the result. bytes(count) is the size of the scratch memory of a task of `count`
+// pieces; each thread has one scratch memory for all of its tasks.
 template <class Bytes, class F>
 void each_task(int64_t batch, int64_t pieces, const Bytes& bytes, const F& task) {
   const int64_t threads = torch::stable::get_num_threads();
@@ -93,7 +95,8 @@ void each_task(int64_t batch, int64_t pieces, const Bytes& bytes, const F& task)
   });
 }
 
-// dweight and dbias of all samples, summed in the order of the batch. Blocks of elements, so that a cache line has one writer.
+// Adds up dweight and dbias of all samples in the order of the batch. Threads take blocks of elements, so that a cache
+// line has one writer.
 void sum_samples(const ConvKernels& k, const void* parts, int64_t samples, int64_t size, void* out) {
   constexpr int64_t kElements = 4096;
   each((size + kElements - 1) / kElements, 1, [&](int64_t i) {
@@ -102,7 +105,7 @@ void sum_samples(const ConvKernels& k, const void* parts, int64_t samples, int64
   });
 }
 
-// What all tasks read of the weights.
+// Lays out the weights as all tasks read them.
 Memory prepare(const Kernels& k, const ScanForward& p) {
   Memory weights = allocate(k.weights_bytes(p.size));
   constexpr int64_t kLinesPerTask = 16;
@@ -110,15 +113,15 @@ Memory prepare(const Kernels& k, const ScanForward& p) {
   return weights;
 }
 
-// Whether a scan of `pieces` lines or blocks of one sample is split finer, see scan_split.h: where threads would be idle, and
-// there are enough chunks that waiting for each other three times in a segment does not matter (256 chunks of one line take
-// 260 us).
+// Whether a scan of `pieces` lines or blocks of one sample is split finer, see scan_split.h. It is where threads would
+// be idle otherwise, and where there are so many chunks that it does not matter that threads wait for each other three
+// times in a segment (256 chunks of one line take 260 us).
 constexpr int64_t kSegment = 256;
 bool worth_splitting(const ScanSizes& s, int64_t pieces, int64_t steps_of_chunk) {
   return s.batch * pieces < torch::stable::get_num_threads() && s.steps >= kSegment / 2 * steps_of_chunk;
 }
 
-// Calls run(split, phase) for every phase of every segment of every sample; bytes(split) is the memory of one.
+// Calls run(split, phase) for every phase of every segment of every sample; bytes(split) is the memory of a segment.
 template <class Bytes, class Run>
 void each_segment(const Kernels& k, const ScanForward& p, const Bytes& bytes, const Run& run) {
   Split split{0, 0, 0, kSegment, nullptr};

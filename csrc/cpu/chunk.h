@@ -1,20 +1,21 @@
-// What forward and backward share: the geometry of a task, the chunks of processed steps, and what all samples share of
-// the weights.
+// What forward and backward pass share: the geometry of a task, the chunks of processed steps, and the weights, laid
+// out for all samples.
 //
-// A task is one sample and some neighbouring lines of channels. It goes through the sample's valid steps in the order of the
-// recurrence, `chunk` processed steps at a time, a whole checkpoint interval where there are checkpoints, and in each chunk
-// through its lines, so that rows stream from memory. Processed step i is step i of the sequence, or counted from the last
-// valid one with `reverse`. In the cross scan two neighbouring steps are the product and the sum of one pair.
+// A task is one sample and some neighbouring lines of channels. It goes through the sample's valid steps in the order
+// of the recurrence, one chunk at a time, and in each chunk through its lines, so that rows stream from memory. A chunk
+// is `chunk` processed steps; where there are checkpoints, it is the steps between two of them. Processed step i is
+// step i of the sequence; with `reverse` it is counted from the last valid step. In the cross scan, two neighbouring
+// steps are the product and the sum of one pair.
 #pragma once
 
 #include "tile.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-// Most lines of a block, whose parts of dB and dC are added up before they are stored.
+// A block has at most so many lines. Their parts of dB and dC are added up before they are stored.
 constexpr int kBlockLines = 8;
 
-// Neighbouring channels of one group of B and C, up to 64 bytes.
+// A line: neighbouring channels of one group of B and C, up to 64 bytes of them.
 struct Line {
   int64_t index, channel;  // of all lines; the first channel
   int channels;
@@ -38,8 +39,9 @@ inline Line line_at(const ScanSizes& s, int64_t index) {
   return {index, group * per_group + offset, int(left < Simd<T>::kLine ? left : Simd<T>::kLine), group};
 }
 
-// Lines first … last - 1, of one group. How blocks are dealt out to tasks changes no result; what a block is does, so it
-// depends on the channels alone: a quarter of few lines, so that there are blocks for several threads.
+// A block: the lines first … last - 1, of one group. The size of blocks changes the rounding, so it depends on nothing
+// but the channels. Where there are few lines, a block is a quarter of them, so that several threads have blocks. How
+// blocks are dealt out to tasks changes no result.
 struct Block {
   int64_t first, last, group;
 };
@@ -68,12 +70,12 @@ inline int64_t valid_length(const ScanForward& p, int64_t batch) {
   return valid_length(p.lengths, p.size.length, batch);
 }
 
-// Of one stream, (batch, length, dim).
+// The number of elements of one stream, (batch, length, dim).
 inline int64_t elements(const ScanSizes& s) { return s.batch * s.length * s.dim; }
 
 inline int chunk_steps(const ScanSizes& s) { return s.checkpoint_every ? int(s.checkpoint_every) : kSteps; }
 
-// Processed steps begin … begin + count - 1: rows of delta, B and C, and of the streams.
+// The rows of the processed steps begin … begin + count - 1: those of delta, B and C, and those of the streams.
 struct Chunk {
   int64_t begin;
   int count;
@@ -91,9 +93,10 @@ inline Chunk chunk_at(const ScanForward& p, int64_t valid, int64_t begin) {
           {p.reverse ? valid - 1 - pair : pair, sign, count >> log}};
 }
 
-// The visits of a task to its pieces (lines or blocks) of every chunk, in order. Where channels are neighbours in memory, all
-// pieces of a chunk, then the next chunk: rows stream. Where steps are neighbours, as in mamba's layout, all chunks of a piece,
-// then the next piece, so that few pages are in use at a time. Which of them changes no result.
+// The order in which a task visits its pieces (lines or blocks) of every chunk. Where channels are neighbours in
+// memory, it visits all pieces of a chunk, then the next chunk, so that rows stream. Where steps are neighbours, as in
+// mamba's layout, it visits all chunks of a piece, then the next piece, so that few pages are in use at a time. The
+// order changes no result.
 class Visits {
  public:
   Visits(const In& stream, int64_t chunks, int64_t pieces)
@@ -101,7 +104,7 @@ class Visits {
   int64_t chunk() const { return chunk_; }
   int64_t piece() const { return piece_; }
   bool more() const { return chunk_ < chunks_ && piece_ < pieces_; }
-  // Stays behind the last visit.
+  // After the last visit it stays where it is.
   void advance() {
     if (!more()) return;
     int64_t &inner = along_time_ ? chunk_ : piece_, &outer = along_time_ ? piece_ : chunk_;
@@ -120,7 +123,7 @@ class Visits {
   bool along_time_;
 };
 
-// B and C of the chunk and group that were asked for last.
+// Keeps B and C of the chunk and group that were asked for last.
 template <class S, class T>
 class Maps {
  public:
@@ -154,8 +157,8 @@ inline void each_row(const ScanForward& p, const Chunk& c, F f) {
     for (int v = 0; v < Simd<T>::kLine; v += Simd<T>::kLanes) f(j, j * p.streams, v);
 }
 
-// Calls f(i, v) for processed step i and lane v. What is done for every step before anything else is worth a loop of its own:
-// a core holds some hundred waiting operations, and of shorter chains those are more steps.
+// Calls f(i, v) for processed step i and lane v. What is done for every step before anything else is worth a loop of
+// its own: a core holds some hundred waiting operations, and of shorter chains those are more steps.
 template <class T, class F>
 inline void each_step(const Chunk& c, F f) {
   for (int i = 0; i < c.count; ++i)
@@ -163,13 +166,15 @@ inline void each_step(const Chunk& c, F f) {
     for (int v = 0; v < Simd<T>::kLine; v += Simd<T>::kLanes) f(i, v);
 }
 
-// The product and the sum of pair j are processed steps 2 j + product and 2 j + sum: time reversed, the sum comes first.
+// The product and the sum of pair j are processed steps 2 j + product and 2 j + sum: time reversed, the sum comes
+// first.
 struct Order {
   int product, sum;
   explicit Order(const ScanForward& p) : product(p.reverse), sum(!p.reverse) {}
 };
 
-// Weights by lines, [line][state][lane] and [line][lane]; made once per call, read by all tasks.
+// The weights in the order of the lines, [line][state][lane] and [line][lane]. They are made once per call, and all
+// tasks read them.
 template <class T>
 struct Weights {
   T *A2, *largest;  // A * log2(e), and the largest magnitude of each channel's
@@ -185,7 +190,7 @@ struct Weights {
   static int64_t bytes(const ScanSizes& s) { return s.ngroups * lines_per_group<T>(s) * kLineBytes * (s.dstate + 3); }
 };
 
-// One value for each channel of a line; 0 past the last, and where there is no tensor.
+// Loads one value for each channel of a line; 0 past the last channel, and where there is no tensor.
 template <class T>
 void load_channels(const void* data, const Line& line, T* out) {
   for (int c = 0; c < Simd<T>::kLine; ++c)
@@ -221,8 +226,8 @@ void prepare_weights(const ScanForward& p, const Weights<T>& w, const Line& line
   load_channels(p.delta_bias, line, w.bias + at_line);
 }
 
-// The largest magnitude of the step sizes of each lane, and whether d_t * A then stays where exp2_decay holds. As integers
-// magnitudes compare as they do as numbers, and a NaN is larger than all.
+// The largest magnitude of the step sizes of each lane, and whether d_t * A then stays in the range of exp2_decay.
+// Magnitudes are compared as integers: they have the same order as the numbers, and a NaN is larger than all numbers.
 template <class T>
 class Magnitude {
   using V = typename Simd<T>::V;
@@ -248,7 +253,7 @@ class Magnitude {
   I most_[Simd<T>::kVectors] = {};
 };
 
-// The sums over `lanes` of rows of a group of states: [state][lane] -> [state].
+// Adds up rows of a group of states over `lanes` lanes: [state][lane] -> [state].
 template <class T>
 void sum_lanes(const T* from, int64_t states, T* to) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
@@ -276,9 +281,9 @@ void sum_lanes(const T* from, int64_t states, T* to) {
 
 // Hands out pieces of a task's scratch memory, aligned to a cache line.
 struct Scratch {
-  // Pieces of a whole number of pages that are walked side by side would be read and written at the same offset in a page.
-  // A Zen 4 then takes up to twice as long, or not, by the physical pages that happen to be behind them: the backward pass
-  // ran at one of two speeds from process to process. The gap sets apart what one step touches of each.
+  // Without the gap, pieces of a whole number of pages would be read and written at the same offset in a page.
+  // Depending on the physical pages behind them, a Zen 4 then takes up to twice as long: the backward pass ran at one
+  // of two speeds from process to process. The gap moves apart what one step reads of each piece.
   static constexpr int64_t kGapLines = 5;
   uintptr_t next;
   template <class T>

@@ -1,16 +1,16 @@
-// Depthwise causal convolution with bias and SiLU, forward and backward, one pass each. Rows are processed in the order of
-// the recurrence, so `reverse` is the same convolution on rows read from the last valid one. A task is one sample and some
-// lines of channels, chunk by chunk of rows as in the scans.
+// The depthwise causal convolution with bias and SiLU, forward and backward, each in one pass over the data. Rows are
+// processed in the order of the recurrence, so `reverse` is the same convolution on rows that are read from the last
+// valid one on. A task is one sample and some lines of channels, which it goes through chunk by chunk, as in the scans.
 #pragma once
 
 #include "chunk.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-// The common width is compiled in, with its weights in registers; 0 stands for any.
+// The common width is compiled in, with its weights in registers; 0 stands for any other width.
 constexpr int kCommonWidth = 4;
 
-// What a task keeps of one line between two chunks.
+// The values that a task keeps of one line from one chunk to the next.
 template <class T>
 struct ConvLine {
   T *weight, *dweight;  // [k][lane]
@@ -59,7 +59,7 @@ inline Span conv_span(const ConvForward& p, int64_t valid, int64_t begin, int64_
   return {p.reverse ? valid - 1 - begin : begin, p.reverse ? -1 : 1, int(count)};
 }
 
-// The rows of a span as T, [row][lane].
+// Loads the rows of a span as T, [row][lane].
 template <class S, class T>
 void load_rows(const In& x, int64_t batch, const Line& line, const Span& span, S* buffer, T* to) {
   constexpr int kLine = Simd<T>::kLine;
@@ -78,8 +78,8 @@ inline typename Simd<T>::V convolve(const T* rows, const T* weight, const T* bia
   return sum;
 }
 
-// Calls visit(line's place, line, begin, count, what comes next) for each chunk of rows and line of a task; `backwards`, the
-// last chunk comes first.
+// Calls visit(line's place, line, begin, count, what comes next) for each chunk of rows and line of a task;
+// `backwards`, the last chunk comes first.
 template <class S, class F>
 void each_conv_chunk(const ConvForward& p, const In& second, const Out& result, int64_t batch, int64_t valid,
                      int64_t first, int64_t last, bool backwards, F visit) {
@@ -141,8 +141,8 @@ void conv_forward_task(const ConvForward& p, int64_t batch, int64_t first, int64
                      });
 }
 
-// From the last chunk to the first, so that the gradients which x reaches later are there. The weights' gradients of one
-// sample go to parts: dweight (batch, dim, width), dbias (batch, dim).
+// Goes from the last chunk to the first, so that the gradients of the later outputs that an x reaches are known. The
+// weights' gradients of one sample are written to its parts: dweight (batch, dim, width), dbias (batch, dim).
 template <int kWidth, class S>
 void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_parts,
                         typename Storage<S>::T* dbias_parts, int64_t batch, int64_t first, int64_t last, void* memory) {
@@ -169,7 +169,8 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
                      [&](int64_t place, const Line& line, int64_t begin, int count, const Prefetch& next) {
                        const ConvLine<T> kept = w.at(place);
                        const Span span = conv_span(p, valid, begin, count);
-                       // The rows before the chunk, in pieces that a buffer holds; before the first one there are zeros.
+                       // The rows before the chunk, in pieces that a buffer holds; before the first one there are
+                       // zeros.
                        for (int64_t done = 0; done < halo;) {
                          const int64_t row = begin - halo + done, left = halo - done;
                          T* to = w.rows + done * kLine;
@@ -214,7 +215,7 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
                            dx.put(j, v, sum);
                          }
                        }
-                       // Of these the chunk before needs the first ones.
+                       // The chunk before needs the first ones of these gradients.
                        for (int64_t i = 0; i < halo * kLine; ++i) kept.halo[i] = w.gradients[i];
                        scatter(dx, q.dx, batch, line.channel, line.channels, span);
                      });
@@ -227,7 +228,7 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
   }
 }
 
-// Gradients of the weights: the samples' parts added in the order of the batch.
+// Adds up the gradients of the weights: the samples' parts, in the order of the batch.
 template <class T>
 void reduce_samples(const T* parts, int64_t samples, int64_t size, int64_t begin, int64_t end, T* out) {
   for (int64_t i = begin; i < end; ++i) out[i] = 0;

@@ -1,5 +1,5 @@
-// The kernels of one instruction set, as the rest of the library sees them: plain functions on one task at a time, called
-// from any thread with scratch memory of their own.
+// The kernels of one instruction set, as the rest of the library sees them. Each is a plain function that computes one
+// task. Any thread may call it, with scratch memory that no other call uses.
 #pragma once
 
 #include <cstdint>
@@ -8,13 +8,14 @@
 
 namespace cmimtl::cpu {
 
-// What the backward tasks leave for the sums over them; pointers to the accumulation type. See Partial in scan_backward.h.
+// Each backward task writes its part of the sums over tasks here. The pointers are to the accumulation type; see
+// Partial in scan_backward.h.
 struct BackwardParts {
   void *dB, *dC, *dA, *dD, *dbias;
 };
 
-// A segment of a scan that is split finer than by lines: chunks first … first + count - 1, in the order of the pass, of one sample, and what
-// the phases leave each other, in memory for `most` chunks. See scan_split.h.
+// A segment of a scan that is split finer than by lines. It is the chunks first … first + count - 1 of one sample, in
+// the order of the pass. `memory`, for `most` chunks, holds what one phase leaves for the next. See scan_split.h.
 struct Split {
   static constexpr int kPhases = 4;
   int64_t batch, first, count, most;
@@ -23,7 +24,7 @@ struct Split {
 
 // The convolution, for one accumulation type, float or double.
 struct ConvKernels {
-  int64_t lane_bytes;  // of the accumulation type
+  int64_t lane_bytes;  // size of the accumulation type
 
   // A task is lines first … last - 1 of one sample.
   int64_t (*lines)(int64_t dim);
@@ -32,16 +33,17 @@ struct ConvKernels {
   // dweight: (batch, dim, width), dbias: (batch, dim).
   void (*backward)(const ConvBackward&, void* dweight, void* dbias, int64_t batch, int64_t first, int64_t last,
                    void* scratch);
-  // Sums parts (samples, size) over samples for elements begin … end - 1.
+  // Adds up parts, (samples, size), over the samples, for the elements begin … end - 1.
   void (*reduce_samples)(const void* parts, int64_t samples, int64_t size, int64_t begin, int64_t end, void* out);
 };
 
-// For one accumulation type, float or double. Channels are worked on in lines, lines in blocks.
+// The scans, for one accumulation type, float or double. A line is some neighbouring channels, which are computed
+// together; a block is some neighbouring lines, whose parts of dB and dC are added up before they are stored.
 struct Kernels {
-  int64_t lane_bytes;                   // of the accumulation type
-  int64_t (*lines)(const ScanSizes&);   // of all channels
-  int64_t (*blocks)(const ScanSizes&);  // neighbouring lines whose parts of dB and dC are added up
-  int64_t most_steps;                   // between two checkpoints
+  int64_t lane_bytes;                   // size of the accumulation type
+  int64_t (*lines)(const ScanSizes&);   // number of lines of all channels
+  int64_t (*blocks)(const ScanSizes&);  // number of blocks of all channels
+  int64_t most_steps;                   // largest number of steps between two checkpoints
 
   int64_t (*weights_bytes)(const ScanSizes&);
   void (*prepare)(const ScanForward&, void* weights, int64_t line);
@@ -57,8 +59,8 @@ struct Kernels {
   void (*reduce_maps)(const ScanBackward&, const BackwardParts&, int64_t batch, int64_t step, void* row);
   void (*reduce_weights)(const ScanBackward&, const BackwardParts&, int64_t line);
 
-  // Scans split finer than by lines. Phases come one after the other, the tasks of one side by side, with the scratch memory of a
-  // task of one line (forward) or block (backward).
+  // Scans that are split finer than by lines. The phases come one after the other, and the tasks of a phase run side by
+  // side. A task has the scratch memory of a task of one line (forward) or of one block (backward).
   int64_t (*chunks)(const ScanForward&, int64_t batch);
   int64_t (*forward_split_bytes)(const ScanForward&, const Split&);
   int64_t (*forward_split_tasks)(const ScanForward&, const Split&, int phase);
@@ -71,7 +73,7 @@ struct Kernels {
   const ConvKernels* conv;
 };
 
-// One of each for float and for double.
+// Every instruction set has kernels for float and for double.
 namespace baseline {
 extern const Kernels kFloat, kDouble;
 }

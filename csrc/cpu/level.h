@@ -21,16 +21,16 @@ struct Level {
 };
 
 #if defined(__x86_64__)
-// From the processor itself, as compilers before GCC 12 and clang 14 do not know the name.
+// The processor itself is asked, because compilers before GCC 12 and clang 14 do not know the feature's name.
 inline bool has_fp16_instructions() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 23 & 1);
 }
 #endif
 
-// CMIMTL_CPU_CAPABILITY names a level, and no other will do. Without it the best of this processor runs, or a lower one where
-// ATEN_CPU_CAPABILITY, which sets that of PyTorch's own kernels, says so. That one may ask for more than there is, as PyTorch
-// takes its word; here it only lowers the level.
+// Where CMIMTL_CPU_CAPABILITY names a level, that level runs, or there is an error. Without it the processor's best
+// level runs, unless ATEN_CPU_CAPABILITY, which sets the level of PyTorch's own kernels, names a lower one. That
+// variable may name more than the processor has, which PyTorch believes; here it only lowers the level.
 inline Level choose_level() {
   const auto is = [](const char* value, const char* name) { return value && std::string(value) == name; };
   const char *wanted = std::getenv("CMIMTL_CPU_CAPABILITY"), *cap = std::getenv("ATEN_CPU_CAPABILITY");
@@ -45,7 +45,7 @@ inline Level choose_level() {
 #endif
   const Level levels[] = {
 #if defined(__x86_64__)
-      // Without an instruction of FP16 in it, so that it runs on any AVX-512.
+      // Its code has no instruction of FP16, so where it is asked for by name it runs on any AVX-512.
       {"avx512_fp16", &avx512_fp16::kFloat, &avx512_fp16::kDouble, avx512, to_fp16},
       {"avx512", &avx512::kFloat, &avx512::kDouble, avx512, to_avx512},
       {"avx2", &avx2::kFloat, &avx2::kDouble, avx2, to_avx2},

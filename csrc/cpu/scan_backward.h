@@ -1,13 +1,14 @@
-// The backward pass of one task, chunk by chunk from the last. The states of a chunk are computed again from its checkpoint
-// and live in the first-level cache with their decays; lanes are channels, so that the sums over states (for du and
-// ddelta) are plain additions, and the sums over channels (dB, dC) add up in vectors until the end of a block of lines.
+// The backward pass of one task, chunk by chunk from the last. The states of a chunk are computed again from its
+// checkpoint, and stay in the first-level cache with their decays. Each lane is a channel. So the sums over states (for
+// du and ddelta) are plain additions, and the sums over channels (dB, dC) add up in vectors until a block of lines
+// ends.
 #pragma once
 
 #include "scan_forward.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-// What a chunk holds of one line, [step][lane] each.
+// The values of one line in a chunk, [step][lane] each.
 template <class T>
 struct Columns {
   T *delta, *slope;  // d, and its derivative by the raw step size
@@ -48,7 +49,7 @@ struct BackwardScratch {
   }
 };
 
-// The elementwise part before the loops over states; returns whether every decay is moderate.
+// Does the elementwise part before the loops over states. Returns whether every decay is moderate.
 template <class S, class T>
 bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Weights<T>& weights, const ScanBackward& q,
                     const Chunk& c, int64_t batch, const Line& line) {
@@ -112,7 +113,7 @@ bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Wei
   return magnitude.moderate(weights.largest + line.index * kLine);
 }
 
-// From the sums over states to the gradients of the inputs.
+// Makes the gradients of the inputs from the sums over states.
 template <class S, class T>
 void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const Weights<T>& weights,
                      const ScanBackward& q, const Chunk& c, int64_t batch, const Line& line, T* dD_of, T* dbias_of) {
@@ -189,7 +190,8 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   }
 }
 
-// The rows that a line of a chunk reads, and of its gradients those that it writes through the caches.
+// Collects the rows that a line of a chunk reads, and the rows of gradients that it writes through the caches, to
+// prefetch them.
 template <class S>
 Prefetch next_rows(const ScanBackward& q, const Chunk& c, int64_t batch, int64_t channel) {
   const ScanForward& p = q.forward;
@@ -207,7 +209,8 @@ Prefetch next_rows(const ScanBackward& q, const Chunk& c, int64_t batch, int64_t
   return next;
 }
 
-// What tasks leave for the sums over them: dB and dC of a block of lines, and the weights' gradients of a sample.
+// The parts that tasks leave for the sums over tasks: dB and dC of a block of lines, and the weights' gradients of a
+// sample.
 template <class T>
 struct Partial {
   T *dB, *dC;     // (blocks, batch, steps, dstate)
@@ -215,7 +218,7 @@ struct Partial {
   T *dD, *dbias;  // (batch, lines, lane)
 };
 
-// Zeros at the invalid steps of everything that is written by steps.
+// Writes zeros to the invalid steps of every gradient that has steps.
 template <class S>
 void clear_backward(const ScanBackward& q, int64_t batch, const Line& line, int64_t valid) {
   const ScanForward& p = q.forward;
@@ -227,7 +230,7 @@ void clear_backward(const ScanBackward& q, int64_t batch, const Line& line, int6
     for (const Out* x : {&q.du[m], &q.dz[m], &p.out[m]}) clear(*x, valid, p.size.length);
 }
 
-// The sums dB and dC of a block and a group of states, [step][state][lane], to the block's parts.
+// Adds up dB and dC of a block and a group of states, [step][state][lane], over the lanes, into the block's parts.
 template <class T>
 void store_maps(const ScanForward& p, const Partial<T>& partial, const Chunk& c, int64_t batch, int64_t block,
                 int64_t n, int group_size, const T* dB, const T* dC) {
@@ -239,8 +242,9 @@ void store_maps(const ScanForward& p, const Partial<T>& partial, const Chunk& c,
   }
 }
 
-// One block of lines in one chunk. States outside, lines inside: the sums dB and dC of one group stay in the first-level
-// cache. What comes before the first group and after the last is done beside them, while the line's columns are there.
+// Computes one block of lines in one chunk. The outer loop is over groups of states and the inner one over lines, so
+// that the sums dB and dC of one group stay in the first-level cache. The elementwise work of a line is done beside its
+// first and its last group, while the line's columns are in the cache.
 template <class S, class T>
 void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, const ScanBackward& q,
                     const Partial<T>& partial, const Chunk& c, int64_t batch, int64_t block_index, int64_t first_line,
@@ -349,7 +353,7 @@ void backward_task(const ScanBackward& q, const void* prepared, const Partial<ty
   }
 }
 
-// dB and dC of one step of one sample: the blocks' parts added in the order of the channels.
+// Adds up dB and dC of one step of one sample: the blocks' parts, in the order of the channels.
 template <class S, class T>
 void reduce_maps(const ScanBackward& q, const Partial<T>& partial, int64_t batch, int64_t step, T* row) {
   const ScanForward& p = q.forward;
@@ -371,14 +375,14 @@ void reduce_maps(const ScanBackward& q, const Partial<T>& partial, int64_t batch
   reduce(partial.dC, q.dC);
 }
 
-// Gradients of the weights of one line: the samples' parts added in the order of the batch.
+// Adds up the gradients of the weights of one line: the samples' parts, in the order of the batch.
 template <class T>
 void reduce_weights(const ScanBackward& q, const Partial<T>& partial, int64_t index) {
   constexpr int kLine = Simd<T>::kLine;
   const ScanSizes& s = q.forward.size;
   const Line line = line_at<T>(s, index);
   const int64_t lines = s.ngroups * lines_per_group<T>(s);
-  // Sums over the batch into the first sample's part.
+  // Adds up over the batch, into the first sample's part.
   const auto sum = [&](T* parts, int64_t size) {
     T* total = parts + index * size;
     for (int64_t b = 1; b < s.batch; ++b)

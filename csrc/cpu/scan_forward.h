@@ -1,11 +1,11 @@
-// The forward pass of one task: the elementwise work before and after the recurrence of each line and chunk.
+// The forward pass of one task: for each line and chunk, the recurrence and the elementwise work before and after it.
 #pragma once
 
 #include "scan_groups.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-// What a chunk holds of one line, [step][lane] each: step sizes d, inputs d x, and y.
+// The values of one line in a chunk, [step][lane] each: step sizes d, inputs d x, and y.
 template <class T>
 struct ForwardColumns {
   T *delta, *delta_x, *y;
@@ -33,7 +33,8 @@ struct ForwardScratch {
   }
 };
 
-// Step sizes d = softplus(delta + bias) and inputs d x of a chunk's steps, and y = D x; returns whether every decay is moderate.
+// Computes the step sizes d = softplus(delta + bias), the inputs d x, and y = D x, for the steps of a chunk. Returns
+// whether every decay is moderate.
 template <class S, class T>
 bool stage_forward(const ForwardScratch<S>& w, const ForwardColumns<T>& to, const Weights<T>& weights,
                    const ScanForward& p, const Chunk& c, int64_t batch, const Line& line) {
@@ -72,7 +73,7 @@ bool stage_forward(const ForwardScratch<S>& w, const ForwardColumns<T>& to, cons
   return magnitude.moderate(weights.largest + line.index * kLine);
 }
 
-// y * silu(z), or as it is, to the outputs.
+// Writes y * silu(z), or y where there is no gate, to the outputs.
 template <class S, class T>
 void finish_forward(const ForwardScratch<S>& w, const T* y_of, const ScanForward& p, const Chunk& c, int64_t batch,
                     const Line& line) {
@@ -107,7 +108,7 @@ void finish_forward(const ForwardScratch<S>& w, const T* y_of, const ScanForward
   for (int m = 0; m < p.streams; ++m) scatter(out[m], p.out[m], batch, line.channel, line.channels, c.pairs);
 }
 
-// The rows that a line of a chunk reads, or writes through the caches.
+// Collects the rows that a line of a chunk reads, or writes through the caches, to prefetch them.
 template <class S>
 Prefetch next_rows(const ScanForward& p, const Chunk& c, int64_t batch, int64_t channel, int64_t piece) {
   using T = typename Storage<S>::T;
@@ -123,7 +124,7 @@ Prefetch next_rows(const ScanForward& p, const Chunk& c, int64_t batch, int64_t 
   return next;
 }
 
-// One line of one chunk.
+// Computes one line of one chunk.
 template <class S, class T>
 void forward_line(const ForwardScratch<S>& w, const Weights<T>& weights, const ScanForward& p, const Chunk& c,
                   int64_t batch, const Line& line, T* state, const Prefetch& next) {

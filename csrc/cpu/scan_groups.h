@@ -1,16 +1,25 @@
-// The loops over the steps of a chunk: one vector of channels, whose lanes they are, and one group of states, which stay in
-// registers. Everything else in csrc/cpu/ serves these.
+// The loops over the steps of a chunk. A loop works on one vector, each lane of which is a channel, and on one group of
+// states, which stay in registers. Everything else in csrc/cpu/ serves these loops.
 //
-// With h_i = e_i h_{i-1} + d_i x_i B_i, e_i = exp(d_i A), y_i = <C_i, h_i> and g_i the gradient of h_i:
-//   g_i = dy_i C_i + e_{i+1} g_{i+1}     dB_i = g_i d_i x_i     dC_i = dy_i h_i     dA = sum d_i g_i e_i h_{i-1}
-//   dx_i = d_i <g_i, B_i>                dd_i = x_i <g_i, B_i> + <A, g_i e_i h_{i-1}>
+//     e_i  = exp(d_i A)
+//     h_i  = e_i h_{i-1} + d_i x_i B_i
+//     y_i  = <C_i, h_i>
+//
+// With g_i the gradient of h_i:
+//
+//     g_i  = dy_i C_i + e_{i+1} g_{i+1}
+//     dB_i = g_i d_i x_i
+//     dC_i = dy_i h_i
+//     dA   = sum_i d_i g_i e_i h_{i-1}
+//     dx_i = d_i <g_i, B_i>
+//     dd_i = x_i <g_i, B_i> + <A, g_i e_i h_{i-1}>
 #pragma once
 
 #include "chunk.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-// Calls f<kGroup>(first state) over all states, in groups of kMost and what is left in powers of two.
+// Calls f<kGroup>(first state) for all states: in groups of kMost, and for the rest in groups of powers of two.
 template <int kMost, class F>
 inline void each_group(int64_t dstate, F f) {
   static_assert(kMost == 4 || kMost == 8);
@@ -21,21 +30,22 @@ inline void each_group(int64_t dstate, F f) {
   if (dstate - n >= 1) f.template operator()<1>(n);
 }
 
-// AVX-512 has 32 registers, and with them room for the exponential's constants beside eight states: decays are computed
-// where they are used. Elsewhere they are computed into the first-level cache before: the exponential is bound by
-// throughput, the recurrence by latency, and apart each fills the pipes with the registers that there are.
+// AVX-512 has 32 registers, so that the exponential's constants have room beside eight states, and decays are computed
+// where they are used. Elsewhere a loop of its own computes the decays first, into the first-level cache. The
+// exponential is bound by throughput and the recurrence by latency, so each fills the pipes with the registers that it
+// has.
 constexpr bool kManyRegisters = CMIMTL_VECTOR_BYTES == 64;
 constexpr int kForwardGroup = 8;
 
-// How many visits before its use the forward pass asks for a row, and for which cache. On a Xeon 2 to 24 visits were equally
-// good for the second level; for the first level a long scan was 7 % slower.
+// The forward pass prefetches a row so many visits before it is used, to this cache. On a Xeon, 2 to 24 visits were
+// equally good for the second level; with the first level a long scan was 7 % slower.
 #if CMIMTL_AVX512_FP16
 constexpr int kVisitsAhead = 4, kForwardLocality = kSecondLevel;
 #else
 constexpr int kVisitsAhead = 1, kForwardLocality = kFirstLevel;
 #endif
 
-// exp(d A), as 2^(d A2). `moderate`: whether |d A2| is known to be inside of exp2_decay's range.
+// exp(d A), computed as 2^(d A2). `moderate` says whether |d A2| is known to be in the range of exp2_decay.
 template <bool kModerate, class T>
 inline typename Simd<T>::V decay_of(typename Simd<T>::V delta, typename Simd<T>::V A2) {
   using V = typename Simd<T>::V;
@@ -96,9 +106,10 @@ __attribute__((noinline)) void forward_group(const ForwardSlice<T> s) {
   for (int n = 0; n < kGroup; ++n) at(s.state + n * kLine) = state[n];
 }
 
-// The carried gradients, the sums dA and what a step loads fit AVX2's sixteen registers for four states. With eight the
-// columns of a line are read half as often, but dB, dC, decays and states take 32 KiB. Cores with FP16 have 48 KiB of
-// first-level cache; other AVX-512 cores keep to four, since a Zen 4 has 32.
+// The backward pass works on so many states at a time. For four states, AVX2's sixteen registers hold the carried
+// gradients, the sums dA and what a step loads. For eight states, the columns of a line are read half as often, but dB,
+// dC, decays and states take 32 KiB of the first-level cache. Cores with FP16 have 48 KiB of it. Other AVX-512 cores
+// work on four states, since a Zen 4 has 32 KiB.
 #if CMIMTL_AVX512_FP16
 constexpr int kBackwardGroup = 8;
 #else
@@ -120,7 +131,7 @@ struct BackwardSlice {
   Ahead<kFirstLevel> ahead;
 };
 
-// The states and decays of the slice's steps, and from them y and dC. `kFirst`: dC holds nothing yet.
+// Computes the states and decays of the slice's steps, and from them y and dC. With `kFirst`, dC holds nothing yet.
 template <int kGroup, bool kModerate, bool kFirst, class T>
 __attribute__((noinline)) void replay_group(const BackwardSlice<T> s) {
   using V = typename Simd<T>::V;
@@ -151,7 +162,7 @@ __attribute__((noinline)) void replay_group(const BackwardSlice<T> s) {
   }
 }
 
-// The gradients, back through the steps. `kFirst`: dB holds nothing yet.
+// Computes the gradients, back through the steps. With `kFirst`, dB holds nothing yet.
 template <int kGroup, bool kFirst, class T>
 __attribute__((noinline)) void gradient_group(const BackwardSlice<T> s) {
   using V = typename Simd<T>::V;

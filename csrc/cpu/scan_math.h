@@ -59,13 +59,14 @@ inline V exp2_polynomial(V f, double) {
 }
 
 #if CMIMTL_VECTOR_BYTES == 64
-// 2^(a * b) of 16 floats, which AVX-512 can look up in a register: a * b, rounded to sixteenths, leaves a rest f near 0 to a
-// polynomial of degree 3 instead of 5. The sum with kRoundToSixteenths has the table's index in its four lowest bits. Every
-// FMA is written as one: left to the compiler, not all copies would contract a * b alike, and the bits would differ.
+// 2^(a * b) of 16 floats, which AVX-512 can look up in a register: a * b, rounded to sixteenths, leaves a rest f near 0
+// to a polynomial of degree 3 instead of 5. The sum with kRoundToSixteenths has the table's index in its four lowest
+// bits. Every FMA is written as one: left to the compiler, not all copies would contract a * b alike, and the bits
+// would differ.
 //
-// A table rounds to 2^-25, and with A and delta constant the recurrence adds the same error at every step. So entry k is
-// 2^(k/16 - shift), and the polynomial is of 2^(f + shift). Of the shifts for which the decay 1, at a * b = 0, has an error
-// of no more than 2e-10, that one was taken for which no entry has more than 2e-8.
+// A table rounds to 2^-25, and with A and delta constant the recurrence adds the same error at every step. So entry k
+// is 2^(k/16 - shift), and the polynomial is of 2^(f + shift). Of the shifts for which the decay 1, at a * b = 0, has
+// an error of no more than 2e-10, that one was taken for which no entry has more than 2e-8.
 constexpr float kRoundToSixteenths = FloatTraits<float>::kRound / 16;
 typedef int32_t Entries __attribute__((vector_size(64)));
 
@@ -95,8 +96,9 @@ inline V exp2_decay16(V a, V b) {
 #else
 constexpr float kShift = -0x1.acadeap-8f;
 
-// Of f with the shift. floor(a * b), above the index in the sum, is added to the exponent; the index comes with it, so the
-// entries are without it.
+// 2^(a * b) from its parts: `shifted`, the sum with kRoundToSixteenths, and the rest f, which includes the shift.
+// floor(a * b), which stands above the index in the sum, is added to the exponent of the table's entry. The index is
+// added with it, so the entries leave it out.
 template <class V>
 inline V exp2_of_parts(V shifted, V f) {
   constexpr int kBits = FloatTraits<float>::kMantissaBits - 4;
@@ -115,8 +117,8 @@ inline V exp2_product16(V a, V b) {
   const V shifted = _mm512_fmadd_ps(a, b, kRoundToSixteenths - V{});
   return exp2_of_parts(shifted, V(_mm512_fmsub_ps(a, b, shifted - kRoundToSixteenths) + kShift));
 }
-// One addition in place of an FMA, whose pipes are those that everything waits for: additions have their own. a * b is
-// rounded once more, which costs a decay 2e-8 at most.
+// An addition takes the place of an FMA, because everything waits for the pipes of FMAs, and additions have pipes of
+// their own. a * b is rounded once more, which costs a decay 2e-8 at most.
 template <class V>
 inline V exp2_decay16(V a, V b) {
   const V x = _mm512_fmadd_ps(a, b, kShift - V{}), shifted = x + kRoundToSixteenths;
@@ -139,7 +141,7 @@ inline V exp2_product(V a, V b) {
   return V(I(p) + (I(shifted) << F::kMantissaBits));
 }
 
-// The same for the recurrence.
+// The same, as the recurrence uses it.
 template <class T, class V, class I>
 inline V exp2_decay(V a, V b) {
 #if CMIMTL_VECTOR_BYTES == 64
@@ -201,7 +203,8 @@ inline V quotient(V a, V b, double) {
   return a / b;
 }
 
-// e^-|x|, not below the smallest normal number; some number for NaN. Without their sign, numbers compare as integers do.
+// e^-|x|, but not below the smallest normal number. For NaN it is some number. Without their signs, numbers have the
+// order of their bits as integers.
 template <class T, class V, class I>
 inline V exp_of_minus_magnitude(V x) {
   using Int = typename FloatTraits<T>::Int;
@@ -226,15 +229,15 @@ inline V positive_part(V x) {
   return x < 0 ? V{} : x;
 }
 
-// softplus(x) = log(1 + e^x) and its slope, the sigmoid, from e = exp_of_minus_magnitude(x). Of a NaN the value is NaN, the
-// slope some number.
+// softplus(x) = log(1 + e^x) and its slope, the sigmoid, from e = exp_of_minus_magnitude(x). For NaN the value is NaN,
+// and the slope is some number.
 template <class T, class V>
 inline void softplus(V x, V e, V& value, V& slope) {
   value = log1p_unit(e, positive_part<T>(x), T());
   slope = quotient(x < 0 ? e : V(1 - V{}), V(1 + e), T());
 }
 
-// Some number for NaN; x * sigmoid(x) is NaN.
+// The sigmoid of x. For NaN it is some number, so that x * sigmoid(x) is NaN.
 template <class T, class V, class I>
 inline V sigmoid(V x) {
 #if CMIMTL_VECTOR_BYTES == 64

@@ -1,12 +1,12 @@
-// A scan split finer than by lines of channels, for inputs that have fewer of them than there are threads. A segment of
-// chunks goes through phases, each of them parallel; what one leaves for the next lies in memory:
+// A scan that is split finer than by lines of channels, for inputs with fewer lines than threads. A segment of chunks
+// goes through phases. The tasks of a phase run side by side, and what a phase leaves for the next lies in memory:
 //
-//   0  elementwise inputs, by line and chunk
-//   1  through time, by line (backward: block of lines) and group of states
-//   2  sums over the groups, outputs or gradients, by line and chunk
-//   3  the end, by line: backward after each segment the sums over its chunks, and after the last segment what is left
+//     0  elementwise inputs; a task is a line in a chunk
+//     1  the recurrence through time; a task is a line (backward: a block of lines) and a group of states
+//     2  sums over the groups, then outputs or gradients; a task is a line in a chunk
+//     3  the end; a task is a line. Backward it adds up over the chunks of a segment, and finishes after the last one
 //
-// Each number is computed by the operations, in the order, of the scan in one piece: splitting changes no bit.
+// Each number is computed by the same operations, in the same order, as in one piece: splitting changes no bit.
 #pragma once
 
 #include "kernels.h"
@@ -35,7 +35,7 @@ class Segment {
     partial_ = memory_.template take<T>(split.most * lines_ * groups_ * kParts * kColumn);
   }
 
-  // Sums over the states of one group: y; and backward those for dx and ddelta.
+  // Sums over the states of one group: y, and in the backward pass those for dx and ddelta.
   static constexpr int kParts = kBackward ? 3 : 1;
 
   Chunk chunk(int64_t k) const {
@@ -86,7 +86,8 @@ inline void one_group(int64_t dstate, int64_t wanted, F f) {
   });
 }
 
-// States (channel, dstate) in memory, n and the group's others of them, to [state][lane] at n; zeros where there are none.
+// Loads the states of the group that begins with n, (channel, dstate) in memory, to [state][lane] at n. Lanes without a
+// channel get zeros.
 template <class T>
 void load_group(const T* from, int64_t dstate, int channels, int64_t n, int group_size, T* to) {
   constexpr int kLine = Simd<T>::kLine;

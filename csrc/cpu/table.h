@@ -1,4 +1,4 @@
-// Fills the table of kernels.h for the including .cpp's instruction set.
+// Fills the table of kernels.h for the instruction set of the .cpp that includes this file.
 #pragma once
 
 #if !CMIMTL_AVX512_FP16
@@ -103,7 +103,7 @@ constexpr Kernels table(const ConvKernels* conv) {
 }
 
 #if CMIMTL_AVX512_FP16
-// On these cores the scans of float differ, and of nothing else: that is avx512's, and spares a sixth of the compilation.
+// On these cores only the scans of float differ. All else is avx512's, which saves a sixth of the compilation.
 const Kernels kFloat = table<float>(&avx512::kConvFloat);
 #else
 template <class T>

@@ -1,8 +1,9 @@
-// Vectors; storage types; and rows of a line: up to kSteps steps of the 64 bytes of neighbouring channels that are one
-// cache line of the accumulation type.
+// Vectors, storage types, and rows of a line. A line is the neighbouring channels that fill one cache line, 64 bytes,
+// in the accumulation type; its rows are up to kSteps steps of them.
 //
-// All of csrc/cpu/*.h but kernels.h is compiled once per instruction set: the including .cpp sets CMIMTL_ISA (a namespace,
-// so that the linker never merges code of two instruction sets) and CMIMTL_VECTOR_BYTES, after its target pragma.
+// All of csrc/cpu/*.h but kernels.h is compiled once per instruction set: the including .cpp sets CMIMTL_ISA (a
+// namespace, so that the linker never merges code of two instruction sets) and CMIMTL_VECTOR_BYTES, after its target
+// pragma.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ struct Simd {
   using Int = typename FloatTraits<T>::Int;
   typedef T V __attribute__((vector_size(CMIMTL_VECTOR_BYTES)));
   typedef Int I __attribute__((vector_size(CMIMTL_VECTOR_BYTES)));
-  // As it lies in memory: anywhere, and perhaps written as something else.
+  // The type of a vector in memory, which may lie anywhere and may have been written as another type.
   typedef T Packed __attribute__((vector_size(CMIMTL_VECTOR_BYTES), may_alias, aligned(alignof(T))));
 };
 
@@ -41,8 +42,8 @@ inline const typename Simd<T>::Packed& at(const T* p) {
   return *reinterpret_cast<const typename Simd<T>::Packed*>(p);
 }
 
-// Storage types. Each widens to its accumulation type T and narrows from it, to the nearest, ties to even; a NaN stays one.
-// Without branches, on scalars and on vectors.
+// Storage types. Each widens to its accumulation type T and narrows from it, to the nearest, ties to even; a NaN stays
+// one. Without branches, on scalars and on vectors.
 
 struct BFloat16 {
   uint16_t bits;
@@ -64,7 +65,7 @@ struct Storage<Float16> {
   using T = float;
 };
 
-// On bits: F is float and U uint32_t, or both are vectors of them.
+// These work on bits: F is float and U is uint32_t, or both are vectors of them.
 template <class F, class U>
 inline F widen_bits(U half, BFloat16) {
   return __builtin_bit_cast(F, U(half << 16));
@@ -122,8 +123,8 @@ inline Simd<double>::V load(const double* p) { return at(p); }
 inline void store(float* p, Simd<float>::V x) { at(p) = x; }
 inline void store(double* p, Simd<double>::V x) { at(p) = x; }
 #if CMIMTL_VECTOR_BYTES == 64
-// One instruction each, where the compilers' own conversion of 16 halves takes two vectors apart. Under a mask of all lanes,
-// since g++ warns of the undefined vector inside of the plain intrinsics.
+// One instruction each, where the compilers' own conversion of 16 halves takes two vectors apart. Under a mask of all
+// lanes, since g++ warns of the undefined vector inside of the plain intrinsics.
 constexpr __mmask16 kAllLanes = 0xFFFF;
 inline Simd<float>::V load(const BFloat16* p) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -152,13 +153,13 @@ inline void store(S* p, Simd<float>::V x) {
 }
 #endif
 
-// Which steps of a tensor a chunk holds: tensor steps origin + sign * j, j < count.
+// The steps of a tensor that a chunk holds: origin + sign * j for j < count.
 struct Span {
   int64_t origin, sign;
   int count;
 };
 
-// Steps of a line: row j begins at first + j * step.
+// The rows of a line: row j begins at first + j * step.
 template <class P>
 struct Rows {
   P* first;
@@ -175,7 +176,7 @@ inline auto* element(const Strided& x, int64_t batch, int64_t step, int64_t chan
     return static_cast<S*>(x.data) + offset;
 }
 
-// Four by four: rows of channels <-> rows of steps.
+// Transposes four by four: rows of channels become rows of steps.
 typedef float Quad __attribute__((vector_size(16), may_alias, aligned(4)));
 
 template <int i, int j, int k, int l>
@@ -201,7 +202,7 @@ inline void transpose4(const float* from, int64_t from_row, float* to, int64_t t
 }
 
 #if CMIMTL_VECTOR_BYTES == 64
-// Sixteen by sixteen. Each pass exchanges a bit of the row's number with the same bit of the lane's.
+// Transposes sixteen by sixteen. Each pass exchanges a bit of the row's number with the same bit of the lane's.
 inline void transpose16(const float* from, int64_t from_row, float* to, int64_t to_row) {
   typedef int32_t Lanes __attribute__((vector_size(64)));
   Simd<float>::V rows[16];
@@ -258,7 +259,7 @@ Rows<const S> gather(const In& x, int64_t batch, int64_t channel, int channels, 
   if (channels < kLine)
     for (int i = 0; i < s.count * kLine; ++i) buffer[i] = S{};
   if (x.step == 1 && x.dim != 1) {
-    // Along time, as mamba has it; backwards, the last row is the first in memory.
+    // Steps are neighbours in memory, as in mamba's layout. Backwards, the last row is the first in memory.
     const int64_t last = s.count - 1;
     const bool flipped = s.sign < 0;
     transpose(flipped ? first - last : first, x.dim, channels, s.count, flipped ? buffer + last * kLine : buffer,
@@ -270,9 +271,10 @@ Rows<const S> gather(const In& x, int64_t batch, int64_t channel, int channels, 
   return {buffer, kLine};
 }
 
-// Stores past the caches: memory need not be read before it is written, and nothing is pushed out of the caches. Worth it for
-// whole cache lines of results too large to wait in the caches for whoever reads them. On a Xeon a forward pass with a result
-// of 6 to 100 MB took 5 to 10 % less time, and the block around it no more. Not tried on other cores.
+// Stores past the caches: memory need not be read before it is written, and nothing is pushed out of the caches. That
+// is worth it for whole cache lines of results that are too large to stay in the caches until they are read. On a Xeon
+// a forward pass with a result of 6 to 100 MB took 5 to 10 % less time, and the block around it took no more. It has
+// not been tried on other cores.
 #if CMIMTL_AVX512_FP16
 constexpr bool kPastCaches = true;
 #else
@@ -280,7 +282,7 @@ constexpr bool kPastCaches = false;
 #endif
 constexpr int64_t kLargeResult = 4 << 20;  // bytes
 
-// Whether a line is stored so; `elements`: of one stream of the results.
+// Whether a line is stored past the caches; `elements` is the size of one stream of the results.
 template <class S>
 bool past_caches(const Out& x, int64_t elements, int64_t batch, int64_t channel, const Span& s) {
   if (!kPastCaches || sizeof(S) != sizeof(typename Storage<S>::T) || x.dim != 1) return false;
@@ -289,14 +291,14 @@ bool past_caches(const Out& x, int64_t elements, int64_t batch, int64_t channel,
          elements * int64_t(sizeof(S)) >= kLargeResult;
 }
 
-// Stores past the caches are not ordered with others: to be called before another thread is told of them.
+// Stores past the caches are not ordered with other stores. This must be called before another thread is told of them.
 inline void order_stores() {
 #if CMIMTL_AVX512_FP16
   _mm_sfence();
 #endif
 }
 
-// Rows that are written.
+// The rows that a kernel writes.
 template <class S>
 struct Target : Rows<S> {
   bool past_caches = false;
@@ -309,8 +311,9 @@ struct Target : Rows<S> {
   }
 };
 
-// Where the rows of a line are to be written: in place, or to `buffer`, which `scatter` then takes to its place. Past the
-// caches where `elements` are many; without them never, and order_stores is not needed.
+// Where the rows of a line are to be written: in place, or to `buffer`, from which `scatter` then takes them to their
+// place. Where `elements` are many they are stored past the caches; without `elements` they never are, and order_stores
+// is not needed.
 template <class S>
 Target<S> target(const Out& x, int64_t batch, int64_t channel, int channels, const Span& s, S* buffer,
                  int64_t elements = 0) {
@@ -345,19 +348,19 @@ void clear_rest(const Out& x, int64_t batch, int64_t channel, int channels, int6
   }
 }
 
-// The cache that a row is asked for, as __builtin_prefetch has it.
+// The cache that a row is prefetched to, in the numbers of __builtin_prefetch.
 constexpr int kFirstLevel = 3, kSecondLevel = 2;
 
-// Rows that will be wanted soon. A line takes 64 bytes of each of many rows, which is not the pattern that hardware
-// prefetchers look for; asked for one by one during the computation before, they come for nothing. (Asked for together they
-// fill the queue of outstanding misses, and the computation waits for it.)
+// Rows that will be read soon, to be prefetched. A line takes 64 bytes of each of many rows, which is not a pattern
+// that hardware prefetchers look for. Asked for one by one during the computation before, the rows cost no time. (Asked
+// for together they fill the queue of outstanding misses, and the computation waits for it.)
 class Prefetch {
  public:
   Prefetch() = default;
-  // Of the `piece`th lines of the rows. Second-level caches fetch lines in pairs: were all streams at the same place in a
-  // pair, as tensors usually are, they would all begin one in the same visit and none in the next, and half of the visits
-  // would wait for memory. So half of the streams are asked for a line further. A Xeon's forward pass took up to 45 % longer
-  // without, by where in a page the tensors happened to begin.
+  // Prefetches the `piece`th lines of the rows. Second-level caches fetch cache lines in pairs. If all streams were at
+  // the same place in a pair, as tensors usually are, they would all begin a pair in the same visit and none in the
+  // next, and half of the visits would wait for memory. So for half of the streams, one line further is asked for.
+  // Without that a Xeon's forward pass took up to 45 % longer, depending on where in a page the tensors began.
   explicit Prefetch(int64_t piece) : piece_(piece) {}
 
   template <class S, class Strided>
@@ -381,8 +384,8 @@ class Prefetch {
     for (int64_t done = 0; done < bytes && streams_ < kMost; done += kStream)
       stream_[streams_++] = {static_cast<const char*>(first) + done, kLineBytes};
   }
-  // Row i of the `part`th of `parts` shares of the streams. Always inlined: g++ takes a function that only prefetches for one
-  // without effect, and drops the calls of it.
+  // Prefetches row i of the `part`th of `parts` shares of the streams. It is always inlined, because g++ takes a
+  // function that only prefetches for one without effect, and drops the calls of it.
   template <int kLocality = kFirstLevel>
   __attribute__((always_inline)) void row(int i, int part, int parts) const {
     for (int k = part; k < streams_; k += parts)
@@ -408,7 +411,7 @@ struct Ahead {
   __attribute__((always_inline)) void step(int i) const { rows->row<kLocality>(i, part, parts); }
 };
 
-// Rows of B or C, (step, dstate), as T.
+// Loads rows of B or C, (step, dstate), as T.
 template <class S, class T>
 void load_map(const InMap& x, int64_t batch, int64_t group, const Span& s, int64_t dstate, T* out) {
   for (int i = 0; i < s.count; ++i, out += dstate) {
