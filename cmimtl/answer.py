@@ -51,7 +51,7 @@ class Answer:
 class QuestionAnswerer:
     """A model and its processor, ready to answer.
 
-    This is the :class:`~cmimtl.evaluate.Answerer` that asks both heads of the model.
+    This is the `cmimtl.evaluate.Answerer` that asks both heads of the model.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class QuestionAnswerer:
 
         Args:
             image: a path of a PNG, JPEG, DICOM, … file or anything else that
-                :func:`~cmimtl.images.load_image` takes.
+                `cmimtl.images.load_image` takes.
             question: in words.
             best: how many of the classifier's answers to give.
             answer_type: "open", or "closed" where the question is known to be closed. The decoder

@@ -115,7 +115,7 @@ def augment(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class VQADataset(Dataset):
     """Examples with their pictures.
 
-    An index may be larger than the number of examples, as those of :class:`EpochOrder` are:
+    An index may be larger than the number of examples, as those of `EpochOrder` are:
     ``index % len`` is the example and ``index // len`` is the epoch, on which augmentation depends.
     """
 
@@ -168,7 +168,7 @@ def numbered(keys: Iterable[Hashable]) -> list[int]:
 class EpochOrder(Sampler[int]):
     """A random order of the examples for each epoch, which depends only on seed and epoch.
 
-    It gives ``epoch * length + i`` for every example i; see :class:`VQADataset`.
+    It gives ``epoch * length + i`` for every example i; see `VQADataset`.
     """
 
     def __init__(self, length: int, seed: int) -> None:
@@ -190,7 +190,7 @@ class EpochOrder(Sampler[int]):
 
 
 class VQACollator:
-    """Makes a batch of the model's arguments of a list of items of :class:`VQADataset`.
+    """Makes a batch of the model's arguments of a list of items of `VQADataset`.
 
     The batch has ``pixel_values``, ``input_ids`` and ``attention_mask`` as the processor makes them
     and, with a vocabulary, the targets:

@@ -8,7 +8,7 @@ FUSIONS = ("cross-mamba", "cross-mamba-gated", "transformer")
 
 @strict
 class CMIMTLConfig(PreTrainedConfig):
-    """Sizes of a :class:`~cmimtl.model.CMIMTLForVisualQuestionAnswering`.
+    """Sizes of a `cmimtl.model.CMIMTLForVisualQuestionAnswering`.
 
     Args:
         vision_model: name of a timm Vision Transformer.
@@ -39,7 +39,7 @@ class CMIMTLConfig(PreTrainedConfig):
         initializer_range: standard deviation of the weights of linear layers at the start. 0.02
             suits widths of 768 and parts that are pretrained.
         learns_from_scratch: whether to start the encoders, and what reads them, as
-            :func:`cmimtl.scratch.start` does, so that signal and gradient pass through all of them
+            `cmimtl.scratch.start` does, so that signal and gradient pass through all of them
             from the first step.
         id2label: the answer classes, index -> normalised answer.
     """

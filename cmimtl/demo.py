@@ -59,8 +59,8 @@ def run_demo(
         max_steps: optimizer steps; those of the epochs where None.
         n_images: pictures of the phantom set.
     Returns:
-        the scores of :func:`cmimtl.evaluate.evaluate` on the test split; under "descriptions" and
-        "compositional" those of :func:`cmimtl.evaluate.evaluate_generation` on the splits of these
+        the scores of `cmimtl.evaluate.evaluate` on the test split; under "descriptions" and
+        "compositional" those of `cmimtl.evaluate.evaluate_generation` on the splits of these
         names; "seconds", of each phase and in all, and "seed".
     Raises:
         ValueError, DataError: output_dir or json_path cannot be used.

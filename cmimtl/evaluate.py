@@ -44,7 +44,7 @@ class Answerer(Protocol):
         """One answer per question; pictures: one for each question, (height, width, 3) uint8."""
 
     def generate(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> list[str]:
-        """One answer in free text per question; arguments as those of :meth:`classify`."""
+        """One answer in free text per question; arguments as those of `classify`."""
 
 
 def evaluate(
@@ -63,7 +63,7 @@ def evaluate(
         test: the split to score, of at least two images.
         images: the pictures of ``test``.
     Returns:
-        a dict ready for JSON, fractions in [0, 1] with 95 % intervals clustered by image::
+        a dict ready for JSON, fractions in [0, 1] with 95 % intervals clustered by image:
 
             questions, images           numbers
             overall, open, closed       accuracy of the classifier; None without such a question
@@ -159,9 +159,9 @@ def evaluate_generation(
 ) -> dict[str, object]:
     """Score the decoder on a split whose answers only a decoder can give.
 
-    Args: as :func:`evaluate`.
+    Args: as `evaluate`.
     Returns:
-        a dict with the keys that "generated" of :func:`evaluate` has, and with "predictions".
+        a dict with the keys that "generated" of `evaluate` has, and with "predictions".
         "classifier" has exact match and token F1 of the classifier, and "question_only" those of
         the best answer without the image.
     Raises:
@@ -228,10 +228,10 @@ def shuffled(examples: Sequence[VQAExample], seed: int = 0) -> list[Path]:
 
 
 def print_scores(scores: dict[str, object], title: str, console: Console) -> None:
-    """Print what :func:`evaluate` gave as tables, in percent.
+    """Print what `evaluate` gave as tables, in percent.
 
     Args:
-        scores: the result of :func:`evaluate`.
+        scores: the result of `evaluate`.
         title: names data set and split.
         console: where to print.
     """
@@ -308,7 +308,7 @@ def evaluate_run(
         json_path: where the scores are written.
         batch_size: number of questions at a time.
     Returns:
-        the result of :func:`evaluate`, or of :func:`evaluate_generation` for the splits of the
+        the result of `evaluate`, or of `evaluate_generation` for the splits of the
         phantom set that ask for descriptions.
     Raises:
         ValueError: run holds no finished model, or an argument is out of range.

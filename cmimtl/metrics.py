@@ -1,6 +1,6 @@
 """Scores of answers, their confidence intervals, and the controls to read beside them.
 
-Everything takes :class:`~cmimtl.data.VQAExample` and predicted answers as text, so a classifier, a
+Everything takes `cmimtl.data.VQAExample` and predicted answers as text, so a classifier, a
 decoder and a look-up table are scored by the same code:
 
     score(test, predictions)                       a model, either head
@@ -23,7 +23,7 @@ CONFIDENCE = 0.95
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """1.0 where both answers are the same after :func:`~cmimtl.data.normalize_answer`, else 0.0."""
+    """1.0 where both answers are the same after `cmimtl.data.normalize_answer`, else 0.0."""
     return float(normalize_answer(prediction) == normalize_answer(reference))
 
 
@@ -105,7 +105,7 @@ def score(
     Args:
         examples: the questions, at least one.
         predictions: one answer per example, in the same order; "" counts as wrong.
-        resamples, seed: those of the bootstrap, see :func:`clustered_interval`.
+        resamples, seed: those of the bootstrap, see `clustered_interval`.
     Returns:
         a dict ready for JSON::
 

@@ -54,7 +54,7 @@ class CMIMTLOutput(ModelOutput):
 
 
 class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
-    """The model; its configuration is a :class:`~cmimtl.config.CMIMTLConfig`."""
+    """The model; its configuration is a `cmimtl.config.CMIMTLConfig`."""
 
     config_class = CMIMTLConfig
     main_input_name = "pixel_values"

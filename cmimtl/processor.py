@@ -49,7 +49,7 @@ class CMIMTLProcessor(ProcessorMixin):
         """Make a batch.
 
         Args:
-            images: an image, or a list of images, that :func:`cmimtl.images.load_image` takes.
+            images: an image, or a list of images, that `cmimtl.images.load_image` takes.
             text: one question or a list.
             answers: one answer or a list, the targets of generation.
         Returns:

@@ -39,7 +39,7 @@ def without_bars() -> Iterator[None]:
 class Phase:
     """A phase of work with a title, its progress, the time it has taken and the time it will take.
 
-    A phase is used in a ``with`` statement; :meth:`advance` tells that something is done. On a
+    A phase is used in a ``with`` statement; `advance` tells that something is done. On a
     terminal it is a bar. Elsewhere (a file, a log) it is a line now and then, so that there, too,
     one sees that the work goes on.
     """
@@ -96,7 +96,7 @@ class Phase:
 
 
 class TrainingPhase(TrainerCallback):
-    """The optimizer steps of a Trainer as a :class:`Phase`, with the losses that it logs."""
+    """The optimizer steps of a Trainer as a `Phase`, with the losses that it logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

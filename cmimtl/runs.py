@@ -1,6 +1,6 @@
 """The folder of a run: what the run was started with, and how it goes on.
 
-A run's folder holds::
+A run's folder holds:
 
     run.json            what the run was started with; written when everything has been checked
     reader_report.json  what the reader repaired and dropped
@@ -62,7 +62,7 @@ def new_arguments(given: dict[str, object]) -> dict[str, object]:
     """Complete the arguments of a new run, and check them as far as that needs nothing else.
 
     Args:
-        given: name -> value, as :func:`cmimtl.train.train` takes them.
+        given: name -> value, as `cmimtl.train.train` takes them.
     Raises:
         ValueError: an argument is unknown, missing or out of range.
     """

@@ -1,6 +1,6 @@
 """Training, from files on disk to a folder with a model that answers.
 
-:mod:`cmimtl.runs` describes the folder.
+`cmimtl.runs` describes the folder.
 
 Everything that can be wrong with arguments, data and weights is found before anything is written.
 """
@@ -264,7 +264,7 @@ def read_split(
     """Read one split of a data set; a phantom set is drawn first where root holds nothing.
 
     Raises:
-        ValueError, DataError: as :func:`cmimtl.data.load_dataset`.
+        ValueError, DataError: as `cmimtl.data.load_dataset`.
     """
     _draw_missing(data, root)
     return load_dataset(data, root, split, report=report)

@@ -25,13 +25,13 @@ LOSSES = ("classification_loss", "contrastive_loss", "generation_loss")
 
 
 class CMIMTLTrainer(Trainer):
-    """Trains on a :class:`~cmimtl.batches.VQADataset`.
+    """Trains on a `cmimtl.batches.VQADataset`.
 
     It differs from its base class in five things:
 
     - parts of the model have learning rates of their own;
-    - the order of the data comes from :class:`~cmimtl.batches.EpochOrder`, and its batches from
-      :class:`~cmimtl.steps.StepBatches`;
+    - the order of the data comes from `cmimtl.batches.EpochOrder`, and its batches from
+      `cmimtl.steps.StepBatches`;
     - the loss of a step is that of one large batch;
     - each loss is logged under its name, and a loss that is not finite ends the training;
     - a checkpoint gets its name when it is whole.
@@ -126,7 +126,7 @@ class CMIMTLTrainer(Trainer):
             schedule._last_lr = rates  # the log shows these
 
     def get_batch_samples(self, *arguments):
-        """The batches of a step, each with ``loss_scales``, see :func:`loss_scales`."""
+        """The batches of a step, each with ``loss_scales``, see `loss_scales`."""
         batches, count = super().get_batch_samples(*arguments)
         mine = torch.tensor(
             [[len(batch["labels"]), int((batch["labels"] != -100).sum())] for batch in batches]

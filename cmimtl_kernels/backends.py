@@ -241,7 +241,7 @@ def choose(backend: str, call: Call) -> Backend:
 def explain(call: Call) -> dict[str, list[str]]:
     """Every backend with every reason why it cannot run a call; without a reason, it can.
 
-    Example:
+    Examples:
         >>> explain(Call("selective_scan", "cpu", torch.float32, dstate=16))["causal_conv1d"]
         ['implements only causal_conv1d']
     """

@@ -60,7 +60,7 @@ class CrossMambaBlock(nn.Module):
     Memory:
         With `recompute`, batch * (L_v + L_t) * (1 + 2 * expand) * d_model elements are kept for the
         backward pass: the streams and the outputs of in_proj.
-    Example:
+    Examples:
         >>> block = CrossMambaBlock(d_model=32)
         >>> visual, text = block(torch.randn(2, 9, 32), torch.randn(2, 5, 32))
         >>> visual.shape, text.shape
@@ -349,7 +349,7 @@ class CrossMamba(nn.Module):
         n_layers: number of blocks.
         options: every other option of `CrossMambaBlock`.
     Shapes: those of `CrossMambaBlock`.
-    Example:
+    Examples:
         >>> fusion = CrossMamba(d_model=32, n_layers=2, bidirectional=True)
         >>> visual, text = fusion(torch.randn(2, 9, 32), torch.randn(2, 5, 32))
     """

@@ -53,7 +53,7 @@ def selective_scan(
         reverse: run from the last valid step to the first.
         return_last_state: also return the state after the last processed step.
         backend: "auto", "cuda", "triton", "cpu" or "reference"; see
-        `cmimtl_kernels.backends.explain`.
+            `cmimtl_kernels.backends.explain`.
     Returns:
         out: (batch, length, dim), dtype and, where dense, strides of u.
         last_state: (batch, dim, dstate), float32 (float64 where u is); only with return_last_state.
@@ -69,7 +69,7 @@ def selective_scan(
         states, k = `backends.BACKENDS[name].checkpoint_every`.
     Autocast: u, delta, B, C and z are cast to the autocast dtype; A, D, delta_bias and the states
         are not.
-    Example:
+    Examples:
         >>> u, delta = torch.randn(2, 8, 4), torch.rand(2, 8, 4)
         >>> A, B, C = -torch.rand(4, 16), torch.randn(2, 8, 16), torch.randn(2, 8, 16)
         >>> selective_scan(u, delta, A, B, C).shape

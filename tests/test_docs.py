@@ -2,13 +2,17 @@
 
 import ast
 import doctest
-import importlib
+import importlib.util
 import inspect
 import itertools
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from cmimtl_kernels import __version__
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,10 +38,33 @@ def test_readme_has_the_two_commands():
     ]
 
 
-def test_readme_links_lead_somewhere():
-    links = re.findall(r"\]\(((?!https?:)[^)#]+)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+PAGES = [*(ROOT / "docs").rglob("*.md"), *(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere_and_named_files_exist(page):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(((?!https?:|#)[^)#]+)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    places = "cmimtl|cmimtl_kernels|csrc|tests|benchmarks|examples"
+    paths = re.findall(rf"`((?:{places})/[\w./]+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_site_builds(tmp_path):
+    """Strictly: no link is broken, and every docstring can be parsed."""
+    for package in ("material", "mkdocstrings"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed; `pip install -e '.[docs]'` installs it")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "never stored" in (tmp_path / "api/kernels/index.html").read_text(encoding="utf-8")
+
+
+def test_the_citation_is_of_this_version():
+    version = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version[1] == __version__
 
 
 @pytest.mark.parametrize("name", MODULES)

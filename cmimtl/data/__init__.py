@@ -4,9 +4,9 @@
     train = load_dataset("slake", "data/slake", "train", report=report)
     vocabulary = AnswerVocabulary.from_examples(train)
 
-Each data set has a reader (:mod:`slake`, :mod:`vqa_rad`, :mod:`ovqa`), and all readers give
-:class:`VQAExample`. The default data set is the phantom set, which comes with the package:
-:func:`write_phantom` draws it to disk in SLAKE's layout, and the SLAKE reader reads it.
+Each data set has a reader (`slake`, `vqa_rad`, `ovqa`), and all readers give
+`VQAExample`. The default data set is the phantom set, which comes with the package:
+`write_phantom` draws it to disk in SLAKE's layout, and the SLAKE reader reads it.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def load_dataset(
             layout).
         split: ``"train"``, ``"validation"`` or ``"test"``; ``"phantom"`` has ``"descriptions"`` and
             ``"compositional"`` too.
-        report: an empty :class:`ReaderReport`, which is filled with what was repaired and dropped.
+        report: an empty `ReaderReport`, which is filled with what was repaired and dropped.
         **options: options of the data set's reader. ``language`` of slake: ``"en"`` by default,
             None for all. ``validation_fraction`` of vqa-rad, which has no validation split of its
             own: the fraction of the training images that is held out, 0 by default. It must be the
             same in every call of a run.
     Returns:
-        list of :class:`VQAExample` in the order of the file.
+        list of `VQAExample` in the order of the file.
     Raises:
         ValueError: the name or the split is unknown.
         TypeError: the reader does not know an option.

@@ -64,7 +64,7 @@ def normalize_answer(text: str) -> str:
         the normalised answer. It is empty where the text holds only articles and marks.
     Raises:
         TypeError: text is not a string.
-    Example:
+    Examples:
         >>> normalize_answer("The X-ray, none.")
         'x ray 0'
     """
@@ -174,7 +174,7 @@ class AnswerVocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AnswerVocabulary:
-        """Read what :meth:`save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             DataError: the file is missing, no JSON or has another form.

@@ -1,5 +1,5 @@
-"""What every reader gives, :class:`VQAExample`; what it did meanwhile, :class:`ReaderReport`; and
-how it fails, :class:`DataError`."""
+"""What every reader gives, `VQAExample`; what it did meanwhile, `ReaderReport`; and
+how it fails, `DataError`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class VQAExample:
             Splits are made and confidence intervals are clustered by it.
         question: the question with blanks trimmed and single.
         answer: the answer as written, blanks trimmed and single.
-        answer_normalized: :func:`cmimtl.data.answers.normalize_answer` of ``answer``: the class
+        answer_normalized: `cmimtl.data.answers.normalize_answer` of ``answer``: the class
             label.
         answer_type: ``"open"`` or ``"closed"``.
         content_type: what the question asks about, in the data set's own words ("Modality",
@@ -56,7 +56,7 @@ class VQAExample:
 class ReaderReport:
     """What a reader met in one split: rows read, rows given, defects repaired and rows dropped.
 
-    Pass an empty report to :func:`cmimtl.data.load_dataset`; print ``lines()`` or store
+    Pass an empty report to `cmimtl.data.load_dataset`; print ``lines()`` or store
     ``to_dict()``.
 
     Attributes:

@@ -1,6 +1,6 @@
 """Reader of OVQA, orthopaedic images (Huang et al. 2022, doi 10.1145/3477495.3531724).
 
-Layout::
+Layout:
 
     root/trainset.json, valset.json, testset.json      or train.json, val.json, test.json
     root/img/ or root/images/                          named by a row's image_name

@@ -4,7 +4,7 @@ Each picture is a head, a chest or an abdomen as CT, MRI or X-ray would show it,
 most one abnormality, which has a size, a brightness and a place. Sides are the patient's, as
 radiologists name them: what is on the left of the picture is "right".
 
-Layout::
+Layout:
 
     root/train.json, validate.json, test.json    as in SLAKE
     root/descriptions.json                       descriptions of the test pictures
@@ -42,14 +42,14 @@ PHANTOM_FILES: Mapping[str, Sequence[str]] = {
 def read_phantom(
     root: str | os.PathLike[str], split: str, *, report: ReaderReport
 ) -> list[VQAExample]:
-    """Read one split of a phantom set that :func:`write_phantom` wrote, through the SLAKE reader.
+    """Read one split of a phantom set that `write_phantom` wrote, through the SLAKE reader.
 
     Args:
         root: folder of the set.
         split: "train", "validation", "test", "descriptions" or "compositional". The last two ask
             for descriptions alone; those of "compositional" occur in no other split as a whole,
             though each of their words does.
-        report: filled as by :func:`cmimtl.data.slake.read_slake`.
+        report: filled as by `cmimtl.data.slake.read_slake`.
     Raises:
         ValueError, DataError: as read_slake.
     """

@@ -66,7 +66,7 @@ class Row:
         return cleaned
 
     def required(self, field: str) -> str:
-        """A field as :meth:`text` gives it, which must not be empty.
+        """A field as `text` gives it, which must not be empty.
 
         Raises:
             DataError: the field is missing or empty.
@@ -77,7 +77,7 @@ class Row:
         return value
 
     def optional(self, field: str) -> str:
-        """A field as :meth:`text` gives it, or an empty text where the field is missing or null."""
+        """A field as `text` gives it, or an empty text where the field is missing or null."""
         return self.text(field) if self._fields.get(field) is not None else ""
 
     def answer_type(self) -> str:

@@ -1,6 +1,6 @@
 """Reader of SLAKE (Liu et al. 2021, arXiv 2102.09542), and of any data set in its layout.
 
-Layout::
+Layout:
 
     root/train.json, validate.json, test.json      lists of rows
     root/imgs/xmlab1/source.jpg                    named by a row's img_name

@@ -1,6 +1,6 @@
 """Reader of VQA-RAD (Lau et al. 2018, doi 10.1038/sdata.2018.251) in both forms that are in use.
 
-Layout, either of::
+Layout, either of:
 
     root/trainset.json, testset.json     as most Med-VQA code reads it
     root/images/synpic1.jpg

@@ -12,7 +12,7 @@ Where mamba_ssm's results are wrong, or where it fails, these functions are righ
   the norms get gradients;
 - streams of several dtypes, as autocast makes them, are computed in the widest.
 
-Example:
+Examples:
     >>> u, delta = torch.randn(2, 4, 8), torch.rand(2, 4, 8)
     >>> A, B, C = -torch.rand(4, 16), torch.randn(2, 16, 8), torch.randn(2, 16, 8)
     >>> selective_scan_fn(u, delta, A, B, C, delta_softplus=True).shape

@@ -5,7 +5,7 @@ installed, it picks that one's scan, which runs on CUDA alone; elsewhere it runs
 time steps. `use_kernels` puts this library's functions in the place of that choice, in training,
 inference and generation with a cache.
 
-Example:
+Examples:
     >>> import torch
     >>> from transformers import MambaConfig, MambaForCausalLM
     >>> sizes = dict(hidden_size=8, num_hidden_layers=1, vocab_size=20)
