@@ -1,10 +1,11 @@
-"""Records -> pictures, one self-contained page, and the numbers of the README.
+"""Records -> pictures, one self-contained page, and the numbers of the documents.
 
-    cmimtl bench report RECORD… [--page FILE] [--pictures DIR] [--readme README.md]
+    cmimtl bench report RECORD… [--page FILE] [--pictures DIR] [--documents DIR]
 
 Several records stand side by side in the page's first table and follow one another below. The
-section of the README between its two markers is `readme_section` of the records given, which are to
-be those in benchmarks/records/; benchmarks/test_report.py holds that.
+documents are those of a checkout, DIR: the section of README.md between its two markers, its plot
+docs/measured.svg, and benchmarks/RESULTS.md. They come from the records in benchmarks/records/;
+benchmarks/test_report.py holds that.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from benchmarks import claims, tables
+from benchmarks import claims, overview, tables
 from benchmarks.pictures import PICTURES
 from benchmarks.records import load, ours
 from cmimtl.files import check_folder, check_writable
@@ -44,22 +45,36 @@ def _markdown(table: tables.Table) -> str:
 
 def readme_section(records: list[dict]) -> str:
     """The text between the markers of the README, every number of it from the records."""
-    parts = []
+    if not records:
+        return ""
+    parts = [
+        f"{overview.about(records)} `pytest benchmarks/` measures your machine."
+        " [All results](benchmarks/RESULTS.md), those where others are faster included.",
+        _markdown(overview.table(records)),
+        "![The time per token stays the same for Cross-Mamba, and grows with the number of tokens"
+        " for a Transformer.](docs/measured.svg)",
+    ]
+    return "\n\n".join(parts)
+
+
+def results(records: list[dict]) -> str:
+    """benchmarks/RESULTS.md, every number of it from the records."""
+    parts = [
+        "# Results",
+        "`cmimtl bench report` makes this page from the records in `benchmarks/records/`."
+        " [README.md](README.md) tells how they are measured, and what the columns mean.",
+    ]
     for record in records:
-        if len(records) > 1:
-            parts.append(f"### {claims.short_device(record)}")
-        backend = ours(record)
         parts += [
+            f"## {claims.short_device(record)}",
             f"Measured on {record['device']}, torch {record['versions']['torch']}, float32,"
-            f" {record['created'][:10]}, kernels of commit {record['commit'][:12]}."
-            " `pytest benchmarks/` does it on your machine;"
-            " [benchmarks/README.md](benchmarks/README.md) tells how, and what the columns mean.",
+            f" {record['created'][:10]}, kernels of commit {record['commit'][:12]}.",
             "Fusion alone, d_model 768, Cross-Mamba with 2 layers against co-attention with 6 per"
             " stream; forward + backward is a training step without the optimizer:",
             _markdown(tables.fusion_table(record)),
             _markdown(tables.slope_table(record)),
-            f"The scan with softplus, bias, D and gate, dstate 16, `{backend}` against the others"
-            " (batch x length x dim, pass):",
+            f"The scan with softplus, bias, D and gate, dstate 16, `{ours(record)}` against the"
+            " others (batch x length x dim, pass):",
             _markdown(tables.speedup_table(record)),
             "\\* Not run: from its time at a smaller size. The gradient of indexing a step is as"
             " large as the sequence, so the backward passes of mamba's reference and of"
@@ -70,10 +85,21 @@ def readme_section(records: list[dict]) -> str:
         ]
     if records:
         parts += [
-            "What we claim, held to the record by a test:",
+            "## Claims",
+            "What we claim, held to the records by a test:",
             _markdown(claims.table(records)),
         ]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) + "\n"
+
+
+def documents(records: list[dict], root: Path) -> dict[Path, str]:
+    """Every document of a checkout that has numbers of the records, with its text."""
+    readme = root / "README.md"
+    return {
+        readme: replace_section(readme.read_text(), readme_section(records)),
+        root / "docs" / "measured.svg": overview.plot(records),
+        root / "benchmarks" / "RESULTS.md": results(records),
+    }
 
 
 def replace_section(text: str, section: str) -> str:
@@ -163,15 +189,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("records", nargs="+", type=Path, metavar="RECORD")
     parser.add_argument("--page", type=Path, default=Path("benchmarks.html"))
     parser.add_argument("--pictures", type=Path, help="folder for the pictures as PNG files")
-    parser.add_argument("--readme", type=Path, help="file whose section is written")
+    parser.add_argument("--documents", type=Path, help="checkout whose documents are written")
     options = parser.parse_args(arguments)
     # Before the pictures, which take a while: what is written can be.
     check_writable("bench report", "--page", options.page)
     if options.pictures:
         check_folder("bench report", "--pictures", options.pictures)
-    if options.readme:
-        replace_section(check_writable("bench report", "--readme", options.readme).read_text(), "")
     records = [load(path) for path in options.records]
+    texts = documents(records, options.documents) if options.documents else {}
+    for path in texts:
+        check_writable("bench report", "--documents", path)
     write(options.page, page(records))
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
@@ -179,9 +206,8 @@ def main(arguments: list[str] | None = None) -> None:
             prefix = f"{path.stem}-" if len(records) > 1 else ""
             for name, figure in pictures(record):
                 write(options.pictures / f"{prefix}{name}.png", _png(figure))
-    if options.readme:
-        text = options.readme.read_text()
-        write(options.readme, replace_section(text, readme_section(records)))
+    for path, text in texts.items():
+        write(path, text)
 
 
 if __name__ == "__main__":

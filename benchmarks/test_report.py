@@ -1,11 +1,12 @@
-"""The page, the pictures and the README come from records, and from nothing else."""
+"""The page, the pictures and the documents come from records, and from nothing else."""
 
 import copy
 import json
+import xml.dom.minidom
 
 import pytest
 
-from benchmarks import claims, measure, records, report, synthetic, tables
+from benchmarks import claims, measure, overview, records, report, synthetic, tables
 from benchmarks.claims import CLAIMS
 from benchmarks.pictures import PICTURES
 
@@ -22,7 +23,8 @@ def test_page_is_whole_and_self_contained(tmp_path, made_up):
     path.write_text(json.dumps(made_up))
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    options = ["--page", tmp_path / "page.html", "--pictures", tmp_path / "png", "--readme", readme]
+    options = ["--page", tmp_path / "page.html", "--pictures", tmp_path / "png"]
+    options += ["--documents", tmp_path]
     report.main([str(x) for x in (path, *options)])
     page = (tmp_path / "page.html").read_text()
     assert "A CPU &lt;one&gt;" in page and "mamba_ssm is not installed" in page
@@ -34,7 +36,11 @@ def test_page_is_whole_and_self_contained(tmp_path, made_up):
         assert title in page
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "6.5x" in text and "6.0x" in text and "about 64,000x*" in text
+    assert "6.5x" in text and "6.0x" in text
+    results = (tmp_path / "benchmarks" / "RESULTS.md").read_text()
+    assert "about 64,000x*" in results
+    plot = xml.dom.minidom.parse(str(tmp_path / "docs" / "measured.svg"))
+    assert len(plot.getElementsByTagName("path")) == 3
 
 
 def test_what_cannot_be_written_is_found_before_the_pictures(tmp_path, made_up, monkeypatch):
@@ -47,7 +53,7 @@ def test_what_cannot_be_written_is_found_before_the_pictures(tmp_path, made_up, 
     for options, message in (
         (["--page", tmp_path], "--page must name a file that can be written"),
         (["--pictures", record], "--pictures must be a folder that can be written to"),
-        (["--readme", tmp_path / "README.md"], "README: it must hold"),
+        (["--documents", tmp_path], "README: it must hold"),
     ):
         with pytest.raises(ValueError, match=message):
             report.main([str(x) for x in (record, "--page", tmp_path / "a.html", *options)])
@@ -67,7 +73,9 @@ def test_records_stand_side_by_side(made_up):
     assert line[1:] == ["at most 1.05x", "0.98x", "not measured"]
     page = report.page([made_up, gpu])
     assert page.index("<h2>A CPU") < page.index("<h2>A GPU")
-    assert report.readme_section([made_up, gpu]).count("### ") == 2
+    assert report.results([made_up, gpu]).count("\n## ") == 3
+    assert [len(line) for line in overview.table([made_up, gpu])] == [3] * 7
+    assert overview.plot([made_up, gpu]).count("<g ") == 2
 
 
 def test_a_record_of_few_rows(made_up):
@@ -81,6 +89,8 @@ def test_a_record_of_few_rows(made_up):
     assert "cmimtl benchmarks" in report.page([made_up])
     made_up["rows"], made_up["limits"] = [], None
     assert "not measured" in report.page([made_up])
+    assert all("not measured" in line for line in overview.table([made_up])[1:])
+    assert "<path" not in overview.plot([made_up])
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.text)
@@ -114,11 +124,11 @@ def test_readme_without_markers():
         report.replace_section("nothing here", "section")
 
 
-def test_readme_holds_the_committed_records():
+def test_documents_hold_the_committed_records():
     """And nothing measured where there is none."""
-    readme = (measure.ROOT / "README.md").read_text()
-    expected = report.replace_section(readme, report.readme_section(records.committed()))
-    assert readme == expected, "run `cmimtl bench report benchmarks/records/* --readme README.md`"
+    advice = "run `cmimtl bench report benchmarks/records/* --documents .`"
+    for path, expected in report.documents(records.committed(), measure.ROOT).items():
+        assert path.read_text() == expected, f"{path.name}: {advice}"
 
 
 def test_committed_records_hold_the_claims():

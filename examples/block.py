@@ -41,13 +41,13 @@ def samples(count: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
 torch.manual_seed(0)
 model = TwoStreams()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-for step in range(1, 101):
+for step in range(1, 151):
     inputs, labels = samples(64)
     loss = F.cross_entropy(model(*inputs), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if step % 20 == 0:
+    if step % 30 == 0:
         print(f"step {step}: loss {loss.item():.3f}")
 
 inputs, labels = samples(512)
