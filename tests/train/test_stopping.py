@@ -23,6 +23,9 @@ from cmimtl.trainer import CMIMTLTrainer
 from tests.train.commands import run, train_arguments
 
 
+CURSOR_SHOWN = "\x1b[?25h"  # the end of a bar on a terminal
+
+
 def assert_same_weights(run_folder, expected_folder):
     expected = load_file(expected_folder / "model.safetensors")
     actual = load_file(run_folder / "model.safetensors")
@@ -267,6 +270,19 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 # A longer run
+
+
+def test_a_loss_that_is_not_finite(data, tmp_path, monkeypatch, capsys):
+    """It ends the training, and what is said of it has a line of its own below the bar."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a bar, as on a terminal
+    arguments = train_arguments(data, tmp_path / "run", **{"learning-rate": 1e30, "save-every": 1})
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    message = error.index("train: every loss must be finite, got")
+    assert error.index("use a lower learning rate", message)
+    assert "training" in error[:message]
+    assert CURSOR_SHOWN in error[:message]
+    assert error[:message].rpartition("\n")[2] in ("", CURSOR_SHOWN)
 
 
 def test_a_finished_run_becomes_longer(trained, data, tmp_path, capsys):
