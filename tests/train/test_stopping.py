@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from safetensors.torch import load_file
@@ -21,7 +22,6 @@ from cmimtl.presets import PRESETS
 from cmimtl.processor import CMIMTLProcessor
 from cmimtl.trainer import CMIMTLTrainer
 from tests.train.commands import run, train_arguments
-
 
 CURSOR_SHOWN = "\x1b[?25h"  # the end of a bar on a terminal
 
@@ -73,6 +73,23 @@ def test_a_signal(trained, data, tmp_path, monkeypatch, capsys, number, code, wo
     if number == signal.SIGTERM:
         assert run("train", "--output-dir", output, "--resume") == 0
         assert_same_weights(output, trained)
+
+
+def test_a_signal_to_all_processes(data, tmp_path):
+    """One that loads data ends by it too, which is an error in the training's process."""
+    output = tmp_path / "run"
+    options = {"max-steps": 2000, "save-every": 4, "workers": 1}
+    command = [sys.executable, "-m", "cmimtl", *train_arguments(data, output, **options)]
+    with subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (output / "checkpoint-4").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        said = process.communicate()[1].strip().splitlines()[-1]
+    assert process.returncode == 143, said
+    assert said.startswith("cmimtl: asked to end. `cmimtl train --output-dir"), said
 
 
 def test_only_what_can_go_on_is_said_to(trained, tmp_path, monkeypatch, capsys):
