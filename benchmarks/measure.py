@@ -233,7 +233,8 @@ def _in_fresh_process(what: str, function: str, arguments: dict):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def _rounds_of(call: Callable[[], object], rounds: int) -> list[float]:
+def rounds_of(call: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of each round of a call, after one that does not count."""
     call()
     seconds = []
     for _ in range(rounds):
@@ -283,7 +284,7 @@ def main() -> None:
     elif what == "peak":
         print(_peak_of(made))
     else:
-        print(_rounds_of(made, int(what.removeprefix("rounds="))))
+        print(rounds_of(made, int(what.removeprefix("rounds="))))
 
 
 if __name__ == "__main__":

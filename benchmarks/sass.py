@@ -1,15 +1,18 @@
 """Reading compiled NVIDIA code: instructions, innermost loops, registers. Nothing is run.
 
-Tools: cuobjdump and nvdisasm, of a CUDA toolkit or of the triton wheel.
+Tool: cuobjdump, of a CUDA toolkit or of the triton wheel. nvdisasm, which names the targets of
+branches, analyses the flow of what it prints and takes ten times as long.
 """
 
+import functools
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +33,7 @@ RESERVED = 1 << 10
 CYCLES_PER_MUFU = 8
 
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
-_LABEL = re.compile(r"^\s*(\.L_\w+):")
+_TARGET = re.compile(r"0x([0-9a-f]+)$")
 _BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 
@@ -78,7 +81,6 @@ class Kernel:
     registers: int
     shared_bytes: int  # static: what a launch adds is not written in the code
     instructions: tuple[Instruction, ...]
-    labels: dict[str, int]
 
     @cached_property
     def _ranges(self) -> list[tuple[int, int]]:
@@ -89,9 +91,9 @@ class Kernel:
         """
         ranges = set()
         for instruction in self.instructions:
-            target = re.search(r"`\((\.L_\w+)\)", instruction.operands)
+            target = _TARGET.search(instruction.operands)
             if instruction.opcode.startswith("BRA") and target:
-                begin = self.labels[target.group(1)]
+                begin = int(target.group(1), 16)
                 if begin < instruction.address:
                     ranges.add((begin, instruction.address))
         return sorted(ranges)
@@ -155,53 +157,53 @@ def read(cubin: Path, capability: int) -> Kernel:
     return kernel
 
 
-def read_library(library: Path) -> dict[tuple[str, int], Kernel]:
-    """Every kernel of a shared library by mangled name and compute capability."""
+def read_library(library: Path, wanted: re.Pattern) -> dict[tuple[str, int], Kernel]:
+    """The kernels of a shared library whose mangled names a pattern is found in, by name and
+    compute capability."""
     kernels = {}
     with tempfile.TemporaryDirectory() as folder:
         _run("cuobjdump", "-xelf", "all", library.resolve(), cwd=folder)
-        for cubin in sorted(Path(folder).glob("*.cubin")):
-            capability = int(re.search(r"\.sm_(\d+)a?\.", cubin.name).group(1))
-            found = read_all(cubin, capability)
-            kernels |= {(name, capability): kernel for name, kernel in found.items()}
+        cubins = sorted(Path(folder).glob("*.cubin"))
+        capabilities = [int(re.search(r"\.sm_(\d+)a?\.", cubin.name).group(1)) for cubin in cubins]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            read = pool.map(functools.partial(read_all, wanted=wanted), cubins, capabilities)
+            for capability, found in zip(capabilities, read, strict=True):
+                kernels |= {(name, capability): kernel for name, kernel in found.items()}
     return kernels
 
 
-def read_all(cubin: Path, capability: int) -> dict[str, Kernel]:
-    """The kernels of a cubin by mangled name."""
+def read_all(
+    cubin: Path, capability: int, wanted: re.Pattern = re.compile("")
+) -> dict[str, Kernel]:
+    """The kernels of a cubin whose mangled names a pattern is found in, by name."""
     usage = re.findall(r"Function (\S+):\s*\n(.*)", _run("cuobjdump", "-res-usage", cubin))
-    figures = {name: dict(re.findall(r"(\w+)(?:\[\d\])?:(\d+)", line)) for name, line in usage}
+    figures = {
+        name: {what: int(value) for what, value in re.findall(r"(\w+)(?:\[\d\])?:(\d+)", line)}
+        for name, line in usage
+        if wanted.search(name)
+    }
     if not figures:
         return {}
+    code = _functions(_run("cuobjdump", "-sass", "-fun", ",".join(figures), cubin))
     # From 9.0 on the compiler counts what is reserved of each block.
     reserved = RESERVED if capability >= 90 else 0
     return {
         name: Kernel(
-            capability,
-            int(figures[name]["REG"]),
-            max(0, int(figures[name]["SHARED"]) - reserved),
-            *_parse(code),
+            capability, figure["REG"], max(0, figure["SHARED"] - reserved), _parse(code[name])
         )
-        for name, code in _functions(_run("nvdisasm", "-c", cubin))
+        for name, figure in figures.items()
     }
 
 
-def _functions(disassembly: str) -> Iterator[tuple[str, str]]:
-    parts = re.split(r"^\s*\.section\s+\.text\.([^,\s]+),.*$", disassembly, flags=re.MULTILINE)
-    yield from zip(parts[1::2], parts[2::2], strict=True)
+def _functions(disassembly: str) -> dict[str, str]:
+    """The code of each function by its mangled name."""
+    parts = re.split(r"^\s*Function : (\S+)$", disassembly, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def _parse(code: str) -> tuple[tuple[Instruction, ...], dict[str, int]]:
-    instructions, labels, waiting = [], {}, []
-    for line in code.splitlines():
-        if label := _LABEL.match(line):
-            waiting.append(label.group(1))
-        elif found := _INSTRUCTION.match(line):
-            instruction = Instruction(int(found.group(1), 16), found.group(2), found.group(3))
-            instructions.append(instruction)
-            labels |= dict.fromkeys(waiting, instruction.address)
-            waiting.clear()
-    return tuple(instructions), labels
+def _parse(code: str) -> tuple[Instruction, ...]:
+    found = filter(None, map(_INSTRUCTION.match, code.splitlines()))
+    return tuple(Instruction(int(i.group(1), 16), i.group(2), i.group(3)) for i in found)
 
 
 def _run(name: str, *arguments: object, cwd: str | None = None) -> str:

@@ -38,15 +38,12 @@ def time_by_part(call, rounds: int = 9) -> dict[str, float]:
     return {part: statistics.median(seconds) for part, seconds in found.items()}
 
 
-def block_alone(batch: int, n_visual: int, n_text: int):
-    """For measure.seconds_alone: forward and backward of one block."""
+def block_alone(batch: int, n_visual: int, n_text: int) -> dict:
+    """For measure.value_alone: seconds of forward and backward of one block, in rounds as a whole
+    and by part."""
     block = fusions.cross_mamba(layers=1).layers[0].to(DEVICE)
-    return fusions.forward_backward(block, *fusions.streams(batch, n_visual, n_text, DEVICE))
-
-
-def parts_alone(**size) -> dict[str, float]:
-    """For measure.value_alone."""
-    return time_by_part(block_alone(**size))
+    call = fusions.forward_backward(block, *fusions.streams(batch, n_visual, n_text, DEVICE))
+    return {"rounds": measure.rounds_of(call, 9), "parts": time_by_part(call)}
 
 
 def part_of(operator: str) -> str:
@@ -77,8 +74,8 @@ def test_where_the_time_goes(record, size):
     parameters = sum(p.numel() for p in block.parameters())
     work, gemms = limits.module_work(call, parameters, "forward+backward", DEVICE)
     with record.rates() as machine:
-        whole = measure.seconds_alone("benchmarks.test_block:block_alone", rounds=9, **shape)
-        parts = measure.value_alone("benchmarks.test_block:parts_alone", **shape)
+        alone = measure.value_alone("benchmarks.test_block:block_alone", **shape)
+    whole, parts = measure.Timing(tuple(alone["rounds"])), alone["parts"]
     shape["which"] = "forward+backward"
     record.add(
         "block",

@@ -150,7 +150,7 @@ def test_library_that_is_not_built_is_said(tmp_path, monkeypatch):
     ],
 )
 def test_resident_warps(capability, registers, shared, dynamic, warps):
-    kernel = sass.Kernel(capability, registers, shared, (), {})
+    kernel = sass.Kernel(capability, registers, shared, ())
     assert kernel.resident(128, dynamic) == {
         "shared_bytes": shared + dynamic,
         "warps_per_sm": warps,
@@ -158,7 +158,7 @@ def test_resident_warps(capability, registers, shared, dynamic, warps):
 
 
 def test_resident_warps_of_small_blocks():
-    assert sass.Kernel(90, 32, 0, (), {}).resident(32, 0)["warps_per_sm"] == 32  # the most blocks
+    assert sass.Kernel(90, 32, 0, ()).resident(32, 0)["warps_per_sm"] == 32  # the most blocks
 
 
 def instruction(address, opcode, operands=""):
@@ -168,17 +168,17 @@ def instruction(address, opcode, operands=""):
 def test_loops_are_counted_with_those_in_them_but_for_the_ones_left_out():
     code = (
         instruction(0, "MOV"),
-        instruction(16, "FADD"),  # .L_1: the outer loop
-        instruction(32, "MUFU.EX2"),  # .L_2
-        instruction(48, "BRA", "`(.L_2)"),
-        instruction(64, "LDS.128"),  # .L_3
-        instruction(80, "BRA", "`(.L_3)"),
+        instruction(16, "FADD"),  # the outer loop
+        instruction(32, "MUFU.EX2"),
+        instruction(48, "BRA", "0x20"),
+        instruction(64, "LDS.128"),
+        instruction(80, "BRA", "P1, 0x40"),
         instruction(96, "LDG.E.64.CONSTANT"),
         instruction(112, "LDGDEPBAR"),
         instruction(128, "LDGSTS.E.128"),
-        instruction(144, "BRA", "`(.L_1)"),
+        instruction(144, "BRA", "0x10"),
     )
-    kernel = sass.Kernel(90, 32, 0, code, {".L_1": 16, ".L_2": 32, ".L_3": 64})
+    kernel = sass.Kernel(90, 32, 0, code)
     outer, with_ex2, without = kernel.loops_without(r"MUFU\.EX2")
     assert [i.address for i in outer.instructions] == [16, 64, 80, 96, 112, 128, 144]
     assert (with_ex2.slots, without.slots) == (2, 2)

@@ -138,16 +138,17 @@ class QuestionAnswerer:
         picture = square(load_image(image), self.image_size)
         (batch,) = self._batches([question], [picture])
         with torch.inference_mode():
-            output = self.model(**batch, return_attentions=True)
-        probabilities, indices = output.logits[0].sigmoid().topk(min(best, len(self.vocabulary)))
+            state = self.model.encode(**batch, return_attentions=True)
+            logits = self.model.classify(state)
+        probabilities, indices = logits[0].sigmoid().topk(min(best, len(self.vocabulary)))
         classes = [
             (self.vocabulary.answers[index], probability)
             for index, probability in zip(indices.tolist(), probabilities.tolist(), strict=True)
         ]
         words, words_probability = None, None
         if answer_type == OPEN:
-            generated = self.model.generate(
-                **batch,
+            generated = self.model.write(
+                state,
                 max_new_tokens=MAX_ANSWER_TOKENS,
                 return_dict_in_generate=True,
                 output_scores=True,
@@ -161,7 +162,7 @@ class QuestionAnswerer:
             generated=words,
             generated_probability=words_probability,
             unread=max(0, self.processor.tokens_of(question) - self.processor.max_question_length),
-            attention=self._on_grid(output.query_attentions[0]),
+            attention=self._on_grid(state["query_attentions"][0]),
         )
 
     def _on_grid(self, attention: torch.Tensor) -> np.ndarray:

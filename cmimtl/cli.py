@@ -92,6 +92,9 @@ def _orderly_end() -> Iterator[None]:
     """
 
     def terminate(number: int, frame: object) -> None:
+        # Where a whole group of processes is asked, those that load data have ended too, which
+        # PyTorch makes an error of wherever this process is then.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise _Terminated
 
     def quiet(failed: threading.ExceptHookArgs) -> None:

@@ -202,7 +202,7 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         visual, text, text_mask = state["visual"], state["text"], state["attention_mask"]
         visual_mask = text_mask.new_ones(visual.shape[:2])
         output = CMIMTLOutput(
-            logits=self.classifier(visual, visual_mask, text, text_mask),
+            logits=self.classify(state),
             fused=torch.cat((visual, text), dim=1),
             fused_mask=torch.cat((visual_mask, text_mask), dim=1),
             query_attentions=state["query_attentions"],
@@ -230,6 +230,17 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
                 output.generation_loss,
             )
         return output.to_tuple() if return_dict is False else output
+
+    def classify(self, state: dict[str, Tensor]) -> Tensor:
+        """Logits of the answer classes, (batch, classes), from what :meth:`encode` gave."""
+        visual, mask = state["visual"], state["attention_mask"]
+        seen = mask.new_ones(visual.shape[:2])
+        return self.classifier(visual, seen, state["text"], mask)
+
+    @torch.no_grad()
+    def write(self, state: dict[str, Tensor], **options):
+        """Write an answer to each question from what :meth:`encode` gave; as :meth:`generate`."""
+        return self.decoder.write(*self._decoder_input(state), **options)
 
     def _decoder_input(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The tokens that the decoder attends to, (batch, tokens, its d_model), and their mask.
@@ -274,7 +285,7 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
             (batch, 1 + answer length) token ids, or what the options ask for.
         """
         state = self.encode(pixel_values, input_ids, attention_mask, image_index)
-        return self.decoder.write(*self._decoder_input(state), **options)
+        return self.write(state, **options)
 
 
 def _first_of_each(index: Tensor) -> tuple[Tensor, Tensor]:

@@ -151,9 +151,9 @@ PRESETS: dict[str, Preset] = {
         },
         max_question_length=32,
         training=TrainingValues(
-            epochs=3,
-            batch_size=32,
-            learning_rate=7e-4,
+            epochs=4,
+            batch_size=64,  # of 32, half of a step is the calling of small operations
+            learning_rate=1e-3,
             rate_factors={},
             warmup=0.05,
             cpu_threads=1,  # two are no faster at these sizes, and wait for each other if disturbed

@@ -134,9 +134,14 @@ constexpr ConvKernels conv_table() {
   return k;
 }
 
-extern const ConvKernels kConvFloat, kConvDouble;
-const ConvKernels kConvFloat = conv_table<float>(), kConvDouble = conv_table<double>();
-const Kernels kFloat = table<float>(&kConvFloat), kDouble = table<double>(&kConvDouble);
+extern const ConvKernels kConvFloat;
+const ConvKernels kConvFloat = conv_table<float>();
+const Kernels kFloat = table<float>(&kConvFloat);
+#endif
+
+#if CMIMTL_VECTOR_BYTES < 64  // see kernels.h
+const ConvKernels kConvDouble = conv_table<double>();
+const Kernels kDouble = table<double>(&kConvDouble);
 #endif
 
 }  // namespace cmimtl::cpu::CMIMTL_ISA

@@ -12,18 +12,21 @@
 namespace cmimtl::cuda {
 
 constexpr int kConvGroup = 8;  // steps whose loads are under way together
+// Of Mamba's convolution. Other widths are padded to 8 or kMostTaps: more taps take less time than the memory does.
+constexpr int kCommonTaps = 4;
 
 // One channel of one sample from step `begin` on, in the order of processing.
 template <class T, int kWidth>
 struct Conv {
   static constexpr int kBefore = kWidth - 1;  // steps before a step that it depends on
+  static constexpr bool kExact = kWidth == kCommonTaps;
   const ConvForward& p;
   int64_t sample, tile, channel, valid;
   bool live;
   int unused;  // leading taps that the padded weights have and the op has not
   float weight[kWidth], bias;
 
-  __device__ Conv(const ConvForward& p, int64_t steps_of_tile) : p(p), unused(kWidth <= 4 ? 0 : kWidth - int(p.width)) {
+  __device__ Conv(const ConvForward& p, int64_t steps_of_tile) : p(p), unused(kExact ? 0 : kWidth - int(p.width)) {
     const int64_t channels = (p.dim + kThreads - 1) / kThreads, tiles = (p.length + steps_of_tile - 1) / steps_of_tile;
     channel = int64_t(blockIdx.x % channels) * kThreads + threadIdx.x;
     live = channel < p.dim;
@@ -57,7 +60,7 @@ struct Conv {
     for (int i = 0; i < kBefore; ++i) x[i] = x[i + kConvGroup];
   }
   // A tap that is not the op's must not turn a NaN into another step's.
-  __device__ bool used(int k) const { return kWidth <= 4 || k >= unused; }
+  __device__ bool used(int k) const { return kExact || k >= unused; }
 
   // The sum of the i-th step of a group.
   __device__ float sum(const float (&x)[kBefore + kConvGroup], int i) const {
@@ -180,10 +183,7 @@ struct Width {
 };
 template <class F>
 void with_width(int64_t width, const F& f) {
-  if (width == 1) return f(Width<1>());
-  if (width == 2) return f(Width<2>());
-  if (width == 3) return f(Width<3>());
-  if (width == 4) return f(Width<4>());
+  if (width == kCommonTaps) return f(Width<kCommonTaps>());
   if (width <= 8) return f(Width<8>());
   f(Width<kMostTaps>());
 }

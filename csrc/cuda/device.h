@@ -13,6 +13,7 @@
 #include <cuda_runtime.h>
 #else
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 
 #include "simt.h"
@@ -156,6 +157,9 @@ __device__ __forceinline__ int anew(int x) {
   return x;
 }
 
+// log2 of a power of two, so that a division by one is a shift: by an integer that is not known it takes 25 instructions.
+__device__ __forceinline__ int log2_of(int power) { return 31 - __clz(power); }
+
 // Ends the kernel with an error: for what cannot be. The compiler moves no computation across the branch to it.
 __device__ __forceinline__ void give_up() { asm volatile("trap;"); }
 
@@ -237,6 +241,7 @@ T* step_on(T* p, int steps, int stride) {
 inline unsigned block_again() { return blockIdx.x; }
 inline unsigned thread_again() { return threadIdx.x; }
 inline int anew(int x) { return x; }
+inline int log2_of(int power) { return std::bit_width(unsigned(power)) - 1; }
 inline void give_up() { std::abort(); }
 inline int stride_of_lane(int x) { return x; }
 

@@ -36,9 +36,9 @@ void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
   if (memory.tickets > 0) clear_memory(memory.first_ticket, size_t(memory.tickets) * sizeof(unsigned), stream);
   if (plan.blocks(s) > 0) {
     const BackwardKernels kernels = of.kernels(plan, p.streams, p.z[0].data);
-    const auto run = [&](auto kernel, const Segments& segments) {
-      launch(kernel, dim3(unsigned(plan.blocks(s, segments))), dim3(kernels.sizes.threads), kernels.sizes.shared_bytes,
-             stream, q, split, partial);
+    const auto run = [&](const BackwardKernel& kernel, const Segments& segments) {
+      launch(kernel.run, dim3(unsigned(plan.blocks(s, segments))), dim3(kernel.sizes.threads),
+             kernel.sizes.shared_bytes, stream, q, split, partial);
     };
     if (plan.segments > 1) {
       run(kernels.summary, split.summed);
@@ -57,7 +57,7 @@ void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
 }
 
 LaunchSizes scan_backward_launch(DType dtype, const ScanPlan& plan, int streams, bool gate) {
-  return of_type(dtype).kernels(plan, streams, gate).sizes;
+  return of_type(dtype).kernels(plan, streams, gate).scan.sizes;
 }
 
 }  // namespace cmimtl::cuda

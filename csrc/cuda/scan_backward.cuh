@@ -116,14 +116,14 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     store_if(in, to.ddelta, ddelta);
     if constexpr (kStreams == 1) {
       store_if(in, to.du[0], dx);
-      if constexpr (kGate) store_if(in, to.dz[0], dgate);
+      if constexpr (kGate) store_if(in && this->gated(), to.dz[0], dgate);
     } else if (t % 2 == 1) {
       added.pair_dx = dx, added.pair_dgate = dgate;
     } else {
       const float dp = p.reverse ? added.pair_dx : dx, ds = p.reverse ? dx : added.pair_dx;
       store_if(in, to.du[0], fmaf(added.u[1], dp, ds));
       store_if(in, to.du[1], fmaf(added.u[0], dp, ds));
-      if constexpr (kGate) {
+      if (this->gated()) {
         const float dw = dgate + added.pair_dgate;
         const float2 z = load_vector<float2>(shared.pair(t));
         store_if(in, to.dz[0], dw * z.y);
@@ -141,7 +141,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
       if (t >= left || !owner(t)) continue;
       const int point = (k + t) / kStreams;
       float y = shared.sizes(t)[3];
-      if constexpr (kGate) {
+      if (this->gated()) {
         float w = 1.0f;
         for (int m = 0; m < kStreams; ++m)
           w *= to_float(*this->template at<const T>(load_vector<Start>(shared.start(Shared::kZ + m)), point));
@@ -283,7 +283,8 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
                 dbias = sum_over_lanes(shared.own_value(Shared::kSumBias));
     const Place<kStates, kShare> again(p.size, split.all());  // `place` would keep registers that the chunks need
     finish_segment(again, split, partial, dD, dbias);
-    if (partial.samples_done) SumsOfBlocks<T, Place<kStates, kShare>>{q, partial, again}.add_if_last();
+    if (partial.samples_done)
+      SumsOfBlocks<T, Place<kStates, kShare>, Shared::kAnyStates>{q, partial, again}.add_if_last();
   }
 
   // Results of the whole segment.

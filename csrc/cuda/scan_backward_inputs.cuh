@@ -18,12 +18,14 @@ struct WalkBack {
   }
 };
 
+// kGate: there is a gate, or, where not kKnown, there may be one, as in scan_forward.cuh.
 // kWhole: without, d and dy alone, and no B, which is what the first pass of a split scan needs.
 template <class T, int kStates, int kShare, int kStreams, bool kGate, bool kWhole = true>
 struct BackwardInputs {
   using Shared = BackwardShared<kStates, kShare, kStreams, kGate>;
   static constexpr int kOwn = kChunk / kShare;     // steps of a chunk that are this lane's
   static constexpr int kPoints = kOwn / kStreams;  // of a stream
+  static constexpr bool kKnown = kWhole && kStates * kShare == 16;
 
   const ScanBackward& q;
   const ScanForward& p;
@@ -51,6 +53,7 @@ struct BackwardInputs {
     find_tensors(partial, steps, first);
   }
 
+  __device__ bool gated() const { return kGate && (kKnown || p.z[0].data); }
   __device__ int64_t steps_of(int sample) const { return (p.lengths ? p.lengths[sample] : p.size.length) * kStreams; }
   __device__ int64_t step_at(int64_t steps, int64_t k) const { return p.reverse ? steps - 1 - k : k; }
   __device__ int last_chunk() const { return (count - 1) / kChunk * kChunk; }
@@ -133,7 +136,7 @@ struct BackwardInputs {
         if constexpr (kWhole) x.u[m][i] = get<kMasked>(u_k, i * kStreams < left);
         x.dout[m][i] = get<kMasked>(dout_k, i * kStreams < left);
       }
-      if constexpr (kGate) {
+      if (gated()) {
         auto z_k = walk<const T>(Shared::kZ + m, k, kStreams, back);
 #pragma unroll
         for (int i = kPoints - 1; i >= 0; --i) x.z[m][i] = get<kMasked>(z_k, i * kStreams < left);
@@ -174,7 +177,7 @@ struct BackwardInputs {
         dy[m] = to_float(from.dout[m][point]), dgate[m] = 0.0f;
       }
       if constexpr (kWhole) tokens(u_t, x);
-      if constexpr (kGate) {
+      if (gated()) {
         float w = to_float(from.z[0][point]);
         if constexpr (kStreams == 2) {
           const float z0 = w, z1 = to_float(from.z[1][point]);

@@ -6,24 +6,30 @@
 
 namespace cmimtl::cuda {
 
-template <class T, int kStates, int kShare, int kStreams, bool kGate>
-BackwardKernels backward_instance(const ScanPlan& plan) {
-  return {scan_backward_kernel<T, kStates, kShare, kStreams, kGate>,
-          scan_backward_summary_kernel<T, kStates, kShare, kStreams, kGate>,
-          {kThreads, int(BackwardShared<kStates, kShare, kStreams, kGate>::bytes(plan.lanes))}};
+template <int kStates, int kShare, int kStreams, bool kGate>
+LaunchSizes backward_sizes(const ScanPlan& plan) {
+  return {kThreads, int(BackwardShared<kStates, kShare, kStreams, kGate>::bytes(plan.lanes))};
 }
 
-template <class T, int kStreams, bool kGate>
-BackwardKernels backward_kernels_of(const ScanPlan& plan) {
-  if (plan.states == 8) return backward_instance<T, 8, 1, kStreams, kGate>(plan);
-  if (plan.lanes == 1) return backward_instance<T, 16, 1, kStreams, kGate>(plan);
-  if (plan.lanes == 2) return backward_instance<T, 16, 2, kStreams, kGate>(plan);
-  return backward_instance<T, 16, 4, kStreams, kGate>(plan);
+template <class T, int kStates, int kShare, int kStreams>
+BackwardKernels backward_instance(const ScanPlan& plan, bool gate) {
+  const auto with_gate = backward_sizes<kStates, kShare, kStreams, true>(plan);
+  BackwardKernels kernels{{scan_backward_kernel<T, kStates, kShare, kStreams, true>, with_gate},
+                          {scan_backward_summary_kernel<T, kStates, kShare, kStreams>, with_gate}};
+  if constexpr (Backward<T, kStates, kShare, kStreams, true>::kKnown) {
+    if (!gate)
+      kernels.scan = {scan_backward_kernel<T, kStates, kShare, kStreams, false>,
+                      backward_sizes<kStates, kShare, kStreams, false>(plan)};
+  }
+  return kernels;
 }
 
 template <class T, int kStreams>
 BackwardKernels backward_kernels(const ScanPlan& plan, bool gate) {
-  return gate ? backward_kernels_of<T, kStreams, true>(plan) : backward_kernels_of<T, kStreams, false>(plan);
+  if (plan.states == 8) return backward_instance<T, 8, 1, kStreams>(plan, gate);
+  if (plan.lanes == 1) return backward_instance<T, 16, 1, kStreams>(plan, gate);
+  if (plan.lanes == 2) return backward_instance<T, 16, 2, kStreams>(plan, gate);
+  return backward_instance<T, 16, 4, kStreams>(plan, gate);
 }
 
 }  // namespace cmimtl::cuda

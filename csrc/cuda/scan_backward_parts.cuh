@@ -46,8 +46,9 @@ void launch_sum_tiles(const ScanBackward& q, const Partial& partial, void* strea
   launch(sum_tiles_kernel<T>, dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0, stream, q, partial);
 }
 
-// Every block ends with it, all of its threads together: takes its tickets and adds up where it is the last.
-template <class T, class Place>
+// Every block ends with it, all of its threads together: takes its tickets and adds up where it is the last. kAnyStates:
+// without, 4 divides dstate, and the code for other rows is spared.
+template <class T, class Place, bool kAnyStates>
 struct SumsOfBlocks {
   const ScanBackward& q;
   const Partial& partial;
@@ -56,7 +57,7 @@ struct SumsOfBlocks {
 
   __device__ void add_if_last() const {
     if (partial.maps_done && is_last(partial.maps_done + place.sample * s.ngroups + place.group, partial.tiles))
-      s.dstate % 4 == 0 ? sum_maps<4>() : sum_maps<1>();
+      fours() ? sum_maps<4>() : sum_maps<1>();
     const int64_t tiles = s.ngroups * partial.tiles, tile = place.group * partial.tiles + place.tile;
     const int64_t together = place.sample / kSamplesOfLast, begin = together * kSamplesOfLast;
     const int64_t samples = min(s.batch - begin, kSamplesOfLast);
@@ -88,6 +89,8 @@ struct SumsOfBlocks {
     return *last;
   }
 
+  __device__ bool fours() const { return !kAnyStates || s.dstate % 4 == 0; }
+
   // The plan has this where there are few (kMostOfMapsOfLast).
   template <int kCount>
   __device__ void sum_maps() const {
@@ -98,10 +101,9 @@ struct SumsOfBlocks {
 
   // Of this block's channels: rows [first, first + count) of the parts of dA, dD and ddelta_bias; no sum where null.
   __device__ void sum_weights(int64_t first, int64_t count, float* A, float* D, float* bias) const {
-    const bool fours = s.dstate % 4 == 0;
-    if (fours) sum_rows<4>(partial.dA, s.dstate, first, count, A);
+    if (fours()) sum_rows<4>(partial.dA, s.dstate, first, count, A);
 #pragma unroll 1
-    for (int i = fours ? 1 : 0; i < 3; ++i) {
+    for (int i = fours() ? 1 : 0; i < 3; ++i) {
       float* const to = i == 0 ? A : i == 1 ? D : bias;
       if (to)
         sum_rows<1>(i == 0 ? partial.dA : i == 1 ? partial.dD : partial.dbias, i == 0 ? s.dstate : 1, first, count, to);

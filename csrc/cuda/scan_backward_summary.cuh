@@ -6,9 +6,9 @@
 
 namespace cmimtl::cuda {
 
-template <class T, int kStates, int kShare, int kStreams, bool kGate>
-struct BackwardSummary : BackwardInputs<T, kStates, kShare, kStreams, kGate, false> {
-  using Inputs = BackwardInputs<T, kStates, kShare, kStreams, kGate, false>;
+template <class T, int kStates, int kShare, int kStreams>
+struct BackwardSummary : BackwardInputs<T, kStates, kShare, kStreams, true, false> {
+  using Inputs = BackwardInputs<T, kStates, kShare, kStreams, true, false>;
   using Shared = typename Inputs::Shared;
   using Inputs::kOwn, Inputs::p, Inputs::place, Inputs::shared, Inputs::count;
   float a[kStates], g[kStates];
@@ -62,10 +62,10 @@ struct BackwardSummary : BackwardInputs<T, kStates, kShare, kStreams, kGate, fal
   }
 };
 
-template <class T, int kStates, int kShare, int kStreams, bool kGate>
+template <class T, int kStates, int kShare, int kStreams>
 __global__ void __launch_bounds__(kThreads, 2)
     scan_backward_summary_kernel(const ScanBackward q, const Split split, const Partial partial) {
-  BackwardSummary<T, kStates, kShare, kStreams, kGate>(q, split, partial).run(split);
+  BackwardSummary<T, kStates, kShare, kStreams>(q, split, partial).run(split);
 }
 
 }  // namespace cmimtl::cuda

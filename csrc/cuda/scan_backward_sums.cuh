@@ -28,8 +28,9 @@ struct BackwardSums {
 #pragma unroll 1
     for (int pass = 0; pass < passes; ++pass) {
       const int at = pass * kWarp + lane % (kWarp / kParts);
-      const int slot = at / quads, quad = at % quads, t = kOfB ? (slot + 1) % kChunk : slot;
-      const float* from = kept + (slot * kQuads + quad / lanes) * Shared::kPitch + quad % lanes * columns * 4;
+      const int slot = at >> log2_of(quads), quad = at & (quads - 1), t = kOfB ? (slot + 1) % kChunk : slot;
+      const float* from =
+          kept + (slot * kQuads + (quad >> log2_of(lanes))) * Shared::kPitch + (quad & (lanes - 1)) * columns * 4;
       const float* factor = rows + ((kOfB ? Shared::kSizeX : Shared::kDy) * kChunk + t) * pitch;
       float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       if constexpr (kShare < 4) {
@@ -69,7 +70,7 @@ struct BackwardSums {
     for (int pass = 0; pass < passes; ++pass) {
       const int at = pass * kThreads + int(threadIdx.x);
       if (at >= kChunk * states) break;
-      const int t = at / states, n = at % states;
+      const int t = at >> log2_of(states), n = at & (states - 1);
       const float* const of_B = first + (t + kChunk - 1) % kChunk * states + n;
       const float* const of_C = first + shared.dC_sums(at / 4) + at % 4;
       float dB = of_B[0], dC = of_C[0];

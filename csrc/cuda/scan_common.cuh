@@ -139,7 +139,7 @@ struct MapTiles : Maps<T> {
   __device__ void load(int row, int count) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
-      const int at = int(threadIdx.x) + i * kThreads, n = at % states, r = row + at / states;
+      const int at = int(threadIdx.x) + i * kThreads, n = at & (states - 1), r = row + (at >> log2_of(states));
       b[i] = c[i] = T{};
       if (at < kRows * states && n < dstate && r < count) {
         if constexpr (kWithB) b[i] = *this->B_at(r, n);

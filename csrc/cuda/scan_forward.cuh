@@ -34,7 +34,9 @@ enum class Follow { kMany, kFew, kNothing };
 // kShare: lanes of a channel that share what is done once for a step, 1, 2 or 4; lanes past the fourth repeat it.
 // kChannels: neighbouring channels of a thread, 2 only where kShare is 1.
 // kStreams: 2 for the cross scan, whose steps are the products and the sums of two streams.
-// Options that cost no slot where they are off are tested at run time; the gate is not one of them.
+// kGate: there is a gate, or, where not kKnown, there may be one. Options that cost no slot where they are off are tested at
+// run time. The gate costs some, so for dstate from 9 to 16, which is nearly every call, there is a kernel with it and one
+// without; the others test it as well, which spares a fifth of the compilation.
 // kSummary: the first pass of a scan that is split in time (see split.h), which takes neither C nor D nor a gate.
 template <class T, int kStates, int kShare, int kChannels, int kStreams, bool kGate, bool kSummary = false>
 struct Forward {
@@ -43,6 +45,7 @@ struct Forward {
   static constexpr int kGroups = kChannels, kGroup = kStage / kGroups;   // steps at a time
   static constexpr int kOwn = kGroup / kShare;                           // steps of a group that are this lane's
   static constexpr int kPoints = kOwn < kStreams ? 1 : kOwn / kStreams;  // steps of a stream, and gates, of those
+  static constexpr bool kKnown = kStates * kShare == 16;
   static constexpr int kRows = kShare == 4 ? 4 : 16 / kShare;
   static constexpr int kUnit = kRows < kChunk ? kRows : kChunk;  // steps between two looks for a checkpoint
   static constexpr int kApart = kChannels == 2 ? kStage : 0;     // most steps of a last stage apart
@@ -68,6 +71,7 @@ struct Forward {
 
   __device__ Forward(const ScanForward& p, const Split& split)
       : p(p), place(p.size, segments_of(split)), softplus_delta(p.delta_softplus) {}
+  __device__ bool gated() const { return kGate && (kKnown || p.z[0].data); }
   __device__ static Segments segments_of(const Split& split) { return kSummary ? split.summed : split.all(); }
 
   // The slots of the i-th own step of delta, and of the i-th of stream m of u and of z, of group g.
@@ -106,6 +110,7 @@ struct Forward {
           ahead.fetch(u_slot(m, g, i), u[m].here(), valid);
           next<kGroup / kStreams, kPoints>(u[m], i);
           if constexpr (kGate) {
+            if (!gated()) continue;
             ahead.fetch(z_slot(m, g, i), z[m].here(), valid);
             next<kGroup / kStreams, kPoints>(z[m], i);
           }
@@ -195,7 +200,9 @@ struct Forward {
     constexpr bool kMasked = kFollow == Follow::kNothing || (kFollow == Follow::kFew && kApart == 0);
     float d[kOwn][kChannels], x[kOwn][kChannels], dx[kOwn][kChannels], y[kOwn][kChannels], gate[kPoints * kChannels];
     prepare<kMasked>(g, left, d, x);
-    if constexpr (kGate) gates(g, gate);
+    if constexpr (kGate) {
+      if (gated()) gates(g, gate);
+    }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
 #pragma unroll
@@ -258,7 +265,7 @@ struct Forward {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int k = i * kPoints / kOwn, m = kOwn == 1 ? 0 : i % kStreams;
-      if constexpr (kGate) {
+      if (gated()) {
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) y[i][c] *= gate[k * kChannels + c];
       }
@@ -331,10 +338,10 @@ struct Forward {
 #pragma unroll
       for (int m = 0; m < kStreams; ++m) {
         u[m] = Walk<const T>(p.u[m], place.sample, channel, point, reverse);
-        if constexpr (kGate) z[m] = Walk<const T>(p.z[m], place.sample, channel, point, reverse);
+        if (gated()) z[m] = Walk<const T>(p.z[m], place.sample, channel, point, reverse);
         out[m] = Walk<T>(p.out[m], place.sample, channel, point, reverse);
         u[m].advance(own / kStreams), out[m].advance(own / kStreams);
-        if constexpr (kGate) z[m].advance(own / kStreams);
+        if (gated()) z[m].advance(own / kStreams);
       }
       // In the order of the steps of x, the first of this lane's first. A lone lane's is odd with `reverse`, which the
       // compiler sees to be the same in all lanes; for two channels its code is the better without.

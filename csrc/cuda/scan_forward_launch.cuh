@@ -17,19 +17,22 @@ ForwardKernels forward_instance() {
   return kernels;
 }
 
-template <class T, int kStreams, bool kGate>
-ForwardKernels forward_kernels_of(const ScanPlan& plan) {
-  if (plan.states == 8 && plan.lanes == 1) return forward_instance<T, 8, 1, 1, kStreams, kGate>();
-  if (plan.states == 8) return forward_instance<T, 8, 2, 1, kStreams, kGate>();
-  if (plan.channels == 2) return forward_instance<T, 16, 1, 2, kStreams, kGate>();
-  if (plan.lanes == 1) return forward_instance<T, 16, 1, 1, kStreams, kGate>();
-  if (plan.lanes == 2) return forward_instance<T, 16, 2, 1, kStreams, kGate>();
-  return forward_instance<T, 16, 4, 1, kStreams, kGate>();
+template <class T, int kStates, int kShare, int kChannels, int kStreams>
+ForwardKernels forward_kernels_of(bool gate) {
+  if constexpr (Forward<T, kStates, kShare, kChannels, kStreams, true>::kKnown) {
+    if (!gate) return forward_instance<T, kStates, kShare, kChannels, kStreams, false>();
+  }
+  return forward_instance<T, kStates, kShare, kChannels, kStreams, true>();
 }
 
 template <class T, int kStreams>
 ForwardKernels forward_kernels(const ScanPlan& plan, bool gate) {
-  return gate ? forward_kernels_of<T, kStreams, true>(plan) : forward_kernels_of<T, kStreams, false>(plan);
+  if (plan.states == 8 && plan.lanes == 1) return forward_kernels_of<T, 8, 1, 1, kStreams>(gate);
+  if (plan.states == 8) return forward_kernels_of<T, 8, 2, 1, kStreams>(gate);
+  if (plan.channels == 2) return forward_kernels_of<T, 16, 1, 2, kStreams>(gate);
+  if (plan.lanes == 1) return forward_kernels_of<T, 16, 1, 1, kStreams>(gate);
+  if (plan.lanes == 2) return forward_kernels_of<T, 16, 2, 1, kStreams>(gate);
+  return forward_kernels_of<T, 16, 4, 1, kStreams>(gate);
 }
 
 }  // namespace cmimtl::cuda

@@ -94,10 +94,12 @@ struct ForwardKernel {
 struct ForwardKernels {
   ForwardKernel scan, summary;  // no summary where the plan fills the chip: it is not split in time
 };
+struct BackwardKernel {
+  void (*run)(ScanBackward, Split, Partial);
+  LaunchSizes sizes;
+};
 struct BackwardKernels {
-  void (*scan)(ScanBackward, Split, Partial);
-  void (*summary)(ScanBackward, Split, Partial);
-  LaunchSizes sizes;  // of either
+  BackwardKernel scan, summary;
 };
 
 // Of scan_forward_launch.cuh and scan_backward_launch.cuh, one file for each T and number of streams: they compile side by

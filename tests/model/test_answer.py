@@ -25,13 +25,29 @@ def test_a_closed_question_is_not_put_to_the_decoder(answerer, pictures, monkeyp
     answer = answerer.answer(pictures[0], QUESTIONS[1])
     assert isinstance(answer.generated, str) and 0 < answer.generated_probability <= 1
 
-    def generate(**arguments):
+    def write(*arguments, **options):
         raise AssertionError("asked")
 
-    monkeypatch.setattr(answerer.model, "generate", generate)
+    monkeypatch.setattr(answerer.model, "write", write)
     closed = answerer.answer(pictures[0], QUESTIONS[1], answer_type="closed")
     assert closed.generated is None and closed.generated_probability is None
     assert closed.classes == answer.classes
+
+
+def test_both_heads_read_what_was_encoded_once(answerer, pictures):
+    model, encoded = answerer.model, []
+    handles = [
+        part.register_forward_hook(lambda module, inputs, output: encoded.append(module))
+        for part in (model.vision, model.text, model.qformer, model.fusion)
+    ]
+    try:
+        answer = answerer.answer(pictures[0], QUESTIONS[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert encoded == [model.vision, model.text, model.qformer, model.fusion]
+    assert answer.classes[0][0] == answerer.classify([QUESTIONS[1]], [pictures[0]])[0]
+    assert answer.generated == answerer.generate([QUESTIONS[1]], [pictures[0]])[0]
 
 
 @pytest.mark.parametrize("words, unread", [(3, 0), (30, 0), (31, 1), (40, 10)])

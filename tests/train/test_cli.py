@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cmimtl import metrics
 from cmimtl.data import load_dataset
@@ -88,7 +88,7 @@ def test_a_killed_run_resumes_to_the_same_bits(data, tmp_path, fusion):
         assert tensor.equal(expected[name]), name
 
 
-def test_resume_ignores_what_a_kill_left_half_written(trained, data, tmp_path):
+def test_resume_ignores_what_a_kill_left_half_written(trained, data, tmp_path, capfd):
     """A checkpoint without its last file is deleted and the one before is taken."""
     output = tmp_path / "run"
     assert run(*train_arguments(data, output)) == 0
@@ -98,6 +98,26 @@ def test_resume_ignores_what_a_kill_left_half_written(trained, data, tmp_path):
     expected = load_file(trained / "model.safetensors")
     for name, tensor in load_file(output / "model.safetensors").items():
         assert tensor.equal(expected[name]), name
+    said = "".join(capfd.readouterr())
+    assert not [noise for noise in NOISE if noise in said], said
+
+
+def test_resume_refuses_weights_of_another_model(data, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert run(*train_arguments(data, output, **{"max-steps": 2})) == 0
+    (output / "model.safetensors").unlink()
+    file = output / "checkpoint-2" / "model.safetensors"
+    weights = load_file(file)
+    for changed, message in (
+        ({"classifier.layers.1.bias": None}, "got one without classifier.layers.1.bias (1 in all)"),
+        (
+            {"classifier.layers.9.bias": weights["temperature"].clone()},
+            "with classifier.layers.9.bias (1",
+        ),
+    ):
+        save_file({k: v for k, v in (weights | changed).items() if v is not None}, file)
+        assert run("train", "--output-dir", output, "--resume") == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_demo(tmp_path, capfd):
@@ -152,7 +172,7 @@ def test_a_demo(tmp_path, capfd):
 
 # What libraries write of themselves, and nobody has asked for.
 NOISE = (
-    "Pre-processing sequences", "pin_memory", "{'loss'", "MISSING", "missing keys",
+    "Pre-processing sequences", "pin_memory", "{'loss'", "MISSING", "missing keys", "transformers",
     "Loading weights", "Writing model shards", "Warning", "\x1b", "\r",
 )  # fmt: skip
 

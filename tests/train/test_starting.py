@@ -52,6 +52,20 @@ def test_a_train_that_fails_leaves_nothing(data, tmp_path, capsys, name):
     assert set(tmp_path.iterdir()) == before
 
 
+def test_questions_that_are_longer_than_what_is_read_are_told(data, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "long")
+    file = tmp_path / "long" / "train.json"
+    rows = json.loads(file.read_text())
+    for row, words in zip(rows, (30, 31, 50), strict=False):  # and two marks
+        row["question"] = "lesion " * words
+    file.write_text(json.dumps(rows))
+    arguments = train_arguments(tmp_path / "long", tmp_path / "run", **{"max-steps": 1})
+    assert run(*arguments) == 0
+    line = next(x for x in capsys.readouterr().err.splitlines() if "that are read of one" in x)
+    assert line.startswith("2 questions have more than the 32 tokens"), line
+    assert line.rstrip().endswith("the longest has 52: " + "lesion " * 49 + "lesion"), line
+
+
 @pytest.mark.parametrize(
     "given, message",
     [

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from safetensors.torch import load_file
@@ -21,6 +22,8 @@ from cmimtl.presets import PRESETS
 from cmimtl.processor import CMIMTLProcessor
 from cmimtl.trainer import CMIMTLTrainer
 from tests.train.commands import run, train_arguments
+
+CURSOR_SHOWN = "\x1b[?25h"  # the end of a bar on a terminal
 
 
 def assert_same_weights(run_folder, expected_folder):
@@ -70,6 +73,23 @@ def test_a_signal(trained, data, tmp_path, monkeypatch, capsys, number, code, wo
     if number == signal.SIGTERM:
         assert run("train", "--output-dir", output, "--resume") == 0
         assert_same_weights(output, trained)
+
+
+def test_a_signal_to_all_processes(data, tmp_path):
+    """One that loads data ends by it too, which is an error in the training's process."""
+    output = tmp_path / "run"
+    options = {"max-steps": 2000, "save-every": 4, "workers": 1}
+    command = [sys.executable, "-m", "cmimtl", *train_arguments(data, output, **options)]
+    with subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (output / "checkpoint-4").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        said = process.communicate()[1].strip().splitlines()[-1]
+    assert process.returncode == 143, said
+    assert said.startswith("cmimtl: asked to end. `cmimtl train --output-dir"), said
 
 
 def test_only_what_can_go_on_is_said_to(trained, tmp_path, monkeypatch, capsys):
@@ -267,6 +287,19 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 # A longer run
+
+
+def test_a_loss_that_is_not_finite(data, tmp_path, monkeypatch, capsys):
+    """It ends the training, and what is said of it has a line of its own below the bar."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a bar, as on a terminal
+    arguments = train_arguments(data, tmp_path / "run", **{"learning-rate": 1e30, "save-every": 1})
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    message = error.index("train: every loss must be finite, got")
+    assert error.index("use a lower learning rate", message)
+    assert "training" in error[:message]
+    assert CURSOR_SHOWN in error[:message]
+    assert error[:message].rpartition("\n")[2] in ("", CURSOR_SHOWN)
 
 
 def test_a_finished_run_becomes_longer(trained, data, tmp_path, capsys):
