@@ -19,13 +19,13 @@ os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
 # The files that take minutes, the longest first. A file is one worker's (--dist loadfile): one that
 # came last would leave the other workers idle. xdist's own order, by number of tests, has it so.
 LONGEST = (
-    "tests/cuda_on_cpu/test_backward_faults.py",
-    "tests/cuda_on_cpu/test_sanitizers.py",
-    "tests/cuda_on_cpu/test_forward_faults.py",
-    "tests/triton/test_compiled.py",
+    "tests/cuda_on_cpu/test_thread.py",
     "tests/triton/test_interpreter.py",
-    "tests/train/test_cli.py",
+    "tests/cuda_on_cpu/test_address.py",
+    "tests/triton/test_compiled.py",
     "tests/cuda_on_cpu/test_kernels.py",
+    "tests/train/test_cli.py",
+    "tests/cuda_on_cpu/test_faults.py",
     "tests/kernels/test_transforms.py",
     "tests/kernels/test_instruction_sets.py",
     "tests/cuda_on_cpu/test_traffic.py",

@@ -1,8 +1,8 @@
 """Compiles the CUDA kernels, or small ones, with the engine for a CPU: plain and with sanitizers.
 
 Objects are kept in build/cuda_on_cpu under a digest of their command and of all that they include,
-so a run compiles what changed, and a copy of the sources with one changed line compiles the files
-that see that line.
+so a run compiles what changed. The kernels are compiled with faults planted in them, asleep: see
+faults.py.
 """
 
 import fcntl
@@ -13,13 +13,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.cuda_on_cpu import faults
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -90,31 +93,30 @@ class Build:
             check=False,
         )
 
-    def pytest(self, library: Path, *arguments: str) -> subprocess.CompletedProcess:
-        """Run tests of the kernels of `library`, a build of this kind, in a process of their own.
+    def python(self, library: Path, *arguments: str) -> subprocess.CompletedProcess:
+        """Run Python with the kernels of `library`, a build of this kind, for conftest.py.
 
         The same process runs no second thread, so that a data race is one of the kernels'.
         """
         environment = {
             "CMIMTL_CUDA_ON_CPU": self.name,
             "CMIMTL_CUDA_ON_CPU_LIBRARY": str(library),
+            "CMIMTL_PLANTED_FAULT": "0",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
         if self.runtime:  # the address sanitizer looks for the exceptions of libstdc++ at its start
             environment["LD_PRELOAD"] = f"{_file(self.runtime)} {_file('libstdc++.so.6')}"
-        # Without -s, what a sanitizer says as it ends the process would be lost.
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider"]
-        return self.run([*command, "-p", "no:xdist", *arguments], **environment)
+        return self.run([sys.executable, *arguments], **environment)
 
 
 PLAIN = Build("plain", ("-O1",))
 UCONTEXT = Build("ucontext", ("-O1",), ("-DSIMT_UCONTEXT",))
 ADDRESS = Build(
     "address",
-    # All of "undefined" takes twice as long to compile.
+    # With -O1 it takes three times as long to compile, and all of "undefined" twice.
     (
-        "-O1",
+        "-O0",
         "-fsanitize=address,alignment,bounds,shift,signed-integer-overflow",
         "-fno-sanitize-recover=all",
     ),
@@ -156,14 +158,24 @@ def library(source: Path) -> Path:
 
 
 @functools.cache
-def kernels(build: Build, csrc: Path = CSRC) -> Path:
-    """The CUDA library on CPU tensors, namespace `cmimtl_cuda_on_cpu`.
+def planted_sources() -> Path:
+    """A copy of csrc/ with every fault of faults.py planted in it."""
+    files = [*CSRC.glob("*.h"), *(CSRC / "cuda").iterdir()]
+    texts = {str(path.relative_to(CSRC)): path.read_text() for path in sorted(files)}
+    texts = {name: faults.planted(name.removeprefix("cuda/"), text) for name, text in texts.items()}
+    target = CACHE / f"csrc-{_digest([part for item in texts.items() for part in item])}"
+    with _made_once(target) as part:
+        if part:
+            shutil.rmtree(part, ignore_errors=True)
+            (part / "cuda").mkdir(parents=True)
+            for name, text in texts.items():
+                (part / name).write_text(text)
+    return target
 
-    Args:
-        build: how.
-        csrc: the sources, or a copy with a planted fault: its float32 kernels of one stream then,
-            beside the others of the sources, which so need no compilation of their own.
-    """
+
+@functools.cache
+def kernels(build: Build) -> Path:
+    """The CUDA library on CPU tensors, namespace `cmimtl_cuda_on_cpu`."""
     build.require()
     include = Path(torch.__file__).parent / "include"
     bindings = [
@@ -174,22 +186,17 @@ def kernels(build: Build, csrc: Path = CSRC) -> Path:
         "-DCMIMTL_CUDA_KEY=CPU",
         "-DCMIMTL_CUDA_ON_CPU",
     ]
-
-    flags = functools.partial(device_flags, build)
-    kinds = ("*float16.cu", "*_cross_*.cu")  # bfloat16 ends so too
-    others = {path.name for kind in kinds for path in (CSRC / "cuda").glob(kind)}
-    own = [path for path in sorted((csrc / "cuda").glob("*.cu")) if path.name not in others]
-    # First, so that of inline functions which both have the linker takes these.
-    objects = compile_all(own, flags(csrc))
-    objects += compile_all([CSRC / "cuda" / name for name in sorted(others)], flags(CSRC))
-    host = [*sorted((csrc / "cuda").glob("*.cpp")), HERE / "controls.cpp", HERE / "workspaces.cpp"]
-    objects += compile_all(host, [*flags(csrc), *bindings])
+    cuda, flags = planted_sources() / "cuda", device_flags(build)
+    objects = compile_all(sorted(cuda.glob("*.cu")), flags)
+    host = [*sorted(cuda.glob("*.cpp")), HERE / "controls.cpp", HERE / "workspaces.cpp"]
+    objects += compile_all(host, [*flags, *bindings])
     torch_lib = Path(torch.__file__).parent / "lib"
     arguments = [*build.flags, "-shared", f"-L{torch_lib}", "-ltorch_cpu"]
     return link([*objects, engine(build)], arguments, "libkernels.so")
 
 
-def device_flags(build: Build, csrc: Path = CSRC) -> list[str]:
+def device_flags(build: Build) -> list[str]:
+    csrc = planted_sources()
     return [*COMMON, *build.flags, f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}"]
 
 
@@ -197,12 +204,11 @@ def device_flags(build: Build, csrc: Path = CSRC) -> list[str]:
 def counted() -> Path:
     """The scans' kernels as the thread build has them, with counts.cpp in place of its library."""
     THREAD.require()
-    sources = [
-        *sorted((CSRC / "cuda").glob("scan_*.cu")),
-        *(CSRC / "cuda" / f"{name}.cu" for name in ("split", "describe")),
-    ]
+    csrc = planted_sources()
+    cuda = csrc / "cuda"
+    sources = [*sorted(cuda.glob("scan_*.cu")), cuda / "split.cu", cuda / "describe.cu"]
     objects = compile_all(sources, device_flags(THREAD))
-    plain = [*COMMON, f"-I{HERE}", f"-I{CSRC}"]
+    plain = [*COMMON, f"-I{HERE}", f"-I{csrc}"]
     objects += compile_all(
         [HERE / "engine.cpp", HERE / "counts.cpp", HERE / "controls.cpp"], [*plain, "-O2"]
     )
@@ -271,15 +277,25 @@ def _compiler() -> str:
 
 
 def _made(target: Path, command: list[str]) -> Path:
-    """`target`, made by `command -o` unless it is there; one process at a time makes it."""
+    """`target`, made by `command -o` unless it is there."""
+    with _made_once(target) as part:
+        if part:
+            _run([*command, "-o", str(part)])
+    return target
+
+
+@contextmanager
+def _made_once(target: Path) -> Iterator[Path | None]:
+    """Where to make `target`, which it becomes then; None where it is. One process at a time."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(target.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            part = target.with_name(target.name + ".part")
-            _run([*command, "-o", str(part)])
-            part.rename(target)
-    return target
+        if target.exists():
+            yield None
+            return
+        part = target.with_name(target.name + ".part")
+        yield part
+        part.rename(target)
 
 
 def _run(command: list[str]) -> str:

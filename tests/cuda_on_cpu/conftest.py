@@ -1,8 +1,8 @@
 """The CUDA kernels on CPU tensors, through the public ops: `backend="cuda"` takes them.
 
 The kernels run under the build that CMIMTL_CUDA_ON_CPU names, "plain" unless set. A sanitizer must
-be the first library of its process, so test_sanitizers.py starts one and hands it the library's
-path in CMIMTL_CUDA_ON_CPU_LIBRARY.
+be the first library of its process, so runs.py starts one and hands it the library's path in
+CMIMTL_CUDA_ON_CPU_LIBRARY.
 
 Each build runs what CI can afford: the plain one all but the longest cases of the matrix, the
 sanitizers a few that together reach every branch. With CMIMTL_WHOLE_MATRIX=1 each runs all.

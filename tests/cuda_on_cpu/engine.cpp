@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "planted.h"
 #include "simt.h"
 
 namespace simt {
@@ -56,6 +57,12 @@ uint3 thread_index, block_index;
 dim3 block_size, grid_size;
 
 unsigned schedule_seed = 0;
+
+int planted_fault() {
+  const char* const number = std::getenv("CMIMTL_PLANTED_FAULT");
+  return number ? std::atoi(number) : 0;
+}
+const int awake = planted_fault();
 
 std::mutex launching;  // one launch at a time in the process
 std::mt19937 random_numbers;
@@ -303,6 +310,8 @@ void wait_in(State state, Where where) {
 }  // namespace
 
 void set_seed(unsigned seed) { schedule_seed = seed; }
+
+bool planted(int fault) { return fault == awake; }
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   check_launch(grid, block, shared_bytes);

@@ -1,95 +1,105 @@
-"""The kernels with one line broken: the tests must see each fault, or they are no guard.
+"""Lines of the kernels to break: the tests must see each fault, or they are no guard.
 
-Two files of tests have them, so that two workers share what they take.
+Every fault is planted in the sources that are compiled, asleep: in place of the right expression
+stands a choice between it and the broken one, by the number of the fault that the process is to
+have, if any. So no fault has a compilation of its own, and a run without one, which must pass,
+shows that the choices harm nothing. Whatever the choice, the right expression is there as it is in
+the sources.
 """
 
-import re
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
-
-import pytest
-
-from tests.cuda_on_cpu import build
-from tests.cuda_on_cpu.test_sanitizers import KERNELS
 
 RACE = "ThreadSanitizer: data race"
 OVERFLOW = "AddressSanitizer: heap-buffer-overflow"
 WRONG = "AssertionError"  # a result is far from the reference, or NaN
+NOTHING = "void()"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One edit of a file of csrc/cuda, and what must see it: a message of a build's run.
+    """An expression of a file of csrc/cuda to break, and what must see it: a message of a build's
+    run.
 
-    The first occurrence of `line` is replaced by `broken`; `tests` selects (pytest's -k).
+    Attributes:
+        file: in csrc/cuda.
+        right: the expression, without a comma or an assignment outside of parentheses.
+        broken: what stands in its place where the fault is awake, of the same type.
+        build: the build that sees it.
+        message: what that build's run then says, a regular expression.
+        tests: that run, pytest's -k.
+        at: a text with `right` that the file has once; None where `right` is one.
     """
 
     file: str
-    line: str
+    right: str
     broken: str
     build: str
     message: str
     tests: str = "test_scan"
+    at: str | None = None
 
 
 FAULTS = {
     "forward: no barrier after a tile is stored": Fault(
-        "scan_forward.cuh", "__syncthreads();  // one is enough", "//", "thread", RACE
+        "scan_forward.cuh", "__syncthreads()", NOTHING, "thread", RACE
     ),
     "backward: no barrier before a tile is overwritten": Fault(
         "scan_backward.cuh",
-        "__syncthreads();\n      Sums::over_warps",
-        "Sums::over_warps",
+        "__syncthreads()",
+        NOTHING,
         "thread",
         RACE,
+        at="__syncthreads();\n      Sums::over_warps",
     ),
     "backward: a checkpoint is read before its copy has ended": Fault(
         "scan_backward.cuh",
-        "if (t == 0) copies_wait<0>()",
-        "if (t == 0) copies_wait<1>()",
+        "copies_wait<0>()",
+        "copies_wait<1>()",
         "plain",
         "exits with copies that were never waited for",
+        at="if (t == 0) copies_wait<0>()",
     ),
     "backward: a warp sums before all lanes have stored": Fault(
         "scan_backward.cuh",
-        "__syncwarp();\n    Sums::template over_channels",
-        "Sums::template over_channels",
+        "__syncwarp()",
+        NOTHING,
         "thread",
         RACE,
+        at="__syncwarp();\n    Sums::template over_channels",
     ),
     "forward: two segments of a split scan share their place": Fault(
         "scan_forward.cuh",
-        "slot = place.segment + 1",
-        "slot = 0",
+        "place.segment + 1",
+        "0",
         "thread",
         f"{RACE}|{WRONG}",  # no race where one thread of the host happens to run both blocks
         "test_scan and 600",
     ),
     "backward: a row of B and C past the last step is read": Fault(
-        "scan_common.cuh", "r < count)", "r <= count)", "address", OVERFLOW
+        "scan_common.cuh", "r < count", "r <= count", "address", OVERFLOW, at="r < count)"
     ),
     "forward: a row of B and C past the last step is read": Fault(
-        "scan_common.cuh", "r < count ?", "r <= count ?", "address", OVERFLOW
+        "scan_common.cuh", "r < count", "r <= count", "address", OVERFLOW, at="r < count ?"
     ),
     "forward: a tile is made of copies that were not waited for": Fault(
-        "scan_common.cuh", "copies_wait<kLater>();", ";", "plain", WRONG
+        "scan_common.cuh", "copies_wait<kLater>()", NOTHING, "plain", WRONG
     ),
     "forward: a stage is read before its copies are waited for": Fault(
-        "ahead.cuh", "copies_wait<kStages - 1>();", ";", "plain", WRONG, "fills"
+        "ahead.cuh", "copies_wait<kStages - 1>()", NOTHING, "plain", WRONG, "fills"
     ),
     "forward: the steps past the last one are copied": Fault(
         "ahead.cuh",
-        "place(slot), from, valid);",
-        "place(slot), from);",
+        "valid",
+        "true",
         "address",
         OVERFLOW,
         "fills",
+        at="place(slot), from, valid)",
     ),
     "forward: half of the shared memory is asked for": Fault(
         "scan_forward_launch.cuh",
-        "kStreams, kGate>::kShared)",
-        "kStreams, kGate>::kShared / 2)",
+        "Forward<T, kStates, kShare, kChannels, kStreams, kGate>::kShared",
+        "Forward<T, kStates, kShare, kChannels, kStreams, kGate>::kShared / 2",
         "plain",
         "the target is not in shared memory",
     ),
@@ -103,39 +113,43 @@ FAULTS = {
     ),
     "forward: a state past the last one is written": Fault(
         "scan_common.cuh",
-        "if (state(i) < dstate) p[state(i)] = x[i]",
-        "if (state(i) <= dstate) p[state(i)] = x[i]",
+        "state(i) < dstate",
+        "state(i) <= dstate",
         "address",
         OVERFLOW,
+        at="if (state(i) < dstate) p[state(i)] = x[i]",
     ),
     "forward: lanes are missing from a mask": Fault(
         "scan_forward.cuh",
-        "__shfl_sync(kAllLanes, x[j % kOwn][c]",
-        "__shfl_sync(0xffffu, x[j % kOwn][c]",
+        "kAllLanes",
+        "0xffffu",
         "plain",
         "the calling lane is not in its own mask",
+        at="__shfl_sync(kAllLanes, x[j % kOwn][c]",
     ),
     "forward: padding is not cleared": Fault(
         "scan_forward.cuh",
-        "max(begin, valid), min(end, p.size.length)",
-        "min(end, p.size.length), min(end, p.size.length)",
+        "max(begin, valid)",
+        "min(end, p.size.length)",
         "plain",
         WRONG,
         "test_scan and lengths",
     ),
     "backward: parts are not fenced before the block's ticket": Fault(
         "scan_backward_parts.cuh",
-        "__threadfence();  // who sees the ticket sees the parts",
-        "",
+        "__threadfence()",
+        NOTHING,
         "thread",
         RACE,
+        at="__threadfence();  // who sees the ticket sees the parts",
     ),
     "backward: the last block reads parts before it has seen the tickets": Fault(
         "scan_backward_parts.cuh",
-        "      __threadfence();\n    }",
-        "    }",
+        "__threadfence()",
+        NOTHING,
         "thread",
         RACE,
+        at="__threadfence();\n    }",
     ),
     "backward: a block that is not the last adds up the parts": Fault(
         "scan_backward_parts.cuh",
@@ -147,25 +161,22 @@ FAULTS = {
     ),
     "backward: sums of samples are added up before all are there": Fault(
         "scan_backward_parts.cuh",
-        "if (all || !is_last(partial.sums_done + tile, partial.sums)) return;",
-        "if (all || together != partial.sums - 1) return;",
+        "!is_last(partial.sums_done + tile, partial.sums)",
+        "together != partial.sums - 1",
         "plain",
         WRONG,
         "test_scan and 18",
     ),
     "backward: tickets are not cleared": Fault(
-        "scan_backward.cu",
-        "if (memory.tickets > 0) clear_memory",
-        "if (false) clear_memory",
-        "plain",
-        WRONG,
+        "scan_backward.cu", "memory.tickets > 0", "false", "plain", WRONG
     ),
     "backward: a block's ticket does not wait for all of its threads": Fault(
         "scan_backward_parts.cuh",
-        "__syncthreads();  // all threads have written theirs",
-        "//",
+        "__syncthreads()",
+        NOTHING,
         "thread",
         RACE,
+        at="__syncthreads();  // all threads have written theirs",
     ),
     "split: the gradients' carries are in the order of the states'": Fault(
         "split.cu",
@@ -178,21 +189,21 @@ FAULTS = {
 }
 
 
-def of(*passes: str) -> pytest.MarkDecorator:
-    """The faults whose names begin so, for a test of `fault`."""
-    chosen = {name: fault for name, fault in FAULTS.items() if name.startswith(passes)}
-    return pytest.mark.parametrize("fault", chosen.values(), ids=chosen)
+def number(name: str) -> int:
+    """The fault's, as simt::planted() knows it; 0 is none."""
+    return 1 + list(FAULTS).index(name)
 
 
-def check_seen(fault: Fault, folder: Path) -> None:
-    """Compile the kernels with the fault, in a copy of the sources, and see the tests fail."""
-    csrc = folder / "csrc"
-    shutil.copytree(build.CSRC, csrc, ignore=shutil.ignore_patterns("cpu", "__pycache__"))
-    file = csrc / "cuda" / fault.file
-    text = file.read_text()
-    assert fault.line in text, "the fault's line is not there any more: plant it elsewhere"
-    file.write_text(text.replace(fault.line, fault.broken, 1))
-    chosen = build.BUILDS[fault.build]
-    run = chosen.pytest(build.kernels(chosen, csrc), KERNELS, "-k", fault.tests)
-    assert run.returncode != 0, run.stdout
-    assert re.search(fault.message, run.stdout), run.stdout
+def planted(file: str, text: str) -> str:
+    """The text of a file of csrc/cuda with its faults, asleep, on the lines where they were."""
+    mine = {name: fault for name, fault in FAULTS.items() if fault.file == file}
+    for name, fault in mine.items():
+        at = fault.at or fault.right
+        if text.count(at) != 1 or at.count(fault.right) != 1:
+            raise ValueError(
+                f"planted: {file} must have {at!r} once, to plant {name!r} in it, got"
+                f" {text.count(at)}; choose another place for it in faults.py"
+            )
+        choice = f"(simt::planted({number(name)}) ? {fault.broken} : {fault.right})"
+        text = text.replace(at, at.replace(fault.right, choice))
+    return f'#include "planted.h"\n#line 1\n{text}' if mine else text
