@@ -232,14 +232,14 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def classify(self, state: dict[str, Tensor]) -> Tensor:
-        """Logits of the answer classes, (batch, classes), from what :meth:`encode` gave."""
+        """Logits of the answer classes, (batch, classes), from what `encode` gave."""
         visual, mask = state["visual"], state["attention_mask"]
         seen = mask.new_ones(visual.shape[:2])
         return self.classifier(visual, seen, state["text"], mask)
 
     @torch.no_grad()
     def write(self, state: dict[str, Tensor], **options):
-        """Write an answer to each question from what :meth:`encode` gave; as :meth:`generate`."""
+        """Write an answer to each question from what `encode` gave; as `generate`."""
         return self.decoder.write(*self._decoder_input(state), **options)
 
     def _decoder_input(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

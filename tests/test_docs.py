@@ -187,3 +187,19 @@ Source: somebody.
 def test_joined_blocks_are_found(kind):
     """Each of these stood in a docstring once, or could."""
     assert any(kind in what for what in joined(JOINED[kind], 0 if kind == "wrapped" else 4))
+
+
+def test_docstrings_are_markdown():
+    """The site renders them as Markdown, which knows neither roles nor a block after '::'."""
+    for path in SOURCES:
+        for line, text in docstrings(path.read_text(encoding="utf-8")):
+            found = re.findall(r":\w+:`|\w::$", text, re.MULTILINE)
+            assert not found, f"{path.relative_to(ROOT)}, line {line}: {found}"
+
+
+def test_lines_of_cpp_are_within_the_limit():
+    """clang-format wraps code, and is told to leave comments as they are."""
+    limit = int(re.search(r"ColumnLimit: (\d+)", (ROOT / ".clang-format").read_text())[1])
+    for path in [*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cpu").iterdir()]:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert len(line) <= limit, f"{path.relative_to(ROOT)}, line {number}"

@@ -81,8 +81,8 @@ extern const Kernels kFloat, kDouble;
 namespace avx2 {
 extern const Kernels kFloat, kDouble;
 }
-// float64 is for checks of gradients and of float32: AVX2's kernels run it on any processor that has more, at half the width
-// of AVX-512's vectors, and a quarter of each AVX-512 file's compilation is spared.
+// float64 is for checks of gradients and of float32: AVX2's kernels run it on any processor that has more, at half the
+// width of AVX-512's vectors, and a quarter of each AVX-512 file's compilation is spared.
 namespace avx512 {
 extern const Kernels kFloat;
 extern const ConvKernels kConvFloat;
