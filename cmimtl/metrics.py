@@ -107,7 +107,7 @@ def score(
         predictions: one answer per example, in the same order; "" counts as wrong.
         resamples, seed: those of the bootstrap, see `clustered_interval`.
     Returns:
-        a dict ready for JSON::
+        a dict ready for JSON:
 
             {"questions": 451, "images": 203,
              "open_questions": 179, "closed_questions": 272,
