@@ -1,5 +1,6 @@
 """What the README shows of the records: one table of six rows and one plot."""
 
+import html
 import math
 
 from benchmarks import claims, fusions, tables
@@ -118,7 +119,8 @@ def _panel(record: dict, lines: dict[str, list[tuple[float, float]]], top: float
         across = LEFT + PLOT_WIDTH * (math.log2(x) - low) / span
         return round(across, 1), round(TOP + PLOT_HEIGHT * (1 - y / top), 1)
 
-    parts = [f'<text class="name" x="{LEFT}" y="18">{claims.short_device(record)}</text>']
+    device = html.escape(claims.short_device(record))
+    parts = [f'<text class="name" x="{LEFT}" y="18">{device}</text>']
     parts.append(f'<text x="{LEFT}" y="35">µs per token, one layer, forward</text>')
     for y in range(0, int(top) + 1, 100):
         _, at = place(lengths[0], y)
@@ -141,7 +143,7 @@ def _panel(record: dict, lines: dict[str, list[tuple[float, float]]], top: float
         points = [place(x, y) for x, y in line]
         path = " ".join(f"{a},{b}" for a, b in points)
         dots = "".join(f'<circle class="{kind}" cx="{a}" cy="{b}" r="2.5"/>' for a, b in points)
-        label = name.removeprefix("Cross-Mamba, ").removesuffix(" co-attention")
+        label = html.escape(name.removeprefix("Cross-Mamba, ").removesuffix(" co-attention"))
         parts.append(f'<path class="{kind}" d="M {path}"/>{dots}')
         across, at = points[-1]
         lift = 10 if name == fusions.OURS else -2 if name == fusions.BIDIRECTIONAL else 4
