@@ -58,12 +58,6 @@ dim3 block_size, grid_size;
 
 unsigned schedule_seed = 0;
 
-int planted_fault() {
-  const char* const number = std::getenv("CMIMTL_PLANTED_FAULT");
-  return number ? std::atoi(number) : 0;
-}
-const int awake = planted_fault();
-
 std::mutex launching;  // one launch at a time in the process
 std::mt19937 random_numbers;
 Launch* current_launch = nullptr;
@@ -311,7 +305,11 @@ void wait_in(State state, Where where) {
 
 void set_seed(unsigned seed) { schedule_seed = seed; }
 
-bool planted(int fault) { return fault == awake; }
+int planted_fault() {
+  const char* const number = std::getenv("CMIMTL_PLANTED_FAULT");
+  return number ? std::atoi(number) : 0;
+}
+const int awake = planted_fault();
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   check_launch(grid, block, shared_bytes);

@@ -3,8 +3,10 @@
 
 namespace simt {
 
-// Is it this one? The engine reads CMIMTL_PLANTED_FAULT as it is loaded; without it no fault is awake. It is compiled
-// without sanitizers, so the question is no access of the kernel's.
-bool planted(int fault);
+// The engine, which has no sanitizer, reads CMIMTL_PLANTED_FAULT into it as it is loaded; 0 is no fault. To read what is
+// const is no access that a sanitizer looks at, and the compiler may do it once for a loop.
+extern const int awake;
+
+inline bool planted(int fault) { return fault == awake; }
 
 }  // namespace simt
