@@ -9,8 +9,6 @@ from cmimtl.config import CMIMTLConfig
 from cmimtl.model import CMIMTLForVisualQuestionAnswering
 from cmimtl.presets import PRESETS
 
-FUSIONS = ("cross-mamba", "cross-mamba-gated", "transformer")
-
 # Tokens of the question, tokens of the answer, answer classes (about SLAKE's).
 QUESTION, ANSWER, CLASSES = 32, 8, 220
 

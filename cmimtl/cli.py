@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -17,10 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cmimtl.messages import is_ours, one_line
-
-DATASETS = ("phantom", "slake", "vqa-rad", "ovqa")
-SPLITS = ("train", "validation", "test", "descriptions", "compositional")
-FUSIONS = ("cross-mamba", "cross-mamba-gated", "transformer")
+from cmimtl.names import DATASETS, FUSIONS, MORE_SPLITS, SPLITS
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -236,12 +234,13 @@ def _add_evaluate(commands) -> argparse.ArgumentParser:
         "--data", type=_one_of(DATASETS), metavar="NAME", help="data set (the run's own)"
     )
     evaluate.add_argument("--root", metavar="DIR", help="its folder (the run's own)")
+    more = [f"of {name} also {', '.join(splits)}" for name, splits in MORE_SPLITS.items()]
     evaluate.add_argument(
         "--split",
-        type=_one_of(SPLITS),
+        type=_one_of((*SPLITS, *itertools.chain(*MORE_SPLITS.values()))),
         metavar="NAME",
         default="test",
-        help=f"{', '.join(SPLITS[:3])}; of phantom also {', '.join(SPLITS[3:])} (%(default)s)",
+        help="; ".join((", ".join(SPLITS), *more)) + " (%(default)s)",
     )
     evaluate.add_argument("--json", metavar="FILE", help="where to write the scores")
     evaluate.add_argument("--batch-size", type=_whole(1), default=64, metavar="N")

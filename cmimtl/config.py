@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import InstructBlipQFormerConfig, PreTrainedConfig, RobertaConfig, T5Config
 
-FUSIONS = ("cross-mamba", "cross-mamba-gated", "transformer")
+from cmimtl.names import FUSIONS
 
 
 @strict

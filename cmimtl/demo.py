@@ -13,12 +13,12 @@ from rich.console import Console
 
 from cmimtl.answer import Answer, QuestionAnswerer
 from cmimtl.batches import ImageCache
-from cmimtl.data import DESCRIBED, OPEN, VQAExample, write_phantom
+from cmimtl.data import DESCRIBED, OPEN, VQAExample, read_split, write_phantom
 from cmimtl.evaluate import evaluate, evaluate_generation, print_generation, print_scores
 from cmimtl.explain import draw
 from cmimtl.files import check_writable, write_json, write_text
 from cmimtl.progress import Phase
-from cmimtl.train import read_split, train
+from cmimtl.train import train
 
 ABOUT = """\
 A small model learns to answer questions about pictures, from nothing, on this machine.

@@ -18,10 +18,18 @@ from rich.table import Table
 
 from cmimtl.answer import QuestionAnswerer
 from cmimtl.batches import ImageCache
-from cmimtl.data import CLOSED, DESCRIBED, OPEN, AnswerVocabulary, VQAExample, check_split
+from cmimtl.data import (
+    CLOSED,
+    DESCRIBED,
+    OPEN,
+    AnswerVocabulary,
+    VQAExample,
+    check_split,
+    read_split,
+)
 from cmimtl.files import check_writable, write_json
 from cmimtl.metrics import majority, question_only, score
-from cmimtl.train import read_run, read_split
+from cmimtl.runs import read_run
 
 # Name of a row in the JSON -> its name in the table.
 _CONTROLS = {

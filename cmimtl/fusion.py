@@ -4,24 +4,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmimtl import names
 from cmimtl.config import CMIMTLConfig
 from cmimtl_kernels import CrossMamba, CrossMambaBlock
-
-INTERLEAVE = {"cross-mamba": "product-sum", "cross-mamba-gated": "gated"}
 
 
 def build_fusion(config: CMIMTLConfig) -> nn.Module:
     """Build the fusion that the configuration names."""
-    if config.fusion == "transformer":
-        return CoAttention(
-            config.d_model, config.fusion_layers, config.fusion_heads, dropout=config.fusion_dropout
-        )
+    return names.load(names.FUSIONS[config.fusion])(config)
+
+
+def cross_mamba(config: CMIMTLConfig, interleave: str = "product-sum") -> nn.Module:
+    """The fusion of the paper: Cross-Mamba blocks over products and sums of the two streams."""
     return CrossMamba(
         config.d_model,
         config.fusion_layers,
-        interleave=INTERLEAVE[config.fusion],
+        interleave=interleave,
         bidirectional=config.fusion_bidirectional,
         recompute=config.fusion_recompute,
+    )
+
+
+def gated_cross_mamba(config: CMIMTLConfig) -> nn.Module:
+    """Cross-Mamba with the block of the authors' released code."""
+    return cross_mamba(config, "gated")
+
+
+def co_attention(config: CMIMTLConfig) -> nn.Module:
+    """Transformer layers of two streams that attend to each other."""
+    return CoAttention(
+        config.d_model, config.fusion_layers, config.fusion_heads, dropout=config.fusion_dropout
     )
 
 

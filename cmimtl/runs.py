@@ -23,10 +23,10 @@ from os import PathLike
 from pathlib import Path
 
 from cmimtl.checkpoints import MODEL_FILE, RUN_FILE, STAGING
-from cmimtl.config import FUSIONS
-from cmimtl.data import DATASETS, ReaderReport
+from cmimtl.data import ReaderReport
 from cmimtl.files import check_folder, write_json, writing
 from cmimtl.lock import LOCK_FILE
+from cmimtl.names import DATASETS, FUSIONS
 from cmimtl.presets import PRESETS
 
 REPORT_FILE = "reader_report.json"

@@ -25,8 +25,8 @@ from cmimtl.data import (
     DataError,
     ReaderReport,
     VQAExample,
-    load_dataset,
-    write_phantom,
+    draw_missing,
+    read_split,
 )
 from cmimtl.files import WriteError, writing
 from cmimtl.lock import check_unlocked, lock
@@ -37,8 +37,6 @@ from cmimtl.processor import CMIMTLProcessor
 from cmimtl.progress import without_bars
 from cmimtl.runs import read_run
 from cmimtl.trainer import CMIMTLTrainer
-
-__all__ = ["read_run", "read_split", "train"]
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,7 @@ def _prepare(arguments: dict[str, object], console: Console) -> _Job:
     weights = None if arguments["weights"] is None else Path(arguments["weights"])
 
     def draw() -> None:
-        _draw_missing(arguments["data"], arguments["root"])
+        draw_missing(arguments["data"], arguments["root"])
 
     def make() -> _Job:
         # The seed is set before the model is made, because it also decides the first weights.
@@ -256,23 +254,6 @@ def _at_most(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def read_split(
-    data: str, root: str | os.PathLike[str], split: str, report: ReaderReport | None = None
-) -> list[VQAExample]:
-    """Read one split of a data set; a phantom set is drawn first where root holds nothing.
-
-    Raises:
-        ValueError, DataError: as `cmimtl.data.load_dataset`.
-    """
-    _draw_missing(data, root)
-    return load_dataset(data, root, split, report=report)
-
-
-def _draw_missing(data: str, root: str | os.PathLike[str]) -> None:
-    if data == "phantom" and not (Path(root) / "phantom.json").is_file():
-        write_phantom(root)
 
 
 def _read(

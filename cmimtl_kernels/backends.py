@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from cmimtl_kernels import _library, causal_conv1d_package, registration
+from cmimtl_kernels import causal_conv1d_package, compiled, reference, registration
 from cmimtl_kernels import triton as triton_kernels
 
 _HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
@@ -86,42 +86,19 @@ class Backend:
             reasons.append(f"takes dstate up to {most}, got {call.dstate}")
         return reasons + self.cannot(call)
 
+    def run(self, op: str, tensors: tuple[torch.Tensor | None, ...], *options: bool):
+        """Run an op on arguments that were checked.
 
-registration.define("cmimtl")
-_NOT_LOADED = _library.load_libraries()
-
-
-# The least compute capability that the CUDA kernels are compiled for, and the bytes of shared
-# memory that a block of the backward kernel takes for more than 128 states. The latter is
-# kSharedOfManyStates of csrc/cuda/scan_backward_shared.cuh.
-_LEAST_CAPABILITY, _SHARED_OF_MANY_STATES = (8, 0), 120 * 1024
-
-
-def _cuda_unavailable() -> str | None:
-    return _NOT_LOADED["cuda"] or _device_unfit()
-
-
-@functools.cache
-def _device_unfit() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    capability = torch.cuda.get_device_capability()
-    if capability < _LEAST_CAPABILITY:
-        least, found = (".".join(map(str, x)) for x in (_LEAST_CAPABILITY, capability))
-        return f"runs on compute capability {least} or newer, the GPU has {found}"
-    built = _library.record("cuda").get("architectures")
-    if built and not _library.runs_on(capability, built):
-        found = ".".join(map(str, capability))
-        return f"was built for compute capability {built}, the GPU has {found}; build it here"
-    return None
-
-
-@functools.cache
-def _cuda_max_dstate() -> int:
-    if not torch.cuda.is_available():
-        return 256
-    shared = torch.cuda.get_device_properties().shared_memory_per_block_optin
-    return 256 if shared >= _SHARED_OF_MANY_STATES else 128
+        Args:
+            op: one of `ops`.
+            tensors, options: in the order of the op's schema in registration.py, without
+                checkpoint_every.
+        Returns:
+            the outputs of the schema, without the checkpoints.
+        """
+        if self.namespace is None:
+            return reference.run(op, tensors, *options)
+        return registration.run(self.namespace, op, tensors, options, self.checkpoint_every)
 
 
 @functools.cache
@@ -149,14 +126,12 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend(
             name="cuda",
-            namespace="cmimtl",
+            namespace=compiled.NAMESPACE,
             devices=("cuda",),
             dtypes=_HALF_AND_SINGLE,
-            max_dstate=_cuda_max_dstate,
-            # The backward kernel starts each of its chunks, of 8 steps, from a checkpoint. At
-            # dstate 16 the checkpoints take 8 bytes for a step of a channel.
-            checkpoint_every=8,
-            unavailable=_cuda_unavailable,
+            max_dstate=compiled.cuda_max_dstate,
+            checkpoint_every=compiled.CUDA_CHECKPOINT_EVERY,
+            unavailable=compiled.cuda_unavailable,
         ),
         Backend(
             name="triton",
@@ -164,7 +139,7 @@ BACKENDS: dict[str, Backend] = {
             devices=("cuda",),
             dtypes=_HALF_AND_SINGLE,
             max_dstate=lambda: 256,
-            checkpoint_every=16,
+            checkpoint_every=triton_kernels.CHECKPOINT_EVERY,
             unavailable=_triton_unavailable,
         ),
         Backend(
@@ -182,12 +157,12 @@ BACKENDS: dict[str, Backend] = {
         ),
         Backend(
             name="cpu",
-            namespace="cmimtl",
+            namespace=compiled.NAMESPACE,
             devices=("cpu",),
             dtypes=(*_HALF_AND_SINGLE, torch.float64),
             max_dstate=lambda: 1024,
-            checkpoint_every=16,
-            unavailable=lambda: _NOT_LOADED["cpu"],
+            checkpoint_every=compiled.CPU_CHECKPOINT_EVERY,
+            unavailable=compiled.cpu_unavailable,
         ),
         Backend(
             name="reference",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cmimtl_kernels.ops import causal_conv1d, check_lengths, cross_selective_scan, selective_scan
+from cmimtl_kernels.registration import inside_torch_func
 from cmimtl_kernels.resample import align, blank_padding, interpolate, pool
 
 INTERLEAVE_KINDS = ("product-sum", "gated")
@@ -212,7 +213,7 @@ class CrossMambaBlock(nn.Module):
         projection at the part's end. So no big GEMM is computed twice.
         """
         # checkpoint works by hooks on saved tensors, which torch.func does not have.
-        if not self.recompute or not torch.is_grad_enabled() or _inside_torch_func():
+        if not self.recompute or not torch.is_grad_enabled() or inside_torch_func():
             return part(*inputs)
         return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
 
@@ -372,14 +373,10 @@ class CrossMamba(nn.Module):
         return visual, text
 
 
-def _inside_torch_func() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def _take_apart(uz: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
     """uz (batch, L_v + L_t, 2 * d_inner) -> u_v, z_v, u_t, z_t, which are views of uz."""
     # torch.func takes only functions with a setup_context, and those must not return views.
-    return _parts(uz, sizes) if _inside_torch_func() else _TakeApart.apply(uz, sizes)
+    return _parts(uz, sizes) if inside_torch_func() else _TakeApart.apply(uz, sizes)
 
 
 def _parts(uz: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:

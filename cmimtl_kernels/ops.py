@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cmimtl_kernels import backends, reference, registration
+from cmimtl_kernels import backends
 from cmimtl_kernels.backends import Call
 from cmimtl_kernels.reference import accumulation_dtype
 
@@ -88,31 +88,8 @@ def selective_scan(
     lengths = check_lengths(op, lengths, u, length)
 
     kernels = backends.choose(backend, Call(op, u.device.type, u.dtype, A.shape[1]))
-    if kernels.namespace is None:
-        return reference.selective_scan(
-            u,
-            delta,
-            A,
-            B,
-            C,
-            D,
-            z,
-            delta_bias,
-            delta_softplus=delta_softplus,
-            initial_state=initial_state,
-            lengths=lengths,
-            reverse=reverse,
-            return_last_state=return_last_state,
-        )
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, lengths)
-    differentiated = _needs_grad(tensors)
-    every = kernels.checkpoint_every if differentiated else 0
-    out, last_state, _ = registration.call(
-        kernels.namespace,
-        "selective_scan_fwd",
-        (*tensors, delta_softplus, reverse, every),
-        differentiated,
-    )
+    out, last_state = kernels.run(op, tensors, delta_softplus, reverse)
     return (out, last_state) if return_last_state else out
 
 
@@ -190,33 +167,8 @@ def cross_selective_scan(
     lengths = check_lengths(op, lengths, v, length)
 
     kernels = backends.choose(backend, Call(op, v.device.type, v.dtype, A.shape[1]))
-    if kernels.namespace is None:
-        return reference.cross_selective_scan(
-            v,
-            t,
-            delta,
-            A,
-            B,
-            C,
-            D,
-            z_v,
-            z_t,
-            delta_bias,
-            delta_softplus=delta_softplus,
-            initial_state=initial_state,
-            lengths=lengths,
-            reverse=reverse,
-            return_last_state=return_last_state,
-        )
     tensors = (v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state, lengths)
-    differentiated = _needs_grad(tensors)
-    every = kernels.checkpoint_every if differentiated else 0
-    out_v, out_t, last_state, _ = registration.call(
-        kernels.namespace,
-        "cross_selective_scan_fwd",
-        (*tensors, delta_softplus, reverse, every),
-        differentiated,
-    )
+    out_v, out_t, last_state = kernels.run(op, tensors, delta_softplus, reverse)
     return (out_v, out_t, last_state) if return_last_state else (out_v, out_t)
 
 
@@ -272,14 +224,7 @@ def causal_conv1d(
 
     options = {"width": weight.shape[1], "lengths": lengths is not None, "reverse": reverse}
     kernels = backends.choose(backend, Call(op, x.device.type, x.dtype, **options))
-    if kernels.namespace is None:
-        return reference.causal_conv1d(
-            x, weight, bias, activation=activation, lengths=lengths, reverse=reverse
-        )
-    args = (x, weight, bias, lengths, activation == "silu", reverse)
-    return registration.call(
-        kernels.namespace, "causal_conv1d_fwd", args, _needs_grad((x, weight, bias))
-    )
+    return kernels.run(op, (x, weight, bias, lengths), activation == "silu", reverse)
 
 
 def _autocast(first: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -293,14 +238,6 @@ def _autocast(first: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(None if x is None else x.to(dtype) for x in tensors)
-
-
-def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:
-    if torch.is_grad_enabled():
-        for x in tensors:
-            if x is not None and x.requires_grad:
-                return True
-    return False
 
 
 def _check_shared(

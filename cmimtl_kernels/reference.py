@@ -166,6 +166,32 @@ def causal_conv1d(
     return _keep(valid, out).to(dtype)
 
 
+def run(op: str, tensors: tuple[Tensor | None, ...], *options: bool):
+    """Run one of the functions above with the arguments of its op, as a backend does.
+
+    tensors and options are in the order of the op's schema in registration.py. A scan gives its
+    last state too.
+    """
+    if op == "causal_conv1d":
+        x, weight, bias, lengths = tensors
+        silu, reverse = options
+        activation = "silu" if silu else None
+        return causal_conv1d(
+            x, weight, bias, activation=activation, lengths=lengths, reverse=reverse
+        )
+    scan = {"selective_scan": selective_scan, "cross_selective_scan": cross_selective_scan}[op]
+    *tensors, initial_state, lengths = tensors
+    delta_softplus, reverse = options
+    return scan(
+        *tensors,
+        delta_softplus=delta_softplus,
+        initial_state=initial_state,
+        lengths=lengths,
+        reverse=reverse,
+        return_last_state=True,
+    )
+
+
 def _softplus(x: Tensor) -> Tensor:
     """log(1 + e^x) at any x. F.softplus returns x itself above a threshold; this does not."""
     return torch.logaddexp(x, torch.zeros_like(x))

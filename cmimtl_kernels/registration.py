@@ -61,6 +61,7 @@ SCHEMAS = {
 }
 
 OPS = tuple(name.removesuffix("_fwd") for name in SCHEMAS if name.endswith("_fwd"))
+SCANS = tuple(op for op in OPS if "checkpoints" in SCHEMAS[f"{op}_fwd"])
 
 # The ops of a library exist only as long as its library object.
 _LIBRARIES: dict[str, torch.library.Library] = {}
@@ -102,7 +103,40 @@ def define(namespace: str, ops: tuple[str, ...] = OPS) -> None:
 # neither kind: it needs a Function with a separate setup_context, which costs another 40 us.
 
 
-def call(namespace: str, name: str, args: tuple, differentiated: bool):
+def run(
+    namespace: str,
+    op: str,
+    tensors: tuple[Tensor | None, ...],
+    options: tuple[bool, ...],
+    checkpoint_every: int,
+):
+    """Run the forward pass of an op, recorded by autograd where a tensor requires it.
+
+    Args:
+        namespace: of the kernels.
+        op: one of OPS.
+        tensors, options: in the order of the op's schema, without checkpoint_every.
+        checkpoint_every: of a scan that is recorded; no other keeps states.
+    Returns:
+        the outputs of the schema, without the checkpoints.
+    """
+    differentiated = _needs_grad(tensors)
+    if op not in SCANS:
+        return _call(namespace, f"{op}_fwd", (*tensors, *options), differentiated)
+    every = checkpoint_every if differentiated else 0
+    outputs = _call(namespace, f"{op}_fwd", (*tensors, *options, every), differentiated)
+    return outputs[:-1]
+
+
+def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
+
+
+def _call(namespace: str, name: str, args: tuple, differentiated: bool):
     """Run a forward op and return its outputs.
 
     Args:

@@ -12,15 +12,14 @@ Each data set has a reader (`slake`, `vqa_rad`, `ovqa`), and all readers give
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from pathlib import Path
 
+from cmimtl import names
 from cmimtl.data import rows
 from cmimtl.data.answers import AnswerVocabulary, normalize_answer
 from cmimtl.data.example import CLOSED, OPEN, DataError, ReaderReport, VQAExample
-from cmimtl.data.ovqa import read_ovqa
-from cmimtl.data.phantom import DESCRIBED, read_phantom, write_phantom
-from cmimtl.data.slake import read_slake
-from cmimtl.data.vqa_rad import read_vqa_rad
+from cmimtl.data.phantom import DESCRIBED, write_phantom
+from cmimtl.names import DATASETS
 
 __all__ = [
     "CLOSED",
@@ -32,18 +31,12 @@ __all__ = [
     "ReaderReport",
     "VQAExample",
     "check_split",
+    "draw_missing",
     "load_dataset",
     "normalize_answer",
+    "read_split",
     "write_phantom",
 ]
-
-# Name of a data set -> its reader, called as reader(root, split, report=..., **options).
-DATASETS: dict[str, Callable[..., list[VQAExample]]] = {
-    "phantom": read_phantom,
-    "slake": read_slake,
-    "vqa-rad": read_vqa_rad,
-    "ovqa": read_ovqa,
-}
 
 
 def check_split(name: str, split: str) -> None:
@@ -55,8 +48,7 @@ def check_split(name: str, split: str) -> None:
     if name not in DATASETS:
         known = ", ".join(repr(known) for known in DATASETS)
         raise ValueError(f"load_dataset: name must be one of {known}, got {name!r}.")
-    splits = ("train", "validation", "test", *(DESCRIBED if name == "phantom" else ()))
-    rows.check_split("load_dataset", split, splits)
+    rows.check_split("load_dataset", split, names.splits_of(name))
 
 
 def load_dataset(
@@ -89,4 +81,18 @@ def load_dataset(
     """
     check_split(name, split)
     report = ReaderReport() if report is None else report
-    return DATASETS[name](root, split, report=report, **options)
+    return names.load(DATASETS[name])(root, split, report=report, **options)
+
+
+def draw_missing(name: str, root: str | os.PathLike[str]) -> None:
+    """Draw a phantom set where root holds none; the other data sets are on disk or are not."""
+    if name == "phantom" and not (Path(root) / "phantom.json").is_file():
+        write_phantom(root)
+
+
+def read_split(
+    name: str, root: str | os.PathLike[str], split: str, report: ReaderReport | None = None
+) -> list[VQAExample]:
+    """`load_dataset`, after `draw_missing`."""
+    draw_missing(name, root)
+    return load_dataset(name, root, split, report=report)

@@ -7,14 +7,11 @@ Published Med-VQA scores use the same rules.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from cmimtl.data.example import DataError, VQAExample
+from cmimtl.data.example import VQAExample
 
 _ARTICLES = frozenset({"a", "an", "the"})
 
@@ -163,32 +160,3 @@ class AnswerVocabulary:
             "out_of_vocabulary": unknown,
             "out_of_vocabulary_share": unknown / len(examples),
         }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``{"answers": [...]}`` as JSON, to a temporary name first."""
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-        text = json.dumps({"answers": list(self.answers)}, ensure_ascii=False, indent=1)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> AnswerVocabulary:
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: the file is missing, no JSON or has another form.
-        """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"AnswerVocabulary.load: path must name a readable JSON file, got {path}: {error}."
-            ) from error
-        answers = content.get("answers") if isinstance(content, dict) else None
-        if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
-            raise DataError(
-                f"AnswerVocabulary.load: {path} must hold a list of strings under 'answers', "
-                f"got {type(answers).__name__}."
-            )
-        return cls(answers)

@@ -29,9 +29,10 @@ from cmimtl.data.example import DataError, ReaderReport, VQAExample
 from cmimtl.data.phantom_pictures import Grid, draw_picture
 from cmimtl.data.phantom_questions import Phantom, Question, ask, draw_phantom
 from cmimtl.data.slake import SLAKE_FILES, read_slake
+from cmimtl.names import MORE_SPLITS
 
 # These splits ask only for descriptions, which only a decoder can give.
-DESCRIBED = ("descriptions", "compositional")
+DESCRIBED = MORE_SPLITS["phantom"]
 
 PHANTOM_FILES: Mapping[str, Sequence[str]] = {
     **SLAKE_FILES,

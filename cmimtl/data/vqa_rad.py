@@ -21,6 +21,7 @@ from pathlib import Path
 
 from cmimtl.data.example import DataError, ReaderReport, VQAExample
 from cmimtl.data.rows import ImageFolder, Row, check_split, find_file, read_rows
+from cmimtl.names import SPLITS
 
 _OPERATION = "read_vqa_rad"
 _PUBLIC = "VQA_RAD Dataset Public.json"
@@ -75,7 +76,7 @@ def read_vqa_rad(
         raise ValueError(
             f"{_OPERATION}: validation_fraction must lie in [0, 1), got {validation_fraction}."
         )
-    check_split(_OPERATION, split, ("train", "validation", "test"))
+    check_split(_OPERATION, split, SPLITS)
     if split == "validation" and validation_fraction == 0:
         raise ValueError(
             f"{_OPERATION}: validation_fraction must be greater than 0 for the split "

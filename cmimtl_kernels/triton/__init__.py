@@ -19,6 +19,7 @@ import torch
 from cmimtl_kernels import registration
 
 NAMESPACE = "cmimtl_triton"
+CHECKPOINT_EVERY = 16  # steps between two states kept for the backward pass
 
 
 def implementation(name: str):

@@ -11,8 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from cmimtl_kernels import backends
-from cmimtl_kernels.triton import plan
+from cmimtl_kernels.triton import CHECKPOINT_EVERY, plan
 from cmimtl_kernels.triton.conv import conv_backward, conv_forward
 from cmimtl_kernels.triton.scan_backward import scan_backward
 from cmimtl_kernels.triton.scan_backward_inputs import ROW
@@ -75,7 +74,7 @@ def _forward(
         _rows(delta), _dense(A), _rows(B), _rows(C), _dense(bias), _dense(initial), _dense(lengths),
     )  # fmt: skip
     # The split does not depend on whether checkpoints are kept, so the results have the same bits.
-    every = every or backends.BACKENDS["triton"].checkpoint_every
+    every = every or CHECKPOINT_EVERY
     processors, lanes = processors_of(delta), lanes_of(delta)
     warps = batch * ngroups * triton.cdiv(dim // ngroups, lanes)
     segments, span = plan.segments(warps, steps, every, processors)

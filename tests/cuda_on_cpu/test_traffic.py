@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from cmimtl_kernels import backends
+from cmimtl_kernels import compiled
 from tests.cuda_on_cpu import build
 
-EVERY = backends.BACKENDS["cuda"].checkpoint_every  # steps between two checkpoints, and of a chunk
+EVERY = compiled.CUDA_CHECKPOINT_EVERY  # steps between two checkpoints, and of a chunk
 DTYPES = {"float32": 0, "bfloat16": 2, "float16": 3}  # DType of csrc/selective_scan.h
 PASSES = ("forward", "backward")
 SIZES = ("batch", "length", "dim", "dstate", "ngroups")
@@ -222,8 +222,8 @@ def shared_bytes(kernels, states: int, lanes: int) -> int:
 
 
 def test_shared_memory_of_the_backward_scan(kernels):
-    """What backends.py asks of a device, and no more than there is."""
-    most = backends._SHARED_OF_MANY_STATES
+    """What compiled.py asks of a device, and no more than there is."""
+    most = compiled.SHARED_OF_MANY_STATES
     assert most - 1024 < shared_bytes(kernels, 16, 256 // 16) <= most
     for lanes in (1, 2, 4, 8):
         assert shared_bytes(kernels, 16, lanes) <= 99 * 1024

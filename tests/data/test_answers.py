@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cmimtl.data import AnswerVocabulary, DataError, VQAExample, normalize_answer
+from cmimtl.data import AnswerVocabulary, VQAExample, normalize_answer
 
 
 @pytest.mark.parametrize(
@@ -78,17 +78,3 @@ def test_answers_must_be_distinct_and_some():
         AnswerVocabulary(["yes", "no", "yes"])
     with pytest.raises(ValueError, match="at least one answer, got none"):
         AnswerVocabulary([])
-
-
-def test_save_and_load(tmp_path):
-    vocabulary = AnswerVocabulary(["yes", "façade"])
-    vocabulary.save(tmp_path / "answers.json")
-    assert AnswerVocabulary.load(tmp_path / "answers.json") == vocabulary
-    assert [path.name for path in tmp_path.iterdir()] == ["answers.json"]
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"answers": [1]}', '{"answers": "yes"}'])
-def test_load_of_something_else(tmp_path, text):
-    (tmp_path / "answers.json").write_text(text)
-    with pytest.raises(DataError, match=r"answers.json"):
-        AnswerVocabulary.load(tmp_path / "answers.json")

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from cmimtl_kernels import __main__, _library, backends
+from cmimtl_kernels import __main__, _library, backends, compiled
 from tests.kernels.builds import (
     ROOT,
     load_module,
@@ -52,7 +52,7 @@ def test_report_of_a_gpu_that_the_library_has_no_code_for(monkeypatch, gpu, said
         assert text.count("The cuda library was built for 8.0+PTX, a GPU has") == 1
         assert said in text
     # and no kernel is launched that is not there
-    reason = backends._device_unfit.__wrapped__()
+    reason = compiled._device_unfit.__wrapped__()
     assert (reason is None) == (gpu >= (8, 0))
 
 
@@ -60,7 +60,7 @@ def test_a_library_without_code_for_the_gpu_is_not_chosen(monkeypatch):
     monkeypatch.setattr(_library, "record", lambda name: {"architectures": "9.0"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *index: (8, 0))
-    assert backends._device_unfit.__wrapped__() == (
+    assert compiled._device_unfit.__wrapped__() == (
         "was built for compute capability 9.0, the GPU has 8.0; build it here"
     )
 

@@ -147,7 +147,7 @@ def test_a_second_start_that_was_overtaken(data, tmp_path, monkeypatch, capsys):
             (output / "run.json").write_text("the other's")
             other.enter_context(locks.lock(output))
 
-        monkeypatch.setattr("cmimtl.train._draw_missing", overtake)
+        monkeypatch.setattr("cmimtl.train.draw_missing", overtake)
         assert run(*train_arguments(data, output)) == 2
     assert "must not be in use" in capsys.readouterr().err
     assert (output / "run.json").read_text() == "the other's"

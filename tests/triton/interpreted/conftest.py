@@ -34,7 +34,8 @@ def _on_cpu():
 @pytest.fixture
 def interpreted(_on_cpu, monkeypatch):
     """backend="triton" takes CPU tensors and keeps a checkpoint every four steps; see `strict`."""
-    from tests.triton.interpreted.interp_tools import strict  # imports triton's interpreter
+    from cmimtl_kernels.triton import launch  # imports triton, and with it its interpreter
+    from tests.triton.interpreted.interp_tools import strict
 
     backend = dataclasses.replace(
         backends.BACKENDS["triton"],
@@ -43,6 +44,7 @@ def interpreted(_on_cpu, monkeypatch):
         unavailable=lambda: None,
     )
     monkeypatch.setitem(backends.BACKENDS, "triton", backend)
+    monkeypatch.setattr(launch, "CHECKPOINT_EVERY", EVERY)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
     with strict():

@@ -1,0 +1,41 @@
+"""What can be chosen by name, in one place: data sets, splits, fusions.
+
+A command has to know the names before it imports what is behind them, so this module imports
+nothing heavy, and says of each name where it is.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+# Data set -> its reader, called as reader(root, split, report=..., **options).
+DATASETS = {
+    "phantom": "cmimtl.data.phantom:read_phantom",
+    "slake": "cmimtl.data.slake:read_slake",
+    "vqa-rad": "cmimtl.data.vqa_rad:read_vqa_rad",
+    "ovqa": "cmimtl.data.ovqa:read_ovqa",
+}
+
+SPLITS = ("train", "validation", "test")
+# Splits of one data set alone. Those of the phantom set ask for descriptions: of combinations that
+# training has too, and of others.
+MORE_SPLITS = {"phantom": ("descriptions", "compositional")}
+
+# Fusion -> what builds it from a CMIMTLConfig, a module that is called as
+# fusion(visual, text, visual_lengths, text_lengths) -> visual, text.
+FUSIONS = {
+    "cross-mamba": "cmimtl.fusion:cross_mamba",
+    "cross-mamba-gated": "cmimtl.fusion:gated_cross_mamba",
+    "transformer": "cmimtl.fusion:co_attention",
+}
+
+
+def splits_of(dataset: str) -> tuple[str, ...]:
+    """Every split of a data set."""
+    return (*SPLITS, *MORE_SPLITS.get(dataset, ()))
+
+
+def load(place: str):
+    """What "module:name" stands for."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
