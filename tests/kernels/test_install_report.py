@@ -146,7 +146,7 @@ def test_report_of_an_old_library(monkeypatch):
     "note, origin",
     [
         (None, "cmimtl"),
-        ('{"url": "file:///home/a b", "dir_info": {}}', "'file:///home/a b'"),
+        ('{"url": "file:///checkouts/a b", "dir_info": {}}', "'file:///checkouts/a b'"),
         ('{"url": "https://x.org/y", "vcs_info": {"vcs": "git"}}', "git+https://x.org/y"),
     ],
 )
