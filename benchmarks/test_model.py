@@ -27,7 +27,7 @@ def green():
 @pytest.mark.parametrize("preset, batch, which, rounds", CASES)
 def test_model(benchmark, record, preset, batch, which, rounds):
     # Both interleave kinds of Cross-Mamba cost the same; of the base model one is enough.
-    names = FUSIONS if preset == "tiny" else ("cross-mamba", "transformer")
+    names = tuple(FUSIONS) if preset == "tiny" else ("cross-mamba", "transformer")
     built = {name: models.build(preset, name).to(DEVICE) for name in names}
     calls = {name: models.MAKE[which](model, batch, DEVICE) for name, model in built.items()}
     work, first = fusions.noted_work(built, which)
