@@ -59,7 +59,6 @@ def expected(cap: str) -> str:
 def python(code: str, folder: Path = ROOT, **environment: str) -> str:
     """What a new process prints; the level is chosen once in one."""
     settings = {"CMIMTL_CPU_CAPABILITY": "", "PYTHONPATH": str(folder)}
-    settings["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # other workers have cores too
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
