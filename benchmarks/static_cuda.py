@@ -7,7 +7,7 @@ A kernel is found by its template arguments, which its mangled name spells out:
 
 with kStates states of each of kChannels channels in a thread, kShare lanes to a channel, kStreams
 streams, and a gate or not. How it is launched, and what a pass moves, the library tells itself:
-csrc/cuda/describe.cu.
+csrc/cuda/introspection.cu.
 """
 
 import csv
@@ -21,9 +21,6 @@ from benchmarks import sass
 from cmimtl_kernels import backends  # and with it torch, which the library needs
 
 LIBRARY = Path(__file__).parents[1] / "cmimtl_kernels" / "_cuda.so"
-# Steps of a channel that one iteration of a pass's loop takes at least: kStage of scan_forward.cuh,
-# kChunk of plan.h.
-STEPS = {"forward": 4, "backward": 8}
 
 _DTYPES = {"f": "float32", "NS0_8bfloat16E": "bfloat16", "NS0_7float16E": "float16"}
 _DTYPE_CODES = {"float32": 0, "bfloat16": 2, "float16": 3}  # DType of csrc/selective_scan.h
@@ -50,6 +47,7 @@ def _loaded(library: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(library))
     loaded.cmimtl_cuda_scan_traffic.argtypes = [ctypes.c_bool, *[ctypes.c_int64] * 6, _Options]
     loaded.cmimtl_cuda_scan_traffic.restype = ctypes.c_char_p
+    loaded.cmimtl_cuda_scan_steps.argtypes = [ctypes.c_bool]
     return loaded
 
 
@@ -103,7 +101,9 @@ def rows(targets: list[str], dtypes: list[str]) -> list[dict]:
             "channels": channels,
         }
         block = launch(which, dtype, streams, states, lanes, channels)
-        row |= figures(kernel, channels * states * STEPS[which]) | kernel.resident(*block)
+        # Steps of a channel that one iteration of the pass's loop takes at least.
+        steps = _loaded(LIBRARY).cmimtl_cuda_scan_steps(which == "backward")
+        row |= figures(kernel, channels * states * steps) | kernel.resident(*block)
         result.append(row)
     order = ("arch", "dtype", "op", "pass", "states", "channels")
     return sorted(result, key=lambda row: [str(row[key]) for key in order])

@@ -190,6 +190,7 @@ def kernels(build: Build) -> Path:
         f"-DTORCH_TARGET_VERSION={torch_target():#x}ULL",
         "-DCMIMTL_CUDA_NAMESPACE=cmimtl_cuda_on_cpu",
         "-DCMIMTL_CUDA_KEY=CPU",
+        "-DCMIMTL_CUDA_LIBRARY=cmimtl_cuda_on_cpu_library",
         "-DCMIMTL_CUDA_ON_CPU",
     ]
     cuda, flags = planted_sources() / "cuda", device_flags(build)
@@ -218,7 +219,7 @@ def counted() -> Path:
     THREAD.require()
     csrc = planted_sources()
     cuda = csrc / "cuda"
-    sources = [*cuda.glob("scan_*.cu"), cuda / "split.cu", cuda / "describe.cu"]
+    sources = [*cuda.glob("scan_*.cu"), cuda / "split.cu", cuda / "introspection.cu"]
     objects = compile_all(without_float16(sources), device_flags(THREAD))
     plain = [*COMMON, f"-I{HERE}", f"-I{csrc}"]
     objects += compile_all(
