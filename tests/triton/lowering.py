@@ -20,7 +20,7 @@ from tests.kernels.matrix import SCANS, TENSOR_OPTIONS, Case
 TARGET = TARGETS["sm_90"]
 EVERY = 16
 KERNELS = (
-    "scan_forward", "scan_backward", "segment_totals", "carry_over", "conv_forward",
+    "scan_forward", "scan_backward", "segment_summary", "segment_carry", "conv_forward",
     "conv_backward",
 )  # fmt: skip
 SPLIT = 512  # steps of a scan that is split over time

@@ -55,7 +55,7 @@ def test_no_spills_and_no_atomics(rows, target, which):
 
 
 def test_kernels_of_a_split(tmp_path):
-    passes = ("totals", "carry", "totals of gradients", "carry of gradients")
+    passes = ("summary", "carry", "summary of gradients", "carry of gradients")
     rows = read_rows(tmp_path, "--target", "sm_90", "gfx942", "--pass", *passes)
     assert len(rows) == 2 * 2 * len(passes)
     for row in rows:

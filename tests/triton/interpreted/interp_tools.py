@@ -10,6 +10,7 @@ Inside `strict()` every launch fails where a device would misbehave without a wo
 """
 
 import contextlib
+import types
 
 import numpy as np
 import triton.language as tl
@@ -147,6 +148,12 @@ def strict():
             raise TypeError("arithmetic on bfloat16: convert to float32 first")
         return original(Builder, "binary_op")(self, lhs, rhs, op)
 
+    # At every call of a helper Triton looks through its whole language for what to interpret, which
+    # takes longer than most helpers do. What is replaced here, once, is the same for all kernels.
+    language = interpreter._patch_lang(
+        types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+    )
+    replace(interpreter, "_patch_lang", lambda fn: types.SimpleNamespace(restore=lambda: None))
     replace(Executor, "_init_args_hst", prepare)
     replace(Builder, "create_masked_load", load)
     replace(Builder, "create_masked_store", store)
@@ -157,3 +164,4 @@ def strict():
     finally:
         for (owner, name), function in replaced.items():
             setattr(owner, name, function)
+        language.restore()

@@ -51,9 +51,9 @@ def split(monkeypatch):
 
     monkeypatch.setattr(launch, "processors_of", lambda x: 100)
     monkeypatch.setattr(plan, "FEWEST_STEPS", 3)
-    entering = launch._entering
+    carry = launch._carry
     splits = []
-    monkeypatch.setattr(launch, "_entering", lambda *a: splits.append(a[-2:]) or entering(*a))
+    monkeypatch.setattr(launch, "_carry", lambda *a: splits.append(a[-2:]) or carry(*a))
     return splits
 
 
