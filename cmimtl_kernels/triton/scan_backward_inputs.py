@@ -76,7 +76,7 @@ def prepare_steps(
         if len(p_z) > 0:
             b_gate = silu(product(load_pair(p_z, m)))
         for i in tl.static_range(TOKENS):
-            b_x = token(b_pair, i == 1)
+            b_x = token(b_pair, SUM=i == 1)
             b_dy = load(p_dout[i], m)
             if len(p_z) > 0:
                 b_dy *= b_gate
@@ -145,7 +145,7 @@ def finish_steps(
         b_dpair = (tl.zeros([ROWS, LANES], dtype=tl.float32),) * TOKENS
         b_dgate = tl.zeros([ROWS, LANES], dtype=tl.float32)
         for i in tl.static_range(TOKENS):
-            b_x = token(b_pair, i == 1)
+            b_x = token(b_pair, SUM=i == 1)
             b_dout = load(p_dout[i], m)
             # Lanes that are masked may hold anything here. Sums and stores leave them out.
             p_row = p_rows + (TOKENS - 1 - i if REVERSE else i) * (ROW * LANES)
@@ -162,7 +162,8 @@ def finish_steps(
             b_dbias += tl.where(m, b_ddelta, 0.0)
             b_dD += b_dy * b_x
             b_dgate += b_dout * b_y
-            b_dpair = add_gradient(b_dpair, b_pair, b_dstate_B * b_step_size + b_D * b_dy, i == 1)
+            b_dx = b_dstate_B * b_step_size + b_D * b_dy
+            b_dpair = add_gradient(b_dpair, b_pair, b_dx, SUM=i == 1)
             if len(p_out) > 0:
                 store(p_out[i] + o_result, b_y * b_gate, m)
         for i in tl.static_range(TOKENS):

@@ -250,10 +250,12 @@ def scan_forward(
                 b_streams = _load_channels(p_x, m_channel, LANES)
                 b_gate = _load_gates(p_z, m_channel, LANES)
                 for turn in tl.static_range(TOKENS):
+                    # The product comes before the sum, and after it where time runs backwards.
                     b_h = _take_step(
                         b_h, b_A, b_streams, b_gate, b_D, b_bias, p_delta, p_B, p_C, p_out,
                         p_partial, m_channel, o_n, first_state, dim, s_delta_step, s_B_step,
-                        s_C_step, N, STATES, CROSS and turn != REVERSE, SOFTPLUS, LANES,
+                        s_C_step, N, STATES, SUM=CROSS and turn != REVERSE, SOFTPLUS=SOFTPLUS,
+                        LANES=LANES,
                     )  # fmt: skip
                 p_x = move(p_x, direction, s_x)
                 p_z = move(p_z, direction, s_z)

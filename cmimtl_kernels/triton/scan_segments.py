@@ -146,8 +146,8 @@ def segment_summary(
             for turn in tl.static_range(TOKENS):
                 b_h, b_step_sum = _summarize_step(
                     b_h, b_step_sum, b_A, b_pair, b_gate, b_bias, p_delta, p_M, m_channel, o_n,
-                    s_delta_step, s_M_step, N, STATES, CROSS and turn != BACKWARDS, SOFTPLUS,
-                    GRADIENT,
+                    s_delta_step, s_M_step, N, STATES, SUM=CROSS and turn != BACKWARDS,
+                    SOFTPLUS=SOFTPLUS, GRADIENT=GRADIENT,
                 )  # fmt: skip
             p_x = move(p_x, direction, s_x)
             p_z = move(p_z, direction, s_z)
