@@ -77,11 +77,10 @@ def _recompute_states(b_h, b_A, p_row, p_B, s_B, steps, m_n, LANES: tl.constexpr
         for e in tl.static_range(4):
             store_four(p_row + (STATE + 4 * e) * LANES, b_h[4 * e : 4 * e + 4])
             for i in tl.static_range(4):
-                b_next = b_next + (
-                    next_state(
-                        b_h[4 * e + i], b_A[4 * e + i], b_step_size[e], b_scaled_x[e], b_B[i]
-                    ),
+                b_h_n = next_state(
+                    b_h[4 * e + i], b_A[4 * e + i], b_step_size[e], b_scaled_x[e], b_B[i]
                 )
+                b_next = b_next + (b_h_n,)
         b_h = b_next
         p_row += ROW * LANES
         p_B += s_B
@@ -89,21 +88,10 @@ def _recompute_states(b_h, b_A, p_row, p_B, s_B, steps, m_n, LANES: tl.constexpr
 
 
 @triton.jit
-def _step_back(b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, m_n, LANES: tl.constexpr):
-    """Stage 3 of one step, with the state after it and the carry into it.
-
-    -> (the state before the step, the carry out of it, dA so far; of each slot <C, h>, <dstate, B>
-    and <A, carry h>; of each of the lane's states dB and dC)
-    """
-    b_step_size = load_four(p_row + STEP_SIZE * LANES)
-    b_scaled_x = load_four(p_row + SCALED_X * LANES)
-    b_dy = load_four(p_row + DY * LANES)
-    b_B = load_four(p_B, m_n)
-    b_C = load_four(p_C, m_n)
-    b_dB = (0.0, 0.0, 0.0, 0.0)
-    b_dC = (0.0, 0.0, 0.0, 0.0)
-    # All that reads h comes first, so that the state before h can take its registers.
+def _output_sums(b_h, b_C, b_dy):
+    """What reads the state after a step: -> (<C, h> of each slot, dC of each of four states)."""
     b_y = ()
+    b_dC = (0.0, 0.0, 0.0, 0.0)
     for e in tl.static_range(4):
         b_sum = 0.0
         b_new_dC = ()
@@ -112,13 +100,33 @@ def _step_back(b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, m_n, LANES: tl.constexp
             b_new_dC = b_new_dC + (b_dC[i] + b_dy[e] * b_h[4 * e + i],)
         b_dC = b_new_dC
         b_y = b_y + (b_sum,)
+    return b_y, b_dC
+
+
+@triton.jit
+def _step_back(b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, m_n, LANES: tl.constexpr):
+    """Stage 3 of one step, with the state after it and the carry into it.
+
+    State i of slot e is value 4 e + i of a tuple of 16. The sums are a lane's own.
+
+    -> (the state before the step, the carry out of it, dA so far; <C, h>, <dstate, B> and
+    <A, carry h> of each slot; dB and dC of each of the four states)
+    """
+    b_step_size = load_four(p_row + STEP_SIZE * LANES)
+    b_scaled_x = load_four(p_row + SCALED_X * LANES)
+    b_dy = load_four(p_row + DY * LANES)
+    b_B = load_four(p_B, m_n)
+    b_C = load_four(p_C, m_n)
+    # All that reads h comes first, so that the state before h can take its registers.
+    b_y, b_dC = _output_sums(b_h, b_C, b_dy)
+    b_dB = (0.0, 0.0, 0.0, 0.0)
     b_dstate_B = ()
     b_dstep_size = ()
     b_before = ()
     b_new_carry = ()
     b_new_dA = ()
     for e in tl.static_range(4):
-        b_h_e = load_four(p_row + (STATE + 4 * e) * LANES)
+        b_before_e = load_four(p_row + (STATE + 4 * e) * LANES)
         b_dstate_B_e = 0.0
         b_dstep_size_e = 0.0
         b_new_dB = ()
@@ -126,7 +134,7 @@ def _step_back(b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, m_n, LANES: tl.constexp
             b_dstate = b_carry[4 * e + i] + b_C[i] * b_dy[e]
             b_dstate_B_e += b_B[i] * b_dstate
             b_carry_n = tl.exp2(b_step_size[e] * b_A[4 * e + i]) * b_dstate
-            b_carry_h = b_carry_n * b_h_e[i]
+            b_carry_h = b_carry_n * b_before_e[i]
             b_dstep_size_e += b_A[4 * e + i] * b_carry_h
             b_new_carry = b_new_carry + (b_carry_n,)
             b_new_dA = b_new_dA + (b_dA[4 * e + i] + b_step_size[e] * b_carry_h,)
@@ -134,7 +142,7 @@ def _step_back(b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, m_n, LANES: tl.constexp
         b_dB = b_new_dB
         b_dstate_B = b_dstate_B + (b_dstate_B_e,)
         b_dstep_size = b_dstep_size + (b_dstep_size_e,)
-        b_before = b_before + b_h_e
+        b_before = b_before + b_before_e
     return b_before, b_new_carry, b_new_dA, b_y, b_dstate_B, b_dstep_size, b_dB, b_dC
 
 
