@@ -35,7 +35,7 @@ DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 BACKENDS = ("cuda", "triton")
 # Of a scan, and of one that Triton splits over time.
 PASSES = (
-    "forward", "backward", "totals", "carry", "totals of gradients", "carry of gradients",
+    "forward", "backward", "summary", "carry", "summary of gradients", "carry of gradients",
 )  # fmt: skip
 
 # H100 SXM: multiprocessors of four parts, each of which starts one warp instruction a cycle.

@@ -26,7 +26,7 @@ TARGETS = {
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PASSES = (
-    "forward", "backward", "totals", "carry", "totals of gradients", "carry of gradients",
+    "forward", "backward", "summary", "carry", "summary of gradients", "carry of gradients",
 )  # fmt: skip
 OPS = ("selective_scan", "cross_selective_scan")
 DSTATE = 16
@@ -100,7 +100,7 @@ def launches(
     )  # fmt: skip
     tensors = inputs.values()  # in the order of the op's schema, lengths last
     with contextlib.ExitStack() as stack:
-        for name in ("scan_forward", "scan_backward", "segment_totals", "carry_over"):
+        for name in ("scan_forward", "scan_backward", "segment_summary", "segment_carry"):
             kernel = getattr(launch, name)
             stack.enter_context(mock.patch.object(launch, name, Recorder(kernel, recorded)))
         stack.enter_context(mock.patch.object(launch, "lanes_of", lambda x: lanes))
@@ -111,7 +111,7 @@ def launches(
     passes = ("forward", "backward")
     if len(recorded) > 2:
         passes = (
-            "totals", "carry", "forward", "totals of gradients", "carry of gradients", "backward",
+            "summary", "carry", "forward", "summary of gradients", "carry of gradients", "backward",
         )  # fmt: skip
     return dict(zip(passes, recorded, strict=True))
 
