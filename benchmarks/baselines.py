@@ -18,6 +18,14 @@ from benchmarks import measure, peers
 from cmimtl_kernels import reference
 from cmimtl_kernels.testing import relative_l2
 
+# Workloads of the scan: batch, length, dim.
+TEXT = (16, 64, 1536)  # a block of batch 16, 32 pairs of tokens, interleaved
+PATCHES = (4, 1154, 1536)  # the tokens of a ViT-B/16 at 384 pixels, interleaved
+LONG = (1, 16384, 1536)
+LARGE = (TEXT, PATCHES, LONG)
+# Two small calls, where the fixed cost of a call counts; they are timed many in a row.
+SMALL = ((1, 64, 1536), (2, 33, 96))
+
 # The most that two right float32 results differ in, as relative L2 error: sums over 16384 steps in
 # another order. A term that is missing shows as more than a hundredth.
 AGREE = 1e-3

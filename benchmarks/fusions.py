@@ -15,10 +15,16 @@ from cmimtl_kernels import CrossMamba, reference
 D_MODEL, HEADS = 768, 12
 MAMBA_LAYERS, TRANSFORMER_LAYERS = 2, 6
 
+# batch, visual tokens, text tokens.
+QUERIES = (16, 32, 32)  # the 32 queries of a Q-Former
+PATCHES = (4, 577, 32)  # all patches of a ViT-B/16 at 384 pixels
+SIZES = (QUERIES, PATCHES)
+
 TRANSFORMER = "Transformer, 6 co-attention layers per stream"
 PLAIN = "Cross-Mamba in plain PyTorch"
 MAMBAS = "Cross-Mamba on mamba's reference scan"
 OURS = "Cross-Mamba"
+CO_ATTENTION = "Transformer co-attention"  # one layer of TRANSFORMER
 
 
 def cross_mamba(layers: int = MAMBA_LAYERS, **options) -> nn.Module:

@@ -61,8 +61,8 @@ def test_part_of():
 @pytest.mark.parametrize(
     "size",
     [
-        pytest.param((16, 32, 32), marks=pytest.mark.quick, id="16x32+32"),
-        pytest.param((4, 577, 32), id="4x577+32"),
+        pytest.param(fusions.QUERIES, marks=pytest.mark.quick, id="16x32+32"),
+        pytest.param(fusions.PATCHES, id="4x577+32"),
     ],
 )
 def test_where_the_time_goes(record, size):

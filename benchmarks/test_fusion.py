@@ -6,12 +6,10 @@ from benchmarks import fusions, measure
 from benchmarks.measure import DEVICE
 from cmimtl_kernels import testing
 
-# batch, visual tokens, text tokens: the 32 queries of a Q-Former; all patches of ViT-B/16 at 384
-SIZES = [(16, 32, 32), (4, 577, 32)]
 PASSES = ["forward", "forward+backward"]
 
 TOO_SLOW = {
-    ((4, 577, 32), "forward+backward"): {
+    (fusions.PATCHES, "forward+backward"): {
         fusions.MAMBAS: "left out: the backward pass of its scan is quadratic in length"
     }
 }
@@ -57,7 +55,7 @@ def _compare(benchmark, record, size, which, names, rounds):
         )
 
 
-@pytest.mark.parametrize("size", SIZES, ids=_name)
+@pytest.mark.parametrize("size", fusions.SIZES, ids=_name)
 @pytest.mark.parametrize("which", PASSES)
 def test_time(benchmark, record, size, which):
     not_run = TOO_SLOW.get((size, which), {})
@@ -67,7 +65,7 @@ def test_time(benchmark, record, size, which):
         record.add("fusion", name, **_shape(size, which), not_run=reason)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=_name)
+@pytest.mark.parametrize("size", fusions.SIZES, ids=_name)
 @pytest.mark.parametrize("name", fusions.FUSIONS)
 def test_memory(record, size, name):
     """True peak of forward and backward in a fresh process, gradients included; what autograd

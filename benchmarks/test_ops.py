@@ -4,15 +4,20 @@ import pytest
 import torch
 
 from benchmarks import limits, measure
-from benchmarks.baselines import BASELINES, Baseline, agreement, compiled
+from benchmarks.baselines import (
+    BASELINES,
+    LARGE,
+    PATCHES,
+    SMALL,
+    Baseline,
+    agreement,
+    compiled,
+)
 from benchmarks.measure import DEVICE
-from benchmarks.records import LARGE, PATCHES, SMALL
 from cmimtl_kernels import backends, selective_scan, testing
 
 DSTATE = 16
 
-# batch, length, dim. A block of batch 16 on text; ViT-B/16 tokens at 384, interleaved; a long scan;
-# two small calls, where the fixed cost of a call counts, and which are timed many in a row.
 WORKLOADS = [*LARGE, *SMALL]
 PASSES = ("forward", "forward+backward")
 QUICK = ((2, 33, 96), "forward+backward")

@@ -8,17 +8,16 @@ from benchmarks.measure import DEVICE
 LENGTHS = (32, 128, 512, 1024, 2048, 4096, 8192, 16384)
 BATCHES = (1, 2, 4, 8, 16, 32)
 TEXT = 32
-CO_ATTENTION = "Transformer co-attention"
 
 LAYERS = {
     fusions.OURS: lambda: fusions.cross_mamba(layers=1),
     fusions.BIDIRECTIONAL: lambda: fusions.cross_mamba(layers=1, bidirectional=True),
-    CO_ATTENTION: lambda: fusions.transformer(layers=1),
+    fusions.CO_ATTENTION: lambda: fusions.transformer(layers=1),
 }
 
 # Attention over more tokens takes up to a minute forward and backward on two cores; its slope is
 # clear before.
-LONGEST_WITH_BACKWARD = {CO_ATTENTION: 4096} if DEVICE == "cpu" else {}
+LONGEST_WITH_BACKWARD = {fusions.CO_ATTENTION: 4096} if DEVICE == "cpu" else {}
 
 
 @pytest.fixture(scope="module", autouse=True)

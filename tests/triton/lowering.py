@@ -13,7 +13,7 @@ import torch
 from triton._C.libtriton import ir
 from triton.compiler.compiler import make_backend
 
-from benchmarks.static_triton import MANY, TARGETS, Launch, Recorder
+from benchmarks.static.triton import MANY, TARGETS, Launch, Recorder
 from cmimtl_kernels.triton import launch
 from tests.kernels.matrix import SCANS, TENSOR_OPTIONS, Case
 

@@ -13,7 +13,7 @@ NVIDIA, AMD = ("sm_80", "sm_90", "sm_100", "sm_120"), ("gfx942", "gfx1100")
 
 
 def read_rows(folder: Path, *arguments: str) -> list[dict]:
-    """Rows of benchmarks/static.py, made in a process of their own: see interpreted/conftest.py."""
+    """Rows of benchmarks/static, made in a process of their own: see interpreted/conftest.py."""
     pytest.importorskip("triton", reason="triton is not installed")
     file = folder / "static.json"
     command = [sys.executable, "-m", "benchmarks.static", "--json", str(file)]

@@ -1,0 +1,148 @@
+"""Records -> pictures. Each is None where a record has no rows for it."""
+
+from collections.abc import Callable
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
+
+from benchmarks import fusions
+from benchmarks.baselines import BASELINES, LARGE
+from benchmarks.report.records import BOTH, FORWARD, PASSES, one, ours, rows, workload
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito).
+BLUE, RED, GREEN, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
+GREY = "#777777"
+LAYERS = {fusions.OURS: BLUE, fusions.BIDIRECTIONAL: SKY, fusions.CO_ATTENTION: RED}
+
+plt.rcParams.update(
+    {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+)
+
+
+def _log(axes, **labels: str) -> None:
+    """Logarithmic axes with these labels, their numbers written out and not as powers."""
+    for name, label in labels.items():
+        axes.set(**{f"{name}scale": "log", f"{name}label": label})
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+
+
+def against_baselines(record: dict) -> Figure | None:
+    """How many times the time of our scan each baseline takes."""
+    ran = {row["name"] for row in rows(record, "ops") if "ratio" in row}
+    names = [baseline.name for baseline in BASELINES if baseline.name in ran]
+    if not names:
+        return None
+    figure, panels = plt.subplots(
+        1, 2, figsize=(11, 2.4 + 0.6 * len(names)), layout="constrained", sharex=True, sharey=True
+    )
+    height = 0.27
+    for axes, which in zip(panels, PASSES, strict=True):
+        for i, (of, colour) in enumerate(zip(LARGE, (BLUE, ORANGE, GREEN), strict=True)):
+            found = [one(record, "ops", name=name, which=which, **workload(of)) for name in names]
+            places = [j + (i - 1) * height for j in range(len(names))]
+            label = "batch {}, length {:,}, dim {:,}".format(*of)
+            bars = axes.barh(
+                places, [row.get("ratio", 1) for row in found], 0.9 * height, left=0, color=colour,
+                label=label if axes is panels[0] else None,
+            )  # fmt: skip
+            texts = [_bar_text(row) for row in found]
+            axes.bar_label(bars, texts, padding=3, fontsize=8)
+        _log(axes, x="times our scan's time")
+        axes.axvline(1, color="black", lw=1)
+        axes.set_title(which.replace("+", " + "))
+    most = max(row["ratio"] for row in rows(record, "ops") if "ratio" in row)
+    axes.set_xlim(0.7, 8 * most)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    figure.legend(ncols=3, loc="outside lower center", frameon=False)
+    figure.suptitle(f"Selective scan, float32: baselines against our kernel ({ours(record)})")
+    return figure
+
+
+def _bar_text(row: dict) -> str:
+    if "ratio" in row:
+        return f"{row['ratio']:,.3g}" if row["ratio"] < 100 else f"{row['ratio']:,.0f}"
+    expected = row.get("expected_ratio")
+    return "not run" + (f", about {expected:,.0f} expected" if expected else "") if row else ""
+
+
+def roofline(record: dict) -> Figure | None:
+    """Scans and fusions between the limits that were measured in their run."""
+    kinds = (
+        ("kernel", ours(record), "forward", "scan, forward", "o", BLUE),
+        ("kernel", ours(record), "backward", "scan, backward", "s", RED),
+        ("fusion", fusions.OURS, BOTH, "Cross-Mamba fusion", "D", GREEN),
+        ("fusion", fusions.TRANSFORMER, BOTH, "Transformer fusion", "^", ORANGE),
+    )
+    if not record["limits"] or not any(rows(record, suite) for suite, *_ in kinds):
+        return None
+    peak, bandwidth = (record["limits"][key] for key in ("fma_per_second", "bytes_per_second"))
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for suite, name, which, label, marker, colour in kinds:
+        chosen = [row for row in rows(record, suite, name=name, which=which) if row.get("fma")]
+        xs = [row["fma"] / row["bytes"] for row in chosen]
+        ys = [row["fma"] / row["seconds"] / 1e9 for row in chosen]
+        axes.plot(xs, ys, marker, color=colour, ms=8, alpha=0.75, mec="white", label=label)
+    ridge = peak / bandwidth
+    xs = np.array([ridge / 8, ridge, 128 * ridge])
+    pipes, memory = f"FMA pipes, {peak / 1e9:.0f}·10⁹/s", f"memory, {bandwidth / 1e9:.0f} GB/s"
+    axes.plot(xs, np.minimum(peak, bandwidth * xs) / 1e9, "-", color="black", lw=1.5,
+              label=f"limits: {pipes}; {memory}")  # fmt: skip
+    _log(
+        axes,
+        x="least FMA operations for each least byte of memory traffic",
+        y="10⁹ FMA operations per second",
+    )
+    axes.set_title("Scans and fusions against the machine's limits, float32")
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def against_length(record: dict) -> Figure | None:
+    """Time and memory of one fusion layer against the visual length, and time against the batch."""
+    ms, mb = ("seconds", 1e3, "ms"), ("peak_bytes", 1e-6, "MB")
+    panels = [
+        (rows(record, "length", which=FORWARD), "length", ms, "forward, batch 1"),
+        (rows(record, "length", which=BOTH), "length", ms, "forward + backward, batch 1"),
+        (rows(record, "length memory"), "length", mb, "peak memory, forward + backward, batch 1"),
+        (rows(record, "batch"), "batch", ms, "forward + backward, 32 + 32 tokens"),
+    ]
+    if not any(chosen for chosen, *_ in panels):
+        return None
+    figure, grid = plt.subplots(2, 2, figsize=(11, 8.4), layout="constrained")
+    for axes, (chosen, x, (y, scale, unit), title) in zip(grid.flat, panels, strict=True):
+        for name, colour in LAYERS.items():
+            points = sorted(
+                (row[x], scale * row[y]) for row in chosen if row["name"] == name and y in row
+            )
+            label = name
+            if x == "length" and unit == "ms" and len(points) > 2:
+                label += f", $\\propto$ length$^{{{exponent(points[-3:]):.2f}}}$ at the end"
+            axes.plot(*zip(*points, strict=True) if points else ((), ()), "o-", color=colour, ms=4,
+                      lw=1.8, label=label)  # fmt: skip
+        _log(axes, x="visual tokens" if x == "length" else x, y=unit)
+        axes.xaxis.set_major_locator(FixedLocator(sorted({row[x] for row in chosen})))
+        axes.set_title(title)
+        axes.legend(loc="upper left", fontsize=8.5, frameon=False)
+    figure.suptitle("One fusion layer, d_model 768, float32, 32 text tokens")
+    return figure
+
+
+def exponent(points: list[tuple[float, float]]) -> float:
+    """p of the power law y = c * x**p that fits best, by least squares of the logarithms."""
+    return float(np.polyfit(*np.log(points).T, 1)[0])
+
+
+PICTURES: dict[str, Callable[[dict], Figure | None]] = {
+    "scan-against-baselines": against_baselines,
+    "fusion-against-length": against_length,
+    "roofline": roofline,
+}
