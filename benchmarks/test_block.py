@@ -1,4 +1,4 @@
-"""One Cross-Mamba block: where its time goes, and what it keeps for the backward pass."""
+"""One Cross-Mamba block: the time of its parts, and what it keeps for the backward pass."""
 
 import statistics
 
@@ -9,7 +9,7 @@ from benchmarks import fusions, limits, measure
 from benchmarks.measure import DEVICE
 from cmimtl_kernels import testing
 
-# Part -> how the names of its operators begin; the rest is "elementwise and copies".
+# Part -> how the names of its operators begin. All other operators are in the part REST.
 PARTS = {
     "GEMM": ("aten::mm", "aten::addmm", "aten::bmm"),
     "scan": ("cmimtl::cross_selective_scan", "cmimtl::selective_scan"),
@@ -21,8 +21,8 @@ WHOLE = "whole block"
 
 
 def time_by_part(call, rounds: int = 9) -> dict[str, float]:
-    """Seconds per call of each part by the operators' own time, the median over the rounds."""
-    for _ in range(3):  # until the allocator has all the memory that it needs
+    """Seconds of a call in each part: the operators' own time, its median over the rounds."""
+    for _ in range(3):  # after these the allocator has all the memory that it needs
         call()
     activity = ProfilerActivity.CUDA if DEVICE == "cuda" else ProfilerActivity.CPU
     found: dict[str, list[float]] = {part: [] for part in (*PARTS, REST)}
@@ -39,8 +39,8 @@ def time_by_part(call, rounds: int = 9) -> dict[str, float]:
 
 
 def block_alone(batch: int, n_visual: int, n_text: int) -> dict:
-    """For measure.value_alone: seconds of forward and backward of one block, in rounds as a whole
-    and by part."""
+    """For measure.value_alone: seconds of the forward and backward pass of one block, of the whole
+    in each round and of each part."""
     block = fusions.cross_mamba(layers=1).layers[0].to(DEVICE)
     call = fusions.forward_backward(block, *fusions.streams(batch, n_visual, n_text, DEVICE))
     return {"rounds": measure.rounds_of(call, 9), "parts": time_by_part(call)}

@@ -15,8 +15,7 @@ from benchmarks.baselines import BASELINES, LARGE
 from benchmarks.report.records import BOTH, FORWARD, PASSES, one, ours, rows, workload
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
-BLUE, RED, GREEN, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
-GREY = "#777777"
+BLUE, RED, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 LAYERS = {fusions.OURS: BLUE, fusions.BIDIRECTIONAL: SKY, fusions.CO_ATTENTION: RED}
 
 plt.rcParams.update(
@@ -43,18 +42,15 @@ def against_baselines(record: dict) -> Figure | None:
     figure, panels = plt.subplots(
         1, 2, figsize=(11, 2.4 + 0.6 * len(names)), layout="constrained", sharex=True, sharey=True
     )
-    height = 0.27
+    height = 0.27  # of a bar, in the distance of two baselines
     for axes, which in zip(panels, PASSES, strict=True):
-        for i, (of, colour) in enumerate(zip(LARGE, (BLUE, ORANGE, GREEN), strict=True)):
+        for i, (of, colour) in enumerate(zip(LARGE, (BLUE, RED, GREEN), strict=True)):
             found = [one(record, "ops", name=name, which=which, **workload(of)) for name in names]
             places = [j + (i - 1) * height for j in range(len(names))]
-            label = "batch {}, length {:,}, dim {:,}".format(*of)
-            bars = axes.barh(
-                places, [row.get("ratio", 1) for row in found], 0.9 * height, left=0, color=colour,
-                label=label if axes is panels[0] else None,
-            )  # fmt: skip
-            texts = [_bar_text(row) for row in found]
-            axes.bar_label(bars, texts, padding=3, fontsize=8)
+            label = "batch {}, length {:,}, dim {:,}".format(*of) if axes is panels[0] else None
+            widths = [row.get("ratio", 1) for row in found]
+            bars = axes.barh(places, widths, 0.9 * height, color=colour, label=label)
+            axes.bar_label(bars, [_bar_text(row) for row in found], padding=3, fontsize=8)
         _log(axes, x="times our scan's time")
         axes.axvline(1, color="black", lw=1)
         axes.set_title(which.replace("+", " + "))
@@ -72,38 +68,6 @@ def _bar_text(row: dict) -> str:
         return f"{row['ratio']:,.3g}" if row["ratio"] < 100 else f"{row['ratio']:,.0f}"
     expected = row.get("expected_ratio")
     return "not run" + (f", about {expected:,.0f} expected" if expected else "") if row else ""
-
-
-def roofline(record: dict) -> Figure | None:
-    """Scans and fusions between the limits that were measured in their run."""
-    kinds = (
-        ("kernel", ours(record), "forward", "scan, forward", "o", BLUE),
-        ("kernel", ours(record), "backward", "scan, backward", "s", RED),
-        ("fusion", fusions.OURS, BOTH, "Cross-Mamba fusion", "D", GREEN),
-        ("fusion", fusions.TRANSFORMER, BOTH, "Transformer fusion", "^", ORANGE),
-    )
-    if not record["limits"] or not any(rows(record, suite) for suite, *_ in kinds):
-        return None
-    peak, bandwidth = (record["limits"][key] for key in ("fma_per_second", "bytes_per_second"))
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for suite, name, which, label, marker, colour in kinds:
-        chosen = [row for row in rows(record, suite, name=name, which=which) if row.get("fma")]
-        xs = [row["fma"] / row["bytes"] for row in chosen]
-        ys = [row["fma"] / row["seconds"] / 1e9 for row in chosen]
-        axes.plot(xs, ys, marker, color=colour, ms=8, alpha=0.75, mec="white", label=label)
-    ridge = peak / bandwidth
-    xs = np.array([ridge / 8, ridge, 128 * ridge])
-    pipes, memory = f"FMA pipes, {peak / 1e9:.0f}·10⁹/s", f"memory, {bandwidth / 1e9:.0f} GB/s"
-    axes.plot(xs, np.minimum(peak, bandwidth * xs) / 1e9, "-", color="black", lw=1.5,
-              label=f"limits: {pipes}; {memory}")  # fmt: skip
-    _log(
-        axes,
-        x="least FMA operations for each least byte of memory traffic",
-        y="10⁹ FMA operations per second",
-    )
-    axes.set_title("Scans and fusions against the machine's limits, float32")
-    axes.legend(loc="lower right", frameon=False)
-    return figure
 
 
 def against_length(record: dict) -> Figure | None:
@@ -144,5 +108,4 @@ def exponent(points: list[tuple[float, float]]) -> float:
 PICTURES: dict[str, Callable[[dict], Figure | None]] = {
     "scan-against-baselines": against_baselines,
     "fusion-against-length": against_length,
-    "roofline": roofline,
 }
