@@ -137,7 +137,7 @@ def pictures(record: dict) -> dict[str, bytes]:
     for name, draw in PICTURES.items():
         if (figure := draw(record)) is not None:
             buffer = io.BytesIO()
-            figure.savefig(buffer, dpi=130)
+            figure.savefig(buffer, dpi=110)
             plt.close(figure)
             drawn[name] = buffer.getvalue()
     return drawn

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 import xml.dom.minidom
 
 import pytest
@@ -34,7 +35,8 @@ def test_page_is_whole_and_self_contained(tmp_path, record):
     page = (tmp_path / "page.html").read_text()
     assert "A CPU &lt;one&gt;" in page
     assert page.count("data:image/png;base64") == len(pictures.PICTURES)
-    assert "http" not in page and 'src="/' not in page
+    text = re.sub(r'base64,[^"]*"', "", page)
+    assert "http" not in text and 'src="/' not in text
     for name in pictures.PICTURES:
         assert (tmp_path / "png" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert page.count("<table>") == 1 + len(tables.SECTIONS)  # the claims first
@@ -82,8 +84,10 @@ def test_records_stand_side_by_side(record):
 @pytest.mark.filterwarnings("error")
 def test_a_record_of_few_rows(record):
     """A quick run has a row or two of each suite; the report leaves out what it cannot show."""
-    first = {row["suite"]: row for row in reversed(record["rows"])}
-    record["rows"] = list(first.values())
+    first: dict[str, list[dict]] = {}
+    for row in record["rows"]:
+        first.setdefault(row["suite"], []).append(row)
+    record["rows"] = [row for of_suite in first.values() for row in of_suite[:2]]
     drawn = documents.pictures(record)
     assert set(drawn) == set(pictures.PICTURES)
     assert "cmimtl benchmarks" in documents.page([record], [drawn])
