@@ -114,7 +114,7 @@ def _how_to_go_on(options: dict[str, object]) -> str:
     output = options.get("output_dir")
     if output is None:  # the command trains nothing
         return ""
-    from cmimtl.checkpoints import how_to_go_on
+    from cmimtl.runs import how_to_go_on
 
     if "resume" in options:
         return how_to_go_on(Path(output)) or ""
@@ -325,7 +325,7 @@ def _demo(output_dir: str, json: str | None, seed: int, thorough: bool) -> None:
 
 
 def _train(output_dir: str | None, resume: bool, **given: object) -> None:
-    from cmimtl.train import train
+    from cmimtl.training.train import train
 
     if output_dir is None:
         raise UsageError("cmimtl train: --output-dir must name the folder of the run, got none.")
@@ -340,13 +340,13 @@ def _evaluate(
     json: str | None,
     batch_size: int,
 ) -> None:
-    from cmimtl.evaluate import evaluate_run
+    from cmimtl.evaluation.evaluate import evaluate_run
 
     evaluate_run(run, data=data, root=root, split=split, json_path=json, batch_size=batch_size)
 
 
 def _answer(run: str, image: str, question: str, output: str | None) -> None:
-    from cmimtl.explain import answer_and_draw
+    from cmimtl.evaluation.explain import answer_and_draw
 
     answer_and_draw(run, image, question, output=output)
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from cmimtl.answer import Answer, QuestionAnswerer
-from cmimtl.batches import ImageCache
+from cmimtl import runs
 from cmimtl.data import DESCRIBED, OPEN, VQAExample, read_split, write_phantom
-from cmimtl.evaluate import evaluate, evaluate_generation, print_generation, print_scores
-from cmimtl.explain import draw
+from cmimtl.data.batches import ImageCache
+from cmimtl.evaluation.answer import Answer, QuestionAnswerer
+from cmimtl.evaluation.evaluate import evaluate, evaluate_generation, print_generation, print_scores
+from cmimtl.evaluation.explain import draw
 from cmimtl.files import check_writable, write_json, write_text
 from cmimtl.progress import Phase
-from cmimtl.train import train
+from cmimtl.training.train import train
 
 ABOUT = """\
 A small model learns to answer questions about pictures, from nothing, on this machine.
@@ -59,9 +60,9 @@ def run_demo(
         max_steps: optimizer steps; those of the epochs where None.
         n_images: pictures of the phantom set.
     Returns:
-        the scores of `cmimtl.evaluate.evaluate` on the test split; under "descriptions" and
-        "compositional" those of `cmimtl.evaluate.evaluate_generation` on the splits of these
-        names; "seconds", of each phase and in all, and "seed".
+        the scores of `cmimtl.evaluation.evaluate.evaluate` on the test split; under "descriptions"
+        and "compositional" those of `cmimtl.evaluation.evaluate.evaluate_generation` on the splits
+        of these names; "seconds", of each phase and in all, and "seed".
     Raises:
         ValueError, DataError: output_dir or json_path cannot be used.
     """
@@ -84,7 +85,7 @@ def run_demo(
     with Phase(console, "drawing the pictures", n_images) as phase:
         write_phantom(data, n_images, progress=phase.advance)
     seconds["draw"] = time.monotonic() - started
-    resume = (run / "run.json").is_file()
+    resume = runs.has_run(run)
     length = {"epochs": EPOCHS[thorough]} if max_steps is None else {"max_steps": max_steps}
     train(
         run,

@@ -1,0 +1,90 @@
+"""One question to a model: which heads are asked, what is read of it, and what is kept apart."""
+
+import numpy as np
+import pytest
+import torch
+
+from cmimtl.evaluation.answer import QuestionAnswerer
+from cmimtl.modelling.presets import PRESETS
+from tests.model.conftest import QUESTIONS
+
+SIZE = PRESETS["tiny"].sizes["image_size"]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return list(np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def answerer(make_model, processor):
+    return QuestionAnswerer(make_model(), processor, batch_size=4)
+
+
+def test_a_closed_question_is_not_put_to_the_decoder(answerer, pictures, monkeypatch):
+    answer = answerer.answer(pictures[0], QUESTIONS[1])
+    assert isinstance(answer.generated, str) and 0 < answer.generated_probability <= 1
+
+    def write(*arguments, **options):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(answerer.model, "write", write)
+    closed = answerer.answer(pictures[0], QUESTIONS[1], answer_type="closed")
+    assert closed.generated is None and closed.generated_probability is None
+    assert closed.classes == answer.classes
+
+
+def test_both_heads_read_what_was_encoded_once(answerer, pictures):
+    model, encoded = answerer.model, []
+    handles = [
+        part.register_forward_hook(lambda module, inputs, output: encoded.append(module))
+        for part in (model.vision, model.text, model.qformer, model.fusion)
+    ]
+    try:
+        answer = answerer.answer(pictures[0], QUESTIONS[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert encoded == [model.vision, model.text, model.qformer, model.fusion]
+    assert answer.classes[0][0] == answerer.classify([QUESTIONS[1]], [pictures[0]])[0]
+    assert answer.generated == answerer.generate([QUESTIONS[1]], [pictures[0]])[0]
+
+
+@pytest.mark.parametrize("words, unread", [(3, 0), (30, 0), (31, 1), (40, 10)])
+def test_what_is_not_read_of_a_question(answerer, pictures, words, unread):
+    """32 tokens are, two of which are the marks of beginning and end."""
+    question = " ".join(["lesion"] * words)
+    if unread:
+        with pytest.warns(UserWarning, match=f"at most 32 tokens, got {words + 2}"):
+            answer = answerer.answer(pictures[0], question, answer_type="closed")
+    else:
+        answer = answerer.answer(pictures[0], question, answer_type="closed")
+    assert answer.unread == unread and answer.question == question
+
+
+def test_many_questions_are_answered_as_each_alone(answerer, pictures):
+    """In batches in which pictures repeat, each of which is encoded once."""
+    order = [1, 0, 1, 2, 2, 0, 1]
+    questions = [QUESTIONS[i % 3] for i in range(len(order))]
+    seen, done = [], []
+    handle = answerer.model.vision.register_forward_hook(
+        lambda module, inputs, output: seen.append(len(output))
+    )
+    answerer.progress = done.append
+    try:
+        classified = answerer.classify(questions, (pictures[i] for i in order))
+        written = answerer.generate(questions, (pictures[i] for i in order))
+    finally:
+        handle.remove()
+        answerer.progress = None
+    assert seen == [3, 3] * 2 and done == [4, 3] * 2
+    for i, question, by_class, in_words in zip(order, questions, classified, written, strict=True):
+        alone = answerer.answer(pictures[i], question)
+        assert (by_class, in_words) == (alone.classes[0][0], alone.generated)
+
+
+def test_attention_lies_over_the_patches(answerer, pictures):
+    attention = answerer.answer(pictures[0], QUESTIONS[0]).attention
+    assert attention.shape == (4, 4)
+    assert attention.sum() == pytest.approx(1) and (attention >= 0).all()
+    assert torch.get_default_dtype() == torch.float32
