@@ -115,7 +115,8 @@ def test_only_the_fusion_part_of_the_model_knows_the_kernels():
 
 
 # Package of the model -> the packages of the model that it may know beside itself. What lies in
-# none, such as files.py, may be known to all; names.py names readers and fusions without importing.
+# none and is known to all, GROUND, knows none; names.py names readers and fusions by text.
+GROUND = ("files", "messages", "names", "progress")
 FLOW = {
     "data": set(),
     "modelling": {"data"},
@@ -130,9 +131,14 @@ def test_the_model_packages_know_those_before_them_alone(package):
     known = set()
     for path in (ROOT / "cmimtl" / package).rglob("*.py"):
         known |= {name.split(".")[1] for name in imported_of_model(path)}
-    folders = {path.parent.name for path in MODEL} - {"cmimtl"}
-    assert folders == set(FLOW)
-    assert known & folders - {package} <= FLOW[package]
+    assert {path.parent.name for path in MODEL} == {"cmimtl", *FLOW}
+    assert known - {package} <= {*FLOW[package], *GROUND}
+
+
+def test_what_all_model_packages_know_knows_none():
+    for name in GROUND:
+        known = imported_of_model(ROOT / "cmimtl" / f"{name}.py")
+        assert {name.split(".")[1] for name in known} <= set(GROUND), name
 
 
 def imported_of_model(path: Path) -> set[str]:

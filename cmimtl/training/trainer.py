@@ -18,7 +18,7 @@ from cmimtl import runs
 from cmimtl.data.batches import EpochOrder
 from cmimtl.files import writing
 from cmimtl.modelling import losses
-from cmimtl.progress import TrainingPhase
+from cmimtl.training.progress import TrainingPhase
 from cmimtl.training.steps import StepBatches
 
 LOSSES = ("classification_loss", "contrastive_loss", "generation_loss")

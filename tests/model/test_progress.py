@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 from transformers.utils import logging
 
-from cmimtl.progress import LINES, Phase, TrainingPhase, without_bars
+from cmimtl.progress import LINES, Phase, without_bars
+from cmimtl.training.progress import TrainingPhase
 
 ESCAPE = "\x1b"
 

@@ -2,10 +2,8 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,12 +13,11 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from cmimtl.files import WriteError, check_folder, write_json, writing
 from cmimtl.modelling.presets import PRESETS
 from cmimtl.modelling.processor import CMIMTLProcessor
 from cmimtl.runs import how_to_go_on, locking
 from cmimtl.training.trainer import CMIMTLTrainer
-from tests.model.commands import run, train_arguments
+from tests.model.commands import largest_file, run, train_arguments
 
 CURSOR_SHOWN = "\x1b[?25h"  # the end of a bar on a terminal
 
@@ -152,69 +149,7 @@ def test_a_second_start_that_was_overtaken(data, tmp_path, monkeypatch, capsys):
     assert (output / "run.json").read_text() == "the other's"
 
 
-def test_the_lock_ends_with_its_process(tmp_path):
-    """By a kill too, and though a process that it forked lives on, as a data loader's worker."""
-    code = f"""
-import os, time
-from pathlib import Path
-from cmimtl.runs.locking import lock
-with lock(Path({str(tmp_path)!r})):
-    child = os.fork()
-    if not child:  # it has let go of the lock: what is done at a fork comes first
-        print(os.getpid(), flush=True)
-    time.sleep(60)
-"""
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    child = int(holder.stdout.readline())
-    with pytest.raises(ValueError, match=f"where process {holder.pid} on .* is training"):
-        locking.check_unlocked(tmp_path)
-    holder.kill()
-    holder.wait()
-    holder.stdout.close()
-    os.kill(child, 0)  # it is there
-    with locking.lock(tmp_path):
-        pass
-    os.kill(child, signal.SIGKILL)
-
-
-def test_a_lock_file_that_its_holder_deleted(tmp_path, monkeypatch):
-    flock = fcntl.flock
-
-    def late(descriptor, how):
-        (tmp_path / ".lock").unlink()
-        flock(descriptor, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with (
-        pytest.raises(ValueError, match="where another process is training"),
-        locking.lock(tmp_path),
-    ):
-        pass
-
-
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    def refused(descriptor, how):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refused)
-    with pytest.warns(UserWarning, match="file system without locks .No locks available.: nothing"):
-        with locking.lock(tmp_path):
-            pass
-    locking.check_unlocked(tmp_path)
-
-
 # A full disk
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """A limit on files, which the system answers as it does a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [200, 1_000_000, 6_000_000], ids=["run", "weights", "optimizer"])
@@ -262,30 +197,6 @@ def test_no_space_at_the_end_or_for_the_log(trained, data, tmp_path, monkeypatch
     error = capsys.readouterr().err
     assert "must be written, got this: No space left on device" in error.splitlines()[-1]
     assert "Traceback" not in error
-
-
-def test_what_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(WriteError, match=r"^write_json: .*/a.json must be written, got this: No"):
-        with writing("write_json", tmp_path / "a.json"):
-            os.write(os.open("/dev/full", os.O_WRONLY), b"x")
-    with pytest.raises(ValueError, match="another"), writing("x", tmp_path):
-        raise ValueError("another error")
-    with pytest.raises(InterruptedError), writing("x", tmp_path):
-        raise InterruptedError(errno.EINTR, "not of writing")
-    with largest_file(10), pytest.raises(WriteError, match="File too large"):
-        write_json(tmp_path / "b.json", {"long": "x" * 100})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"op: argument must be a folder .*file is no folder"):
-        check_folder("op", "argument", tmp_path / "file" / "new")
-    assert check_folder("op", "argument", tmp_path / "a" / "b") == tmp_path / "a" / "b"
-    assert not (tmp_path / "a").exists()
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root
-    with pytest.raises(ValueError, match=f"{tmp_path} cannot be written to"):
-        check_folder("op", "argument", tmp_path / "a")
 
 
 # A longer run
