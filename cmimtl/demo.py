@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from cmimtl import runs
-from cmimtl.data import DESCRIBED, OPEN, VQAExample, read_split, write_phantom
+from cmimtl.data import DESCRIBED, VQAExample, read_split, write_phantom
 from cmimtl.data.batches import ImageCache
 from cmimtl.evaluation.answer import Answer, QuestionAnswerer
 from cmimtl.evaluation.evaluate import evaluate, evaluate_generation, print_generation, print_scores
@@ -143,11 +143,9 @@ def run_demo(
 
 def _asked(splits: dict[str, list[VQAExample]]) -> int:
     """How many questions the evaluation asks the model, those of the controls included."""
-    test = splits["test"]
-    is_open = sum(example.answer_type == OPEN for example in test)
-    # The classifier is asked three times: with the images as they are, mixed up, and black. The
-    # decoder is asked twice.
-    return 3 * len(test) + 2 * is_open + sum(3 * len(splits[name]) for name in DESCRIBED)
+    # Those of the test split with the images as they are, mixed up, and black; the descriptions
+    # with the images as they are, and mixed up.
+    return 3 * len(splits["test"]) + sum(2 * len(splits[name]) for name in DESCRIBED)
 
 
 def _print(scores: dict[str, object], console: Console) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from cmimtl import runs
 from cmimtl.data import OPEN, AnswerVocabulary
@@ -90,22 +91,61 @@ class QuestionAnswerer:
         """The side, in pixels, of the square pictures that the model takes."""
         return self.model.config.image_size
 
-    def classify(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> list[str]:
-        """The classifier's answers; pictures: one for each question, (size, size, 3) uint8."""
-        answers = []
-        for batch in self._batches(questions, pictures):
-            with torch.inference_mode():
-                logits = self.model(**batch).logits
-            answers += [self.vocabulary.answers[index] for index in logits.argmax(-1).tolist()]
-        return answers
+    @torch.inference_mode()
+    def ask(
+        self,
+        questions: Sequence[str],
+        pictures: Iterable[np.ndarray],
+        in_words: Sequence[bool],
+    ) -> tuple[list[str], list[str | None]]:
+        """Answer many questions with both heads, of what is encoded once for the two.
 
-    def generate(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> list[str]:
-        """The decoder's answers, each the most probable token by token; pictures as above."""
-        answers = []
+        Args:
+            questions: in words.
+            pictures: one for each question, (size, size, 3) uint8.
+            in_words: whether each question is put to the decoder too.
+        Returns:
+            classified: the classifier's answers.
+            written: the decoder's answers, each the most probable token by token; None where it was
+                not asked.
+        """
+        classified: list[str] = []
+        written: list[str | None] = [None] * len(questions)
+        # The number of each question that waits for the decoder, and what the decoder attends to:
+        # its tokens (tokens, d_model) and their mask (tokens,).
+        waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+
+        def write() -> None:
+            numbers, tokens, masks = zip(*waiting, strict=True)
+            answers = self.model.decoder.write(
+                pad_sequence(tokens, batch_first=True),
+                pad_sequence(masks, batch_first=True),
+                max_new_tokens=MAX_ANSWER_TOKENS,
+            )
+            for number, answer in zip(
+                numbers, self.processor.batch_decode_answers(answers), strict=True
+            ):
+                written[number] = answer
+            waiting.clear()
+
         for batch in self._batches(questions, pictures):
-            tokens = self.model.generate(**batch, max_new_tokens=MAX_ANSWER_TOKENS)
-            answers += self.processor.batch_decode_answers(tokens)
-        return answers
+            state = self.model.encode(**batch)
+            indices = self.model.classify(state).argmax(-1).tolist()
+            first = len(classified)
+            classified += [self.vocabulary.answers[index] for index in indices]
+            if not any(in_words[first : len(classified)]):
+                continue
+            for row, (tokens, mask) in enumerate(
+                zip(*self.model.decoder_input(state), strict=True)
+            ):
+                if in_words[first + row]:
+                    waiting.append((first + row, tokens, mask))
+                # The decoder gets whole batches: it takes as long for a few questions as for many.
+                if len(waiting) == self._batch_size:
+                    write()
+        if waiting:
+            write()
+        return classified, written
 
     def answer(
         self, image: object, question: str, *, best: int = 3, answer_type: str = OPEN

@@ -48,11 +48,16 @@ _GENERATION_CONTROLS = {
 class Answerer(Protocol):
     """What is evaluated: both heads of a model, or anything else that answers in text."""
 
-    def classify(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> list[str]:
-        """One answer per question; pictures: one for each question, (height, width, 3) uint8."""
+    def ask(
+        self,
+        questions: Sequence[str],
+        pictures: Iterable[np.ndarray],
+        in_words: Sequence[bool],
+    ) -> tuple[list[str], list[str | None]]:
+        """A classifier's answer to each question, and one in free text where in_words is True.
 
-    def generate(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> list[str]:
-        """One answer in free text per question; arguments as those of `classify`."""
+        pictures: one for each question, (height, width, 3) uint8.
+        """
 
 
 def evaluate(
@@ -93,30 +98,27 @@ def evaluate(
     questions = [example.question for example in test]
     black = np.zeros((images.image_size, images.image_size, 3), np.uint8)
 
-    def classify(pictures: Iterable[np.ndarray]) -> dict[str, object]:
-        return score(test, answerer.classify(questions, pictures))
-
-    answers = answerer.classify(questions, (images[example.image] for example in test))
+    # The decoder is asked the open questions alone, as in training.
+    is_open = [example.answer_type == OPEN for example in test]
+    none = [False] * len(test)
+    answers, written = answerer.ask(questions, (images[e.image] for e in test), is_open)
+    to_others, written_to_others = answerer.ask(
+        questions, (images[path] for path in mixed_up), is_open
+    )
+    to_black, _ = answerer.ask(questions, itertools.repeat(black, len(test)), none)
     classified = score(test, answers)
     controls = {
         "question_only": score(test, question_only(train, test)),
         "majority": score(test, majority(train, test)),
-        "shuffled_images": classify(images[path] for path in mixed_up),
-        "blank_images": classify(itertools.repeat(black, len(test))),
+        "shuffled_images": score(test, to_others),
+        "blank_images": score(test, to_black),
     }
     by_content_type = classified["by_content_type"]
     for name, scores in by_content_type.items():
         scores["question_only"] = controls["question_only"]["by_content_type"][name]["accuracy"]
-    # The decoder is asked the open questions alone, as in training.
-    chosen = [number for number, example in enumerate(test) if example.answer_type == OPEN]
-    written = answerer.generate(
-        [questions[number] for number in chosen], (images[test[number].image] for number in chosen)
+    generated = _score_decoder(
+        *(list(itertools.compress(part, is_open)) for part in (test, written, written_to_others))
     )
-    mixed_up_written = answerer.generate(
-        [questions[number] for number in chosen], (images[mixed_up[number]] for number in chosen)
-    )
-    generated = _score_decoder([test[number] for number in chosen], written, mixed_up_written)
-    by_number = dict(zip(chosen, written, strict=True))
     return {
         "questions": classified["questions"],
         "images": classified["images"],
@@ -136,7 +138,7 @@ def evaluate(
         },
         "generated": generated,
         "by_content_type": by_content_type,
-        "predictions": _predictions(test, answers, list(map(by_number.get, range(len(test))))),
+        "predictions": _predictions(test, answers, written),
     }
 
 
@@ -176,9 +178,9 @@ def evaluate_generation(
         ValueError: test has fewer than two images, or train is empty.
     """
     questions = [example.question for example in test]
-    classified = answerer.classify(questions, (images[example.image] for example in test))
-    generated = answerer.generate(questions, (images[example.image] for example in test))
-    mixed_up = answerer.generate(questions, (images[path] for path in shuffled(test)))
+    everything = [True] * len(test)
+    classified, generated = answerer.ask(questions, (images[e.image] for e in test), everything)
+    _, mixed_up = answerer.ask(questions, (images[path] for path in shuffled(test)), everything)
     scores = _score_decoder(test, generated, mixed_up)
     for name, answers in (
         ("classifier", classified),

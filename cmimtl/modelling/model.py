@@ -210,7 +210,7 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         if answer_scores is not None:
             output.classification_loss = losses.classification_loss(output.logits, answer_scores)
         if labels is not None:
-            output.generation_loss = self._generation_loss(*self._decoder_input(state), labels)
+            output.generation_loss = self._generation_loss(*self.decoder_input(state), labels)
         if answer_scores is not None or labels is not None:
             queries, _ = self.qformer(state["pictures"])
             if state["picture_of"] is not None:
@@ -240,12 +240,13 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
     @torch.no_grad()
     def write(self, state: dict[str, Tensor], **options):
         """Write an answer to each question from what `encode` gave; as `generate`."""
-        return self.decoder.write(*self._decoder_input(state), **options)
+        return self.decoder.write(*self.decoder_input(state), **options)
 
-    def _decoder_input(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def decoder_input(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The tokens that the decoder attends to, (batch, tokens, its d_model), and their mask.
 
-        They are those of the visual and of the text stream, and the image's where it reads them.
+        They are the tokens of the fused streams that `encode` gave, visual then text, and the
+        image's where the decoder reads it.
         """
         tokens = [self.decoder_projection(torch.cat((state["visual"], state["text"]), dim=1))]
         mask = [state["attention_mask"].new_ones(state["visual"].shape[:2])]

@@ -46,8 +46,8 @@ def test_both_heads_read_what_was_encoded_once(answerer, pictures):
         for handle in handles:
             handle.remove()
     assert encoded == [model.vision, model.text, model.qformer, model.fusion]
-    assert answer.classes[0][0] == answerer.classify([QUESTIONS[1]], [pictures[0]])[0]
-    assert answer.generated == answerer.generate([QUESTIONS[1]], [pictures[0]])[0]
+    classified, written = answerer.ask([QUESTIONS[1]], [pictures[0]], [True])
+    assert (answer.classes[0][0], answer.generated) == (classified[0], written[0])
 
 
 @pytest.mark.parametrize("words, unread", [(3, 0), (30, 0), (31, 1), (40, 10)])
@@ -62,25 +62,44 @@ def test_what_is_not_read_of_a_question(answerer, pictures, words, unread):
     assert answer.unread == unread and answer.question == question
 
 
-def test_many_questions_are_answered_as_each_alone(answerer, pictures):
-    """In batches in which pictures repeat, each of which is encoded once."""
-    order = [1, 0, 1, 2, 2, 0, 1]
+def test_many_questions_are_answered_as_each_alone(answerer, pictures, monkeypatch):
+    """Both heads read what is encoded once, and a picture that repeats in a batch is encoded once.
+    The decoder gets whole batches, though no batch of questions has so many for it."""
+    order = [1, 0, 1, 2, 2, 0, 1, 1, 0]
+    wanted = [True, False, True, True, False, True, True, False, True]
     questions = [QUESTIONS[i % 3] for i in range(len(order))]
-    seen, done = [], []
-    handle = answerer.model.vision.register_forward_hook(
-        lambda module, inputs, output: seen.append(len(output))
-    )
+    model, pictures_seen, questions_read, asked, done = answerer.model, [], [], [], []
+    handles = [
+        model.vision.register_forward_hook(lambda part, x, out: pictures_seen.append(len(out))),
+        model.text.register_forward_hook(lambda part, x, out: questions_read.append(len(out[0]))),
+    ]
+    write = model.decoder.write
+
+    def counted(tokens, *rest, **options):
+        asked.append(len(tokens))
+        return write(tokens, *rest, **options)
+
+    monkeypatch.setattr(model.decoder, "write", counted)
     answerer.progress = done.append
     try:
-        classified = answerer.classify(questions, (pictures[i] for i in order))
-        written = answerer.generate(questions, (pictures[i] for i in order))
+        classified, written = answerer.ask(questions, (pictures[i] for i in order), wanted)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         answerer.progress = None
-    assert seen == [3, 3] * 2 and done == [4, 3] * 2
-    for i, question, by_class, in_words in zip(order, questions, classified, written, strict=True):
+    assert pictures_seen == [3, 3, 1] and questions_read == [4, 4, 1]
+    assert asked == [4, 2] and done == [4, 4, 1]
+    for i, question, by_class, in_words, ask in zip(
+        order, questions, classified, written, wanted, strict=True
+    ):
         alone = answerer.answer(pictures[i], question)
-        assert (by_class, in_words) == (alone.classes[0][0], alone.generated)
+        assert (by_class, in_words) == (alone.classes[0][0], alone.generated if ask else None)
+
+
+def test_nothing_is_written_where_nothing_is_wanted(answerer, pictures, monkeypatch):
+    monkeypatch.setattr(answerer.model, "decoder_input", None)  # would be an error if called
+    classified, written = answerer.ask(QUESTIONS, pictures, [False] * 3)
+    assert len(classified) == 3 and written == [None] * 3
 
 
 def test_attention_lies_over_the_patches(answerer, pictures):
