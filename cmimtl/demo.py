@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -47,7 +48,7 @@ def run_demo(
     thorough: bool = False,
     max_steps: int | None = None,
     n_images: int = 2400,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Train the tiny model on the phantom set and show that it looks at the images.
 
     Args:
@@ -148,7 +149,7 @@ def _asked(splits: dict[str, list[VQAExample]]) -> int:
     return 3 * len(splits["test"]) + sum(2 * len(splits[name]) for name in DESCRIBED)
 
 
-def _print(scores: dict[str, object], console: Console) -> None:
+def _print(scores: dict[str, Any], console: Console) -> None:
     print_scores(scores, "test pictures", console)
     overall, alone = 100 * scores["overall"], 100 * scores["question_only"]
     mixed = 100 * scores["shuffled_images"]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -112,6 +113,15 @@ def augment(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(grey + 127.5 + brightness * MAX_BRIGHTNESS * 255), 0, 255).astype("u1")
 
 
+class Item(TypedDict):
+    """What `VQADataset` gives; picture is (size, size, 3) uint8."""
+
+    example: VQAExample
+    picture: np.ndarray
+    image_index: int
+    question_index: int
+
+
 class VQADataset(Dataset):
     """Examples with their pictures.
 
@@ -138,11 +148,7 @@ class VQADataset(Dataset):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> dict[str, object]:
-        """A dict of ``example``, ``picture``, ``image_index`` and ``question_index``.
-
-        The picture is (size, size, 3) uint8.
-        """
+    def __getitem__(self, index: int) -> Item:
         epoch, number = divmod(index, len(self.examples))
         example = self.examples[number]
         picture = self._images[example.image]
@@ -207,7 +213,7 @@ class VQACollator:
         self._processor = processor
         self._vocabulary = vocabulary
 
-    def __call__(self, items: Sequence[Mapping[str, object]]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         examples = [item["example"] for item in items]
         answers = [example.answer_normalized for example in examples]
         batch = dict(
@@ -228,6 +234,6 @@ class VQACollator:
         is_open = torch.tensor([example.answer_type == OPEN for example in examples])
         batch["labels"] = batch["labels"].masked_fill(~is_open[:, None], -100)
         batch["answer_scores"] = scores
-        for name in ("image_index", "question_index"):
-            batch[name] = torch.tensor([item[name] for item in items])
+        batch["image_index"] = torch.tensor([item["image_index"] for item in items])
+        batch["question_index"] = torch.tensor([item["question_index"] for item in items])
         return batch

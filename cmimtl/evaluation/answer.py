@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class QuestionAnswerer:
         self.progress: Callable[[int], None] | None = None
         self.processor = processor
         self._batch_size = batch_size
-        answers = model.config.id2label
+        answers = cast("dict[int, str]", model.config.id2label)
         self.vocabulary = AnswerVocabulary([answers[index] for index in range(len(answers))])
 
     @classmethod
@@ -83,7 +84,9 @@ class QuestionAnswerer:
         runs.check_finished("QuestionAnswerer.from_run", run)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with without_bars():
-            model = CMIMTLForVisualQuestionAnswering.from_pretrained(run).to(device)
+            model = CMIMTLForVisualQuestionAnswering.from_pretrained(run)
+            # transformers wraps `to` in a way that loses its types.
+            model.to(device)  # type: ignore[arg-type]
         return cls(model, CMIMTLProcessor.from_pretrained(run), batch_size=batch_size)
 
     @property
@@ -118,8 +121,8 @@ class QuestionAnswerer:
         def write() -> None:
             numbers, tokens, masks = zip(*waiting, strict=True)
             answers = self.model.decoder.write(
-                pad_sequence(tokens, batch_first=True),
-                pad_sequence(masks, batch_first=True),
+                pad_sequence(list(tokens), batch_first=True),
+                pad_sequence(list(masks), batch_first=True),
                 max_new_tokens=MAX_ANSWER_TOKENS,
             )
             for number, answer in zip(

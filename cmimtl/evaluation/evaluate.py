@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -66,7 +66,7 @@ def evaluate(
     train: Sequence[VQAExample],
     test: Sequence[VQAExample],
     images: ImageCache,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Score both heads on a split, with controls.
 
     Args:
@@ -117,7 +117,7 @@ def evaluate(
     for name, scores in by_content_type.items():
         scores["question_only"] = controls["question_only"]["by_content_type"][name]["accuracy"]
     generated = _score_decoder(
-        *(list(itertools.compress(part, is_open)) for part in (test, written, written_to_others))
+        list(itertools.compress(test, is_open)), _given(written), _given(written_to_others)
     )
     return {
         "questions": classified["questions"],
@@ -144,7 +144,7 @@ def evaluate(
 
 def _score_decoder(
     test: Sequence[VQAExample], answers: Sequence[str], mixed_up: Sequence[str]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Score generated answers, and those to other images, by exact match and token F1."""
     if not test:
         return {"questions": 0, "exact_match": None, "token_f1": None}
@@ -161,12 +161,17 @@ def _score_decoder(
     }
 
 
+def _given(written: Sequence[str | None]) -> list[str]:
+    """The answers to the questions that the decoder was asked."""
+    return [answer for answer in written if answer is not None]
+
+
 def evaluate_generation(
     answerer: Answerer,
     train: Sequence[VQAExample],
     test: Sequence[VQAExample],
     images: ImageCache,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Score the decoder on a split whose answers only a decoder can give.
 
     Args: as `evaluate`.
@@ -181,7 +186,7 @@ def evaluate_generation(
     everything = [True] * len(test)
     classified, generated = answerer.ask(questions, (images[e.image] for e in test), everything)
     _, mixed_up = answerer.ask(questions, (images[path] for path in shuffled(test)), everything)
-    scores = _score_decoder(test, generated, mixed_up)
+    scores = _score_decoder(test, _given(generated), _given(mixed_up))
     for name, answers in (
         ("classifier", classified),
         ("question_only", question_only(train, test)),
@@ -194,7 +199,7 @@ def evaluate_generation(
 
 def _predictions(
     test: Sequence[VQAExample], classified: Sequence[str], generated: Sequence[str | None]
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Make a row per question; "generated" is None where the decoder was not asked."""
     return [
         {
@@ -237,7 +242,7 @@ def shuffled(examples: Sequence[VQAExample], seed: int = 0) -> list[Path]:
     return [paths[successor[example.image_id]] for example in examples]
 
 
-def print_scores(scores: dict[str, object], title: str, console: Console) -> None:
+def print_scores(scores: dict[str, Any], title: str, console: Console) -> None:
     """Print what `evaluate` gave as tables, in percent.
 
     Args:
@@ -279,7 +284,7 @@ def print_scores(scores: dict[str, object], title: str, console: Console) -> Non
     )
 
 
-def print_generation(generated: dict[str, object], title: str, console: Console) -> None:
+def print_generation(generated: dict[str, Any], title: str, console: Console) -> None:
     """Print exact match and token F1 of the decoder and of its controls, in percent."""
     table = Table(title=f"{title}: {generated['questions']} questions")
     for name in ("", "exact match", "token F1"):
@@ -308,7 +313,7 @@ def evaluate_run(
     split: str = "test",
     json_path: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Score what ``cmimtl train`` left in a folder, print the scores and write them as JSON.
 
     Args:

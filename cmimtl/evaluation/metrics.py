@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def score(
     *,
     resamples: int = 2000,
     seed: int = 0,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Score predicted answers against the examples' answers.
 
     Both are normalised first, so raw text of a decoder will do. "overall" is the accuracy of a
@@ -148,13 +149,13 @@ def score(
     of_type = {
         kind: [i for i in everything if examples[i].answer_type == kind] for kind in (OPEN, CLOSED)
     }
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "questions": len(examples),
         "images": len(set(images)),
         "open_questions": len(of_type[OPEN]),
         "closed_questions": len(of_type[CLOSED]),
     }
-    intervals: dict[str, object] = {}
+    intervals: dict[str, Any] = {}
     for name, values, chosen in (
         ("overall", matches, everything),
         ("open", matches, of_type[OPEN]),

@@ -1,9 +1,18 @@
 """The configuration of CMI-MTL: every size in one place."""
 
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
 from huggingface_hub.dataclasses import strict
 from transformers import InstructBlipQFormerConfig, PreTrainedConfig, RobertaConfig, T5Config
 
 from cmimtl.names import FUSIONS
+
+# A configuration, or a dict of its arguments, of which CMIMTLConfig makes one. Its class knows what
+# it holds, which depends on the field.
+if TYPE_CHECKING:
+    SubConfig: TypeAlias = Any
+else:
+    SubConfig = dict | PreTrainedConfig | None
 
 
 @strict
@@ -45,7 +54,8 @@ class CMIMTLConfig(PreTrainedConfig):
     """
 
     model_type = "cmi-mtl"
-    sub_configs_defaults = {  # noqa: RUF012 - transformers reads a plain dict
+    # The base class makes a SubConfigSpec of each class.
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
         "text_config": RobertaConfig,
         "qformer_config": InstructBlipQFormerConfig,
         "decoder_config": T5Config,
@@ -55,9 +65,9 @@ class CMIMTLConfig(PreTrainedConfig):
     vision_options: dict | None = None
     image_size: int = 384
     patch_size: int = 16
-    text_config: dict | PreTrainedConfig | None = None
-    qformer_config: dict | PreTrainedConfig | None = None
-    decoder_config: dict | PreTrainedConfig | None = None
+    text_config: SubConfig = None
+    qformer_config: SubConfig = None
+    decoder_config: SubConfig = None
     num_queries: int = 32
     d_model: int = 768
     fusion: str = "cross-mamba"

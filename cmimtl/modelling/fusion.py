@@ -1,5 +1,7 @@
 """The fusions, all called as fusion(visual, text, visual_lengths, text_lengths) -> visual, text."""
 
+from typing import TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ def co_attention(config: CMIMTLConfig) -> nn.Module:
     )
 
 
-def is_cross_mamba_block(module: nn.Module) -> bool:
+def is_cross_mamba_block(module: nn.Module) -> TypeGuard[CrossMambaBlock]:
     """Whether a module has an initialisation of its own by ``reset_parameters``."""
     return isinstance(module, CrossMambaBlock)
 

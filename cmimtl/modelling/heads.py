@@ -1,5 +1,7 @@
 """The two heads that read the fused streams: a classifier of answers, and a T5 decoder."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
@@ -27,7 +29,7 @@ class AnswerClassifier(nn.Module):
             nn.Linear(width, width),
             nn.GELU(),
             nn.Dropout(config.fusion_dropout),
-            nn.Linear(width, config.num_labels),
+            nn.Linear(width, cast("int", config.num_labels)),
         )
 
     def forward(

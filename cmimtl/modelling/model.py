@@ -10,6 +10,7 @@ Source: CMI-MTL (arXiv 2511.01357).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +123,7 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         attention_mask: Tensor | None = None,
         image_index: Tensor | None = None,
         return_attentions: bool = False,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Run both encoders, the question-aware pass of the Q-Former, and the fusion.
 
         Samples with the same image_index have the same picture, which is encoded once.
@@ -183,7 +184,7 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         question_index: Tensor | None = None,
         return_attentions: bool = False,
         return_dict: bool | None = None,
-    ) -> CMIMTLOutput:
+    ) -> CMIMTLOutput | tuple[Any, ...]:
         """Answer by class; with targets, compute the losses too.
 
         Args:
@@ -201,14 +202,15 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         state = self.encode(pixel_values, input_ids, attention_mask, image_index, return_attentions)
         visual, text, text_mask = state["visual"], state["text"], state["attention_mask"]
         visual_mask = text_mask.new_ones(visual.shape[:2])
+        logits = self.classify(state)
         output = CMIMTLOutput(
-            logits=self.classify(state),
+            logits=logits,
             fused=torch.cat((visual, text), dim=1),
             fused_mask=torch.cat((visual_mask, text_mask), dim=1),
             query_attentions=state["query_attentions"],
         )
         if answer_scores is not None:
-            output.classification_loss = losses.classification_loss(output.logits, answer_scores)
+            output.classification_loss = losses.classification_loss(logits, answer_scores)
         if labels is not None:
             output.generation_loss = self._generation_loss(*self.decoder_input(state), labels)
         if answer_scores is not None or labels is not None:
@@ -231,18 +233,18 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
             )
         return output.to_tuple() if return_dict is False else output
 
-    def classify(self, state: dict[str, Tensor]) -> Tensor:
+    def classify(self, state: dict[str, Any]) -> Tensor:
         """Logits of the answer classes, (batch, classes), from what `encode` gave."""
         visual, mask = state["visual"], state["attention_mask"]
         seen = mask.new_ones(visual.shape[:2])
         return self.classifier(visual, seen, state["text"], mask)
 
     @torch.no_grad()
-    def write(self, state: dict[str, Tensor], **options):
+    def write(self, state: dict[str, Any], **options):
         """Write an answer to each question from what `encode` gave; as `generate`."""
         return self.decoder.write(*self.decoder_input(state), **options)
 
-    def decoder_input(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def decoder_input(self, state: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The tokens that the decoder attends to, (batch, tokens, its d_model), and their mask.
 
         They are the tokens of the fused streams that `encode` gave, visual then text, and the

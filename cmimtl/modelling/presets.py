@@ -267,7 +267,9 @@ def build_model(
 
 def _vision_weights(preset: Preset, weights: Path | None) -> dict:
     name, sizes = preset.pretrained["vision"], preset.sizes
-    local = {} if weights is None else {"pretrained_cfg_overlay": {"file": _file(weights)}}
+    local: dict[str, Any] = (
+        {} if weights is None else {"pretrained_cfg_overlay": {"file": _file(weights)}}
+    )
     return timm.create_model(
         name,
         pretrained=True,

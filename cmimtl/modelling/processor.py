@@ -28,6 +28,8 @@ class CMIMTLProcessor(ProcessorMixin):
             a warning.
     """
 
+    answer_tokenizer: PreTrainedTokenizerFast  # the base class sets it
+
     def __init__(
         self,
         image_processor=None,
@@ -71,7 +73,7 @@ class CMIMTLProcessor(ProcessorMixin):
             raise ValueError(
                 f"CMIMTLProcessor: images, text and answers must have one length, got {lengths}."
             )
-        batch = {}
+        batch: dict[str, torch.Tensor] = {}
         if parts["images"] is not None:
             pictures = [load_image(image) for image in parts["images"]]
             batch |= self.image_processor(pictures, return_tensors="pt")

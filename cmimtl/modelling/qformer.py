@@ -55,7 +55,7 @@ class QFormer(nn.Module):
             (batch, heads, num_queries, tokens), or None.
         """
         batch, num_queries = image.shape[0], self.queries.shape[1]
-        if input_ids is not None:
+        if attention_mask is not None:
             seen = attention_mask.new_ones(batch, num_queries)
             attention_mask = torch.cat((seen, attention_mask), dim=1)
         output = self.encoder(

@@ -1,5 +1,7 @@
 """The image encoder: a Vision Transformer of timm."""
 
+from typing import Any, cast
+
 from torch import Tensor, nn
 
 from cmimtl.modelling._timm import timm
@@ -15,15 +17,15 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: CMIMTLConfig):
         super().__init__()
-        self.vit = timm.create_model(
+        self.vit: Any = timm.create_model(
             config.vision_model,
             pretrained=False,
             num_classes=0,
             img_size=config.image_size,
             patch_size=config.patch_size,
-            **config.vision_options,
+            **(config.vision_options or {}),
         )
-        self.hidden_size = self.vit.num_features
+        self.hidden_size = cast("int", self.vit.num_features)
         self.image_size = config.image_size
 
     def reset_parameters(self) -> None:

@@ -15,13 +15,13 @@ from pathlib import Path
 # A checkpoint is written to this folder, within the run's, before it is renamed.
 STAGING = ".checkpoint-being-written"
 
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"checkpoint-\d+")
 _FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 def step_of(checkpoint: Path) -> int:
     """The number of optimizer steps that a checkpoint's name tells."""
-    return int(_NAME.fullmatch(checkpoint.name).group(1))
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def checkpoints(run: Path) -> list[Path]:

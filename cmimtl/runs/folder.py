@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cmimtl.files import check_folder, write_json, writing
 from cmimtl.runs.checkpoints import STAGING, checkpoints, step_of
@@ -51,7 +51,7 @@ def check_finished(operation: str, run: Path) -> None:
             )
 
 
-def read_run(run: str | PathLike[str]) -> dict[str, object]:
+def read_run(run: str | PathLike[str]) -> dict[str, Any]:
     """The arguments that a run was started with, or last made longer with.
 
     Raises:
@@ -60,7 +60,7 @@ def read_run(run: str | PathLike[str]) -> dict[str, object]:
     return read_record(run)["arguments"]
 
 
-def read_record(run: str | PathLike[str]) -> dict[str, object]:
+def read_record(run: str | PathLike[str]) -> dict[str, Any]:
     """What ``run.json`` says: ``arguments``, ``processes``, ``versions`` and ``lengthened``.
 
     Raises:
@@ -98,9 +98,7 @@ def check_new(run: Path) -> None:
         )
 
 
-def describe(
-    run: Path, arguments: dict[str, object], processes: int, report: dict[str, object]
-) -> None:
+def describe(run: Path, arguments: dict[str, Any], processes: int, report: dict[str, Any]) -> None:
     """Write to a new run's folder what it is started with, and what its reader reports."""
     for name in (STAGING, EVENTS):  # left by a run that was killed before it saved anything
         shutil.rmtree(run / name, ignore_errors=True)
@@ -111,7 +109,7 @@ def describe(
     )
 
 
-def lengthen(run: Path, arguments: dict[str, object], step: int) -> None:
+def lengthen(run: Path, arguments: dict[str, Any], step: int) -> None:
     """Record that a run goes on for longer than it was started for.
 
     The model of a finished run is deleted: a folder with a model would be taken for that of a

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cmimtl import runs
 from cmimtl.modelling.presets import PRESETS
 from cmimtl.names import DATASETS, FUSIONS
 
 # The arguments of a run where neither the caller nor the preset says otherwise.
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "preset": "tiny",
     "fusion": "cross-mamba",
     "seed": 0,
@@ -32,7 +34,7 @@ _SMALLEST = {
 _LARGEST = 2**32 - 1  # the largest seed that NumPy takes; no other argument comes near it
 
 
-def new_arguments(given: dict[str, object]) -> dict[str, object]:
+def new_arguments(given: dict[str, Any]) -> dict[str, Any]:
     """Complete the arguments of a new run, and check them as far as that needs nothing else.
 
     Args:
@@ -43,14 +45,18 @@ def new_arguments(given: dict[str, object]) -> dict[str, object]:
     for name in ("data", "root"):
         if name not in given:
             raise ValueError(f"train: {name} must be given for a new run, got none.")
-    known = {"data": DATASETS, "preset": PRESETS, "fusion": FUSIONS}
+    known: dict[str, Mapping[str, object]] = {
+        "data": DATASETS,
+        "preset": PRESETS,
+        "fusion": FUSIONS,
+    }
     for name, names in known.items():
         if name in given and given[name] not in names:
             raise ValueError(
                 f"train: {name} must be one of {', '.join(names)}, got {given[name]!r}."
             )
-    name = given.get("preset", _DEFAULTS["preset"])
-    training = PRESETS[name].training
+    preset = given.get("preset", _DEFAULTS["preset"])
+    training = PRESETS[preset].training
     arguments = {
         **_DEFAULTS,
         "epochs": training.epochs,
@@ -64,17 +70,17 @@ def new_arguments(given: dict[str, object]) -> dict[str, object]:
     arguments |= _absolute(given)
     _check_numbers(arguments)
     if arguments["weights"] is not None:
-        _check_weights(name, Path(arguments["weights"]))
+        _check_weights(preset, Path(arguments["weights"]))
     return arguments
 
 
-def _absolute(given: dict[str, object]) -> dict[str, object]:
+def _absolute(given: dict[str, Any]) -> dict[str, Any]:
     """Make the paths of folders absolute, so that a run can be resumed from elsewhere."""
     folders = {name: given[name] for name in ("root", "weights") if given.get(name) is not None}
     return given | {name: str(Path(str(path)).absolute()) for name, path in folders.items()}
 
 
-def _check_numbers(arguments: dict[str, object]) -> None:
+def _check_numbers(arguments: dict[str, Any]) -> None:
     for name, smallest in _SMALLEST.items():
         value = arguments[name]
         if value is None and _DEFAULTS.get(name, smallest) is None:
@@ -84,12 +90,12 @@ def _check_numbers(arguments: dict[str, object]) -> None:
                 f"train: {name} must be a whole number from {smallest} to {_LARGEST}, got"
                 f" {value!r}."
             )
-    for name, allowed, smallest in (
+    for name, allowed, least in (
         ("learning_rate", "greater than 0", math.ulp(0.0)),
         ("weight_decay", "of at least 0", 0.0),
     ):
         value = arguments[name]
-        if not isinstance(value, (int, float)) or not smallest <= value < math.inf:
+        if not isinstance(value, (int, float)) or not least <= value < math.inf:
             raise ValueError(f"train: {name} must be a number {allowed}, got {value!r}.")
 
 
@@ -109,8 +115,8 @@ def _check_weights(preset: str, weights: Path) -> None:
 
 
 def resumed_arguments(
-    run: Path, given: dict[str, object], processes: int
-) -> tuple[dict[str, object], bool]:
+    run: Path, given: dict[str, Any], processes: int
+) -> tuple[dict[str, Any], bool]:
     """The arguments of the run in a folder, and whether those that are given make it longer.
 
     Args:

@@ -7,7 +7,7 @@ one it is. They train one model together. gloo connects them on CPUs, and NCCL o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -41,7 +41,8 @@ def together(work: Callable[[], Result], *, main_only: bool = False) -> Result:
         FailedElsewhere: in all other processes.
     """
     state = join()
-    result, error = None, None
+    result: Any = None
+    error: Exception | None = None
     if state.is_main_process or not main_only:
         try:
             result = work()
@@ -49,7 +50,7 @@ def together(work: Callable[[], Result], *, main_only: bool = False) -> Result:
             error = caught
     outcomes = gather_object([(error is not None, result if main_only else None)])
     for process, (failed, _) in enumerate(outcomes):
-        if failed and process == state.process_index:
+        if error is not None and process == state.process_index:
             raise error
         if failed:
             raise FailedElsewhere

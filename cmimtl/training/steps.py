@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
+from cmimtl.data.batches import EpochOrder
+
 
 class StepBatches(Sampler[list[int]]):
     """The batches of one process, one after the other, as a data loader takes them.
@@ -23,7 +25,7 @@ class StepBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, order: Sampler[int], *, batch_size: int, accumulate: int, processes: int, process: int
+        self, order: EpochOrder, *, batch_size: int, accumulate: int, processes: int, process: int
     ) -> None:
         """Take the order of an epoch's examples; process says which of the processes this is.
 

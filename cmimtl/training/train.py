@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -41,7 +42,7 @@ from cmimtl.training.trainer import CMIMTLTrainer
 class _Job:
     """All that a training needs, made and checked."""
 
-    arguments: dict[str, object]
+    arguments: dict[str, Any]
     examples: list[VQAExample]
     report: ReaderReport
     images: ImageCache
@@ -105,10 +106,10 @@ def train(output_dir: str | os.PathLike[str], *, resume: bool = False, **given: 
         raise
 
 
-def _start(run: Path, given: dict[str, object], console: Console) -> None:
+def _start(run: Path, given: dict[str, Any], console: Console) -> None:
     """Train a new run."""
 
-    def check() -> dict[str, object]:
+    def check() -> dict[str, Any]:
         arguments = new_arguments(given)
         _check_device(arguments)
         return arguments
@@ -144,11 +145,11 @@ def _start(run: Path, given: dict[str, object], console: Console) -> None:
             raise
 
 
-def _resume(run: Path, given: dict[str, object], console: Console) -> None:
+def _resume(run: Path, given: dict[str, Any], console: Console) -> None:
     """Go on with a run."""
     processes = join().num_processes
 
-    def begin() -> tuple[dict[str, object], bool, Path | None, bool]:
+    def begin() -> tuple[dict[str, Any], bool, Path | None, bool]:
         runs.read_run(run)  # read first, so that no lock is left in a folder without a run
         stack.enter_context(runs.lock(run))
         arguments, longer = resumed_arguments(run, given, processes)
@@ -175,7 +176,7 @@ def _resume(run: Path, given: dict[str, object], console: Console) -> None:
         _run(run, job, trainer, newest, console)
 
 
-def _check_device(arguments: dict[str, object]) -> None:
+def _check_device(arguments: dict[str, Any]) -> None:
     """Check that this machine can train with these arguments.
 
     Raises:
@@ -188,7 +189,7 @@ def _check_device(arguments: dict[str, object]) -> None:
         )
 
 
-def _prepare(arguments: dict[str, object], console: Console) -> _Job:
+def _prepare(arguments: dict[str, Any], console: Console) -> _Job:
     """Read data and weights, in every process; writes nothing but a phantom set."""
     preset = PRESETS[arguments["preset"]]
     weights = None if arguments["weights"] is None else Path(arguments["weights"])
@@ -255,7 +256,7 @@ def _at_most(threads: int | None) -> Iterator[None]:
 
 
 def _read(
-    arguments: dict[str, object], console: Console
+    arguments: dict[str, Any], console: Console
 ) -> tuple[list[VQAExample], AnswerVocabulary, ReaderReport]:
     """Read the training split and its answers; tell which test answers are not among them."""
     report = ReaderReport()
@@ -282,7 +283,7 @@ def _tell_what_is_cut(
     """Tell which training questions are longer than what the model reads of a question."""
     limit = processor.max_question_length
     lengths = {q: processor.tokens_of(q) for q in {example.question for example in examples}}
-    longest = max(lengths, key=lengths.get)
+    longest = max(lengths, key=lambda question: lengths[question])
     if lengths[longest] > limit:
         count = sum(lengths[example.question] > limit for example in examples)
         console.print(

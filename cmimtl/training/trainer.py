@@ -7,15 +7,17 @@ import math
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_pt_utils import get_parameter_names
 
 from cmimtl import runs
-from cmimtl.data.batches import EpochOrder
+from cmimtl.data.batches import EpochOrder, VQADataset
 from cmimtl.files import writing
 from cmimtl.modelling import losses
 from cmimtl.training.progress import TrainingPhase
@@ -36,6 +38,12 @@ class CMIMTLTrainer(Trainer):
     - each loss is logged under its name, and a loss that is not finite ends the training;
     - a checkpoint gets its name when it is whole.
     """
+
+    # The base class can do without these.
+    model: PreTrainedModel
+    train_dataset: VQADataset
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: LambdaLR
 
     def __init__(
         self,
@@ -199,7 +207,7 @@ class CMIMTLTrainer(Trainer):
             self._staging = False
         self.accelerator.wait_for_everyone()  # each process has written its random state
         if self.args.should_save:
-            runs.publish(Path(self.args.output_dir), self._keep_checkpoints)
+            runs.publish(Path(self._get_output_dir()), self._keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
 
@@ -240,7 +248,7 @@ def parameter_groups(
     learning_rate: float,
     weight_decay: float,
     rate_factors: Mapping[str, float],
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """The model's parameters by learning rate and weight decay, as an optimizer takes them.
 
     Biases and the parameters of LayerNorm are not decayed, nor are parameters that are marked with

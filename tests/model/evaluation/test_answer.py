@@ -1,10 +1,12 @@
 """One question to a model: which heads are asked, what is read of it, and what is kept apart."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from cmimtl.evaluation.answer import QuestionAnswerer
+from cmimtl.evaluation.answer import QuestionAnswerer, sequence_probability
 from cmimtl.modelling.presets import PRESETS
 from tests.model.conftest import QUESTIONS
 
@@ -107,3 +109,48 @@ def test_attention_lies_over_the_patches(answerer, pictures):
     assert attention.shape == (4, 4)
     assert attention.sum() == pytest.approx(1) and (attention >= 0).all()
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_what_is_said_is_what_the_heads_give(answerer, pictures, processor):
+    """Against the model's own forward pass, on what the processor makes of picture and question."""
+    answer = answerer.answer(pictures[1], QUESTIONS[2], best=2)
+    batch = processor(images=[pictures[1]], text=[QUESTIONS[2]])
+    with torch.no_grad():
+        output = answerer.model(**batch, return_attentions=True)
+    odds = output.logits[0].exp()
+    chances = dict(zip(["yes", "no", "lung"], (odds / (1 + odds)).tolist(), strict=True))
+    best = sorted(chances, key=chances.get, reverse=True)[:2]
+    assert [name for name, _ in answer.classes] == best
+    assert [p for _, p in answer.classes] == pytest.approx([chances[n] for n in best], rel=1e-4)
+    assert np.array_equal(answer.picture, pictures[1])
+    # 16 patches, row by row, after the tokens that are no places.
+    patches = output.query_attentions[0].mean((0, 1))[-16:]
+    np.testing.assert_allclose(answer.attention.ravel(), patches / patches.sum(), rtol=1e-4)
+
+
+def test_the_probability_of_a_sequence():
+    """Of two tokens after the first, with odds 3 : 1 and 1 : 4."""
+    generated = SimpleNamespace(
+        sequences=torch.tensor([[0, 0, 1]]),
+        scores=[torch.tensor([[3.0, 1.0]]).log(), torch.tensor([[1.0, 4.0]]).log()],
+    )
+    assert sequence_probability(generated) == pytest.approx(3 / 4 * 4 / 5)
+
+
+def test_from_a_folder(answerer, processor, pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"from_run: run must be .*without config.json\.$"):
+        QuestionAnswerer.from_run(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"config.json; finish its training with `cmimtl"):
+        QuestionAnswerer.from_run(tmp_path)
+    processor.save_pretrained(tmp_path)
+    answerer.model.save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"without model.safetensors; finish"):
+        QuestionAnswerer.from_run(tmp_path)
+    weights.rename(tmp_path / "model.safetensors")
+    loaded = QuestionAnswerer.from_run(tmp_path, batch_size=1)
+    assert loaded.image_size == SIZE and not loaded.model.training
+    assert loaded.vocabulary.answers == ("yes", "no", "lung")
+    everything = QUESTIONS, pictures, [True] * 3
+    assert loaded.ask(*everything) == answerer.ask(*everything)
