@@ -24,7 +24,7 @@ LONGEST = (
     "tests/cuda_on_cpu/test_address.py",
     "tests/triton/test_compiled.py",
     "tests/cuda_on_cpu/test_kernels.py",
-    "tests/train/test_cli.py",
+    "tests/model/test_cli.py",
     "tests/cuda_on_cpu/test_faults.py",
     "tests/kernels/test_transforms.py",
     "tests/kernels/test_instruction_sets.py",
