@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import baselines, limits, measure
-from cmimtl.fusion import CoAttention
+from cmimtl.modelling.fusion import CoAttention
 from cmimtl_kernels import CrossMamba, reference
 
 D_MODEL, HEADS = 768, 12

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import measure
-from cmimtl.config import CMIMTLConfig
-from cmimtl.model import CMIMTLForVisualQuestionAnswering
-from cmimtl.presets import PRESETS
+from cmimtl.modelling.config import CMIMTLConfig
+from cmimtl.modelling.model import CMIMTLForVisualQuestionAnswering
+from cmimtl.modelling.presets import PRESETS
 
 # Tokens of the question, tokens of the answer, answer classes (about SLAKE's).
 QUESTION, ANSWER, CLASSES = 32, 8, 220

@@ -27,4 +27,4 @@ DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 STREAMS = {"selective_scan": 1, "cross_selective_scan": 2}  # of each op
 PASSES = ("forward", "backward")
 # Kernels that Triton runs before a pass of a scan that it splits over time.
-SPLIT_PASSES = ("totals", "carry", "totals of gradients", "carry of gradients")
+SPLIT_PASSES = ("summary", "carry", "summary of gradients", "carry of gradients")

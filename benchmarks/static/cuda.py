@@ -6,7 +6,7 @@ A kernel is found by its template arguments, which its mangled name spells out:
     scan_backward_kernel<T, kStates, kShare, kStreams, kGate>
 
 A thread has kStates states of each of its kChannels channels; kShare threads share a channel. The
-library itself tells how a kernel is launched and what a pass moves: csrc/cuda/describe.cu.
+library itself tells how a kernel is launched and what a pass moves: csrc/cuda/introspection.cu.
 """
 
 import csv
@@ -21,9 +21,6 @@ from benchmarks.static import STREAMS, sass
 from cmimtl_kernels import backends  # and with it torch, which the library needs
 
 LIBRARY = Path(__file__).parents[2] / "cmimtl_kernels" / "_cuda.so"
-# The fewest steps that one iteration of a pass's loop takes: kStage of scan_forward.cuh, kChunk of
-# plan.h.
-STEPS = {"forward": 4, "backward": 8}
 
 _DTYPES = {"f": "float32", "NS0_8bfloat16E": "bfloat16", "NS0_7float16E": "float16"}
 _DTYPE_CODES = {"float32": 0, "bfloat16": 2, "float16": 3}  # DType of csrc/selective_scan.h
@@ -50,6 +47,7 @@ def _loaded(library: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(library))
     loaded.cmimtl_cuda_scan_traffic.argtypes = [ctypes.c_bool, *[ctypes.c_int64] * 6, _Options]
     loaded.cmimtl_cuda_scan_traffic.restype = ctypes.c_char_p
+    loaded.cmimtl_cuda_scan_steps.argtypes = [ctypes.c_bool]
     return loaded
 
 
@@ -106,7 +104,9 @@ def rows(targets: Iterable[str], dtypes: Iterable[str]) -> list[dict]:
             "channels": channels,
         }
         block = launch(which, dtype, streams, states, lanes, channels)
-        row |= figures(kernel, channels * states * STEPS[which]) | kernel.launched(*block)
+        # The fewest steps of a channel that one iteration of the pass's loop takes.
+        steps = _loaded(LIBRARY).cmimtl_cuda_scan_steps(which == "backward")
+        row |= figures(kernel, channels * states * steps) | kernel.launched(*block)
         result.append(row)
     order = ("arch", "dtype", "op", "pass", "states", "channels")
     return sorted(result, key=lambda row: [str(row[key]) for key in order])

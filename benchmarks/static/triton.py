@@ -95,7 +95,7 @@ def launches(op: str, dtype: torch.dtype, lanes: int, processors: int) -> dict[s
     )  # fmt: skip
     tensors = inputs.values()  # in the order of the op's schema, lengths last
     with contextlib.ExitStack() as stack:
-        for name in ("scan_forward", "scan_backward", "segment_totals", "carry_over"):
+        for name in ("scan_forward", "scan_backward", "segment_summary", "segment_carry"):
             kernel = getattr(launch, name)
             stack.enter_context(mock.patch.object(launch, name, Recorder(kernel, recorded)))
         stack.enter_context(mock.patch.object(launch, "lanes_of", lambda x: lanes))
