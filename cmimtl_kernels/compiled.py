@@ -53,6 +53,5 @@ def cuda_max_dstate() -> int:
     """The largest state size, which the shared memory of the device limits."""
     if not torch.cuda.is_available():
         return 256
-    properties = torch.cuda.get_device_properties()
-    shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in torch's stub
+    shared = torch.cuda.get_device_properties().shared_memory_per_block_optin
     return 256 if shared >= SHARED_OF_MANY_STATES else 128
