@@ -51,7 +51,7 @@ def causal_conv1d_fwd(
         bias,
         activation="silu" if silu else None,
     )
-    return _as(x, out.transpose(1, 2))
+    return registration.laid_out(x, out.transpose(1, 2))
 
 
 def causal_conv1d_bwd(
@@ -85,7 +85,7 @@ def causal_conv1d_bwd(
         False,  # return_dinitial_states
         silu,
     )
-    return _as(x, dx.transpose(1, 2)), dweight, nothing if bias is None else dbias
+    return registration.laid_out(x, dx.transpose(1, 2)), dweight, nothing if bias is None else dbias
 
 
 def _check(op: str, weight: Tensor, lengths: Tensor | None, reverse: bool) -> None:
@@ -114,14 +114,6 @@ def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
     x = x.transpose(1, 2)
     fits = x.is_contiguous() and x.stride(2) == 1
     return x if aligned and fits else x.clone(memory_format=torch.contiguous_format)
-
-
-def _as(x: Tensor, result: Tensor) -> Tensor:
-    """`result` with the strides of `torch.empty_like(x)`."""
-    like = torch.empty_like(x, device="meta")
-    if like.stride() == result.stride():
-        return result
-    return result.new_empty_strided(like.shape, like.stride()).copy_(result)
 
 
 registration.define(NAMESPACE, OPS)

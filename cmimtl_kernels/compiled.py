@@ -73,6 +73,5 @@ def cuda_max_dstate() -> int | None:
     """
     if _MISSING["cuda"] or not torch.cuda.is_available():
         return None
-    properties = torch.cuda.get_device_properties()
-    shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in torch's stub
+    shared = torch.cuda.get_device_properties().shared_memory_per_block_optin
     return _tells("cuda").most_states(shared)

@@ -395,7 +395,7 @@ def _check_shared(
     _check_tensor(op, "A", A)
     if A.dtype.is_complex:
         raise ValueError(
-            f"{op}: A must be real, got {_name(A.dtype)}; complex states are not supported"
+            f"{op}: A must be real, got {dtype_name(A.dtype)}; complex states are not supported"
         )
     if A.dim() != 2 or A.shape[0] != dim or A.shape[1] == 0:
         raise ValueError(f"{op}: A must have shape (dim={dim}, dstate >= 1), got {tuple(A.shape)}")
@@ -443,7 +443,7 @@ def check_lengths(
     if lengths is None:
         return None
     if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
-        raise ValueError(f"{op}: {name} must be integers, got {_name(lengths.dtype)}")
+        raise ValueError(f"{op}: {name} must be integers, got {dtype_name(lengths.dtype)}")
     if tuple(lengths.shape) != (u.shape[0],):
         raise ValueError(
             f"{op}: {name} must have shape (batch={u.shape[0]},), got {tuple(lengths.shape)}"
@@ -467,7 +467,7 @@ def _check_float(op: str, name: str, x: Tensor) -> None:
     _check_tensor(op, name, x)
     if x.dtype not in _FLOATS:
         raise ValueError(
-            f"{op}: {name} must be float32, bfloat16, float16 or float64, got {_name(x.dtype)}"
+            f"{op}: {name} must be float32, bfloat16, float16 or float64, got {dtype_name(x.dtype)}"
         )
 
 
@@ -493,7 +493,9 @@ def _check(
     if x.dtype == (like.dtype if to is None else to):
         return x  # `to` takes 2 us a call, as much as all checks of this function together
     if to is None:
-        raise ValueError(f"{op}: {name} must be {_name(like.dtype)}, got {_name(x.dtype)}")
+        raise ValueError(
+            f"{op}: {name} must be {dtype_name(like.dtype)}, got {dtype_name(x.dtype)}"
+        )
     _check_float(op, name, x)
     return x.to(to)
 
@@ -509,5 +511,5 @@ def _check_optional(
     return None if x is None else _check(op, name, x, like, shape, to)
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -157,6 +157,14 @@ def _call(namespace: str, name: str, args: tuple, differentiated: bool):
         return op(*args)
 
 
+def laid_out(x: Tensor, result: Tensor) -> Tensor:
+    """`result` with the strides of `torch.empty_like(x)`, as the contract has it."""
+    like = torch.empty_like(x, device="meta")
+    if like.stride() == result.stride():
+        return result
+    return result.new_empty_strided(like.shape, like.stride()).copy_(result)
+
+
 def inside_torch_func() -> bool:
     """Whether a transform of torch.func is running: grad, vjp, vmap, ..."""
     return torch._C._are_functorch_transforms_active()

@@ -15,7 +15,6 @@ import os
 from pathlib import Path
 
 from cmimtl import names
-from cmimtl.data import reading
 from cmimtl.data.answers import AnswerVocabulary, normalize_answer
 from cmimtl.data.example import CLOSED, OPEN, DataError, ReaderReport, VQAExample
 from cmimtl.data.phantom import DESCRIBED, write_phantom
@@ -48,7 +47,9 @@ def check_split(name: str, split: str) -> None:
     if name not in DATASETS:
         known = ", ".join(repr(known) for known in DATASETS)
         raise ValueError(f"load_dataset: name must be one of {known}, got {name!r}.")
-    reading.check_split("load_dataset", split, names.splits_of(name))
+    if split not in names.splits_of(name):
+        known = ", ".join(map(repr, names.splits_of(name)))
+        raise ValueError(f"load_dataset: split must be one of {known}, got {split!r}.")
 
 
 def load_dataset(

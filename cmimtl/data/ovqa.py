@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from cmimtl.data.example import DataError, ReaderReport, VQAExample
-from cmimtl.data.reading import ImageFolder, check_split, find_file, read_rows
+from cmimtl.data.reading import ImageFolder, find_file, read_rows
 
 _FILES = {
     "train": ("trainset.json", "train.json"),
@@ -36,10 +36,8 @@ def read_ovqa(
         examples in the order of the file; ``image_id`` is the image's name without suffix,
         ``extra`` has ``organ``.
     Raises:
-        ValueError: the split is unknown.
         DataError: a file or row cannot be used.
     """
-    check_split(_OPERATION, split, tuple(_FILES))
     root = Path(root)
     images = ImageFolder(_OPERATION, root, ("img", "images"))
     path = find_file(_OPERATION, root, _FILES[split])

@@ -200,17 +200,6 @@ def read_rows(operation: str, path: Path, report: ReaderReport) -> Iterator[Row]
         yield Row(operation, path, number, fields, report)
 
 
-def check_split(operation: str, split: str, splits: Sequence[str]) -> None:
-    """Check that split is one of splits.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if split not in splits:
-        known = ", ".join(map(repr, splits))
-        raise ValueError(f"{operation}: split must be one of {known}, got {split!r}.")
-
-
 def _contents(root: Path) -> str:
     if not root.is_dir():
         return "no such folder"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmimtl.data.example import DataError, ReaderReport, VQAExample
-from cmimtl.data.reading import ImageFolder, check_split, find_file, read_rows
+from cmimtl.data.reading import ImageFolder, find_file, read_rows
 
 # Split -> the names that its file may have: the authors' own first, then those of mirrors.
 SLAKE_FILES: Mapping[str, Sequence[str]] = {
@@ -49,10 +49,8 @@ def read_slake(
         ``extra`` has ``organ`` (SLAKE's location), ``modality``, ``language`` and ``base_type``
         where the row has them.
     Raises:
-        ValueError: the split is unknown.
         DataError: a file or row cannot be used.
     """
-    check_split(_OPERATION, split, tuple(files))
     root = Path(root)
     images = ImageFolder(_OPERATION, root, ("imgs",))
     path = find_file(_OPERATION, root, files[split])

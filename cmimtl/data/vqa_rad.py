@@ -20,8 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmimtl.data.example import DataError, ReaderReport, VQAExample
-from cmimtl.data.reading import ImageFolder, Row, check_split, find_file, read_rows
-from cmimtl.names import SPLITS
+from cmimtl.data.reading import ImageFolder, Row, find_file, read_rows
 
 _OPERATION = "read_vqa_rad"
 _PUBLIC = "VQA_RAD Dataset Public.json"
@@ -69,14 +68,13 @@ def read_vqa_rad(
         ``content_type`` the first of the question types, ``extra["content_types"]`` all of them;
         ``extra`` has ``organ`` and ``phrase_type`` too.
     Raises:
-        ValueError: the split is unknown, or the fraction is out of range.
+        ValueError: the fraction is out of range.
         DataError: a file or row cannot be used.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(
             f"{_OPERATION}: validation_fraction must lie in [0, 1), got {validation_fraction}."
         )
-    check_split(_OPERATION, split, SPLITS)
     if split == "validation" and validation_fraction == 0:
         raise ValueError(
             f"{_OPERATION}: validation_fraction must be greater than 0 for the split "

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from cmimtl_kernels.ops import dtype_name
+
 
 def check_shape(op: str, name: str, x: Tensor | None, *shapes: tuple[int, ...]) -> None:
     """Raise a ValueError unless x is a real floating-point tensor of one of these shapes."""
@@ -12,10 +14,11 @@ def check_shape(op: str, name: str, x: Tensor | None, *shapes: tuple[int, ...]) 
         raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
     if x.is_complex():
         raise ValueError(
-            f"{op}: {name} must be real, got {dtype_name(x)}; complex states are not supported"
+            f"{op}: {name} must be real, got {dtype_name(x.dtype)};"
+            " complex states are not supported"
         )
     if not x.is_floating_point():
-        raise ValueError(f"{op}: {name} must be of a float dtype, got {dtype_name(x)}")
+        raise ValueError(f"{op}: {name} must be of a float dtype, got {dtype_name(x.dtype)}")
     if tuple(x.shape) not in shapes:
         wanted = " or ".join(str(shape) for shape in shapes)
         raise ValueError(f"{op}: {name} must have shape {wanted}, got {tuple(x.shape)}")
@@ -33,14 +36,10 @@ def check_rank(op: str, name: str, x: Tensor, *layouts: str) -> None:
 def check_indices(op: str, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     """Raise a ValueError unless x is an integer tensor of this shape."""
     if not isinstance(x, Tensor) or x.dtype not in (torch.int32, torch.int64):
-        got = dtype_name(x) if isinstance(x, Tensor) else type(x).__name__
+        got = dtype_name(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"{op}: {name} must be int32 or int64, got {got}")
     if tuple(x.shape) != shape:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(x.shape)}")
-
-
-def dtype_name(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
 
 
 def common_dtype(*tensors: Tensor | None) -> torch.dtype:

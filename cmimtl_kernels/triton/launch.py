@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from cmimtl_kernels.registration import laid_out
 from cmimtl_kernels.triton import CHECKPOINT_EVERY, plan
 from cmimtl_kernels.triton.conv import conv_backward, conv_forward
 from cmimtl_kernels.triton.scan_backward import scan_backward
@@ -67,7 +68,7 @@ def _forward(
     checkpoints = xs[0].new_empty(shape, dtype=torch.float32)
     results = [_sequence_like(x, lengths) for x in xs]
     if batch == 0:
-        return [_as(x, out) for x, out in zip(xs, results, strict=True)], last, checkpoints
+        return [laid_out(x, out) for x, out in zip(xs, results, strict=True)], last, checkpoints
     states = min(4 * triton.cdiv(dstate, 4), STATES)
     partial = delta.new_empty(delta.shape, dtype=torch.float32) if states < dstate else None
     xs_in, zs_in = [_rows(x) for x in xs], [_rows(z) for z in zs]
@@ -103,7 +104,7 @@ def _forward(
             key = (delta.dtype, len(xs), batch, steps, dim, dstate, ngroups, delta.device)
             channels = plan.fastest(key, (1, 2), lambda c: _seconds(lambda: run(c)))
         run(channels)
-    return [_as(x, out) for x, out in zip(xs, results, strict=True)], last, checkpoints
+    return [laid_out(x, out) for x, out in zip(xs, results, strict=True)], last, checkpoints
 
 
 def _carry(
@@ -224,27 +225,30 @@ def _backward(
     nothing = xs[0].new_empty(0)
     nothing_wide = wide(0)
     shared = (
-        _as(delta, ddelta),
+        laid_out(delta, ddelta),
         dA.sum((0, 1)),
         *(g.sum(0).to(x.dtype).view(x.shape) for g, x in zip(dBC, maps, strict=True)),
         nothing_wide if dD is None else dD.sum((0, 1)),
     )
     return (
-        [_as(x, g) for x, g in zip(xs, dxs, strict=True)],
+        [laid_out(x, g) for x, g in zip(xs, dxs, strict=True)],
         shared,
-        [_as(x, g) if gated else nothing.clone() for x, g in zip(zs, dzs, strict=True)],
+        [laid_out(x, g) if gated else nothing.clone() for x, g in zip(zs, dzs, strict=True)],
         (
             nothing_wide.clone() if dbias is None else dbias.sum((0, 1)),
             nothing_wide.clone() if initial is None else carry_out[:, 0].contiguous(),
         ),
-        [_as(x, out) if recompute else nothing.clone() for x, out in zip(xs, outs, strict=True)],
+        [
+            laid_out(x, out) if recompute else nothing.clone()
+            for x, out in zip(xs, outs, strict=True)
+        ],
     )
 
 
 def causal_conv1d_fwd(x, weight, bias, lengths, silu, reverse):
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _convolve(x, weight, bias, lengths, silu, reverse, out)
-    return _as(x, out)
+    return laid_out(x, out)
 
 
 def causal_conv1d_bwd(dout, x, weight, bias, lengths, silu, reverse):
@@ -267,7 +271,7 @@ def causal_conv1d_bwd(dout, x, weight, bias, lengths, silu, reverse):
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _convolve(dvalue, weight, None, lengths, False, not reverse, dx)
     nothing = torch.empty(0, **float32)
-    return _as(x, dx), dweight.sum((0, 1)), nothing if dbias is None else dbias.sum((0, 1))
+    return laid_out(x, dx), dweight.sum((0, 1)), nothing if dbias is None else dbias.sum((0, 1))
 
 
 def _convolve(x, weight, bias, lengths, silu, reverse, out) -> None:
@@ -360,16 +364,4 @@ def _sequence_like(x: Tensor, lengths: Tensor | None) -> Tensor:
     """A contiguous result of the shape of x; 0 where kernels may leave padded steps unwritten."""
     return (torch.empty if lengths is None else torch.zeros)(
         x.shape, dtype=x.dtype, device=x.device
-    )
-
-
-def _as(x: Tensor, result: Tensor) -> Tensor:
-    """`result` with the strides of `torch.empty_like(x)`."""
-    like = torch.empty_like(x, device="meta")
-    return (
-        result
-        if like.stride() == result.stride()
-        else torch.empty_strided(
-            like.shape, like.stride(), dtype=result.dtype, device=result.device
-        ).copy_(result)
     )
