@@ -37,8 +37,9 @@ def record(name: str) -> dict:
 
     The key "built" is always there. A library that was built also has "sources", "torch headers",
     "compiler", "compiled" (how many files were) and "seconds" (how long that took); the CUDA
-    library also has "nvcc", "architectures" and "architectures for". A library that was not built
-    has "reason" and, after a failure, "log".
+    library also has "nvcc", "architectures", "architectures for" and "least capability", the least
+    compute capability that the kernels run on. A library that was not built has "reason" and, after
+    a failure, "log".
     """
     file = HERE / f"_{name}.json"
     try:
@@ -61,8 +62,8 @@ def runs_on(gpu: tuple[int, int], architectures: str) -> str | None:
         where nothing runs.
     """
     ptx_runs = False
-    for arch in architectures.split(";"):
-        major, minor, kind, ptx = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch).groups()
+    for arch in re.finditer(r"(\d+)\.(\d)([af]?)(\+PTX)?", architectures):
+        major, minor, kind, ptx = arch.groups()
         built = int(major), int(minor)
         if gpu == built or (kind != "a" and gpu[0] == built[0] and gpu > built):
             return "code"

@@ -6,6 +6,7 @@ copied first, and results are copied to the strides that the contract promises.
 
 import contextlib
 import os
+from typing import overload
 
 import torch
 import triton
@@ -323,6 +324,14 @@ def _device_of(x: Tensor):
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
+@overload
+def _rows(x: Tensor) -> Tensor: ...
+
+
+@overload
+def _rows(x: Tensor | None) -> Tensor | None: ...
+
+
 def _rows(x: Tensor | None) -> Tensor | None:
     """x with a stride of 1 in its last dimension, copied where it has another."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
@@ -342,7 +351,7 @@ def _pair(xs) -> tuple:
     return (*xs, None)[:2]
 
 
-def _strides(xs) -> tuple[int, int, int, int]:
+def _strides(xs) -> tuple[int, ...]:
     """The strides of sample and step of one or two tensors; 0 for a tensor that is not there."""
     return tuple(s for x in _pair(xs) for s in ((0, 0) if x is None else x.stride()[:2]))
 

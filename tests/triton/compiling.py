@@ -16,7 +16,8 @@ import torch
 from triton._C.libtriton import ir
 from triton.compiler.compiler import make_backend
 
-from benchmarks.static_triton import MANY, PASSES, TARGETS, Launch, Recorder, figures
+from benchmarks.static import PASSES, SPLIT_PASSES
+from benchmarks.static.triton import MANY, TARGETS, Launch, Recorder, figures
 from cmimtl_kernels.triton import launch
 from tests.kernels.matrix import SCANS, TENSOR_OPTIONS, Case
 
@@ -103,9 +104,9 @@ def compiled() -> list[tuple[str, str, str]]:
     registers, and the pointers of a second stream.
     """
     *whole, cross = SCANS
-    scans = [(op, which, "sm_90") for op in whole for which in PASSES[:2]]
-    scans += [(cross, which, target) for target in TARGETS for which in PASSES[:2]]
-    return scans + [(cross, which, target) for target in SPLIT_TARGETS for which in PASSES[2:]]
+    scans = [(op, which, "sm_90") for op in whole for which in PASSES]
+    scans += [(cross, which, target) for target in TARGETS for which in PASSES]
+    return scans + [(cross, which, target) for target in SPLIT_TARGETS for which in SPLIT_PASSES]
 
 
 def main(file: Path) -> None:
@@ -121,7 +122,7 @@ def main(file: Path) -> None:
             except Exception as error:  # of any kind: each is a kernel that does not compile
                 text = str(error).strip().splitlines()[-1]
                 failures.setdefault(f"{made.kernel.__name__}: {text}", []).append(str(case))
-    rows = [figures(op, which, "float32", target) for op, which, target in compiled()]
+    rows = [figures(target, "float32", op, which) for op, which, target in compiled()]
     file.write_text(json.dumps({"kinds": len(seen), "failures": failures, "rows": rows}))
 
 
