@@ -20,9 +20,9 @@ os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
 # came last would leave the other workers idle. xdist's own order, by number of tests, has it so.
 LONGEST = (
     "tests/cuda_on_cpu/test_thread.py",
-    "tests/triton/test_interpreter.py",
-    "tests/cuda_on_cpu/test_address.py",
     "tests/triton/test_compiled.py",
+    "tests/cuda_on_cpu/test_address.py",
+    "tests/triton/test_interpreter.py",
     "tests/cuda_on_cpu/test_kernels.py",
     "tests/model/test_cli.py",
     "tests/cuda_on_cpu/test_faults.py",

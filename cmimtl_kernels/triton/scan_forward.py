@@ -208,19 +208,19 @@ def scan_forward(
     # Where that pair is in memory, and which way the next one.
     t = (valid - 1 - first_pair if REVERSE else first_pair).to(tl.int64)
     direction = -1 if REVERSE else 1
-    o_out = (i_sample * length + t) * dim + o_dim
     first_x = pointers(
         x0, x1, i_sample * s_x0_batch + t * s_x0_step + o_dim,
         i_sample * s_x1_batch + t * s_x1_step + o_dim,
     )  # fmt: skip
+    delta += i_sample * s_delta_batch + t * TOKENS * s_delta_step + o_dim
+    o_out = (i_sample * length + t) * dim + o_dim
+    first_out = pointers(out0, out1, o_out, o_out)
+    B += i_sample * s_B_batch + i_group * s_B_group + t * TOKENS * s_B_step + o_lane * 0
+    C += i_sample * s_C_batch + i_group * s_C_group + t * TOKENS * s_C_step + o_lane * 0
     first_z = pointers(
         z0, z1, i_sample * s_z0_batch + t * s_z0_step + o_dim,
         i_sample * s_z1_batch + t * s_z1_step + o_dim,
     )  # fmt: skip
-    first_out = pointers(out0, out1, o_out, o_out)
-    delta += i_sample * s_delta_batch + t * TOKENS * s_delta_step + o_dim
-    B += i_sample * s_B_batch + i_group * s_B_group + t * TOKENS * s_B_step + o_lane * 0
-    C += i_sample * s_C_batch + i_group * s_C_group + t * TOKENS * s_C_step + o_lane * 0
     if partial is not None:
         partial += (i_sample * length + t) * TOKENS * dim + o_dim
     s_x, s_z, s_out = (s_x0_step, s_x1_step), (s_z0_step, s_z1_step), (dim, dim)
@@ -238,8 +238,9 @@ def scan_forward(
             p_carry = carry + (o_segment + o_states + first_state)
             b_h = load_states(p_carry, o_n, m_channel, N, STATES, LANES)
 
-        p_x, p_z, p_out = first_x, first_z, first_out
-        p_delta, p_B, p_C, p_partial = delta, B + first_state, C + first_state, partial
+        p_x, p_z, p_delta = first_x, first_z, delta
+        p_B, p_C = B + first_state, C + first_state
+        p_out, p_partial = first_out, partial
         for k in range(0, (pairs + pairs_per_chunk - 1) // pairs_per_chunk):
             if checkpoints is not None:
                 i_chunk = i_segment * chunks_per_segment + k
@@ -258,11 +259,11 @@ def scan_forward(
                         LANES=LANES,
                     )  # fmt: skip
                 p_x = move(p_x, direction, s_x)
-                p_z = move(p_z, direction, s_z)
-                p_out = move(p_out, direction, s_out)
                 p_delta += direction * TOKENS * s_delta_step
                 p_B += direction * TOKENS * s_B_step
                 p_C += direction * TOKENS * s_C_step
+                p_out = move(p_out, direction, s_out)
+                p_z = move(p_z, direction, s_z)
                 if partial is not None:
                     p_partial += direction * TOKENS * dim
 

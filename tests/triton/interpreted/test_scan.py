@@ -33,17 +33,16 @@ def cases(op: str) -> list[Case]:
     return [
         Case(op, few | {"length": 1}, SOFT),
         Case(op, few | {"length": 2, "dstate": 4}, BACK),  # all four states of a quad
-        Case(op, one | off, {"reverse": True}),
+        Case(op, one | off | {"dstate": 16}, {"reverse": True}),  # all states of a group
         Case(op, few | off | {"D": True}, {"reverse": True}),
         Case(op, few | off | {"z": True}),
-        Case(op, few | off | {"delta_bias": True}, BACK),
+        Case(op, few | off | {"delta_bias": True}),
         Case(op, few | off | {"initial_state": True}, SOFT),
         Case(op, few | {"dstate": 1, "ngroups": 1}, SOFT),
-        Case(op, few | {"dstate": 16}, BACK),  # all states of a group of the backward scan
         Case(op, few | {"dstate": 17}, SOFT),  # and one more
         # Two groups of channels, in two tiles each, of which the second has two lanes.
         Case(op, few | {"length": 2, "dim": 68, "ngroups": 2} | bfloat16, SOFT),
-        Case(op, one | float16, BACK),
+        Case(op, few | {"dstate": 16} | float16, BACK),
         Case(op, few | {"batch": 2}, SOFT, "transposed"),
         Case(op, few | {"batch": 2}, BACK, "expanded"),
         Case(op, one | {"batch": 4}, BACK, "sliced", valid),
@@ -108,12 +107,13 @@ def test_a_split_gives_the_same_bits_with_and_without_a_gradient(split):
 
 
 @pytest.mark.parametrize("op", matrix.SCANS)
-def test_two_channels_in_a_lane(op, monkeypatch):
-    """One lane has two channels, the others have one; two groups of states."""
+@pytest.mark.parametrize("dstate", [4, 34])
+def test_two_channels_in_a_lane(op, dstate, monkeypatch):
+    """One lane has two channels, the others have one; one group of states, or two."""
     from cmimtl_kernels.triton import plan
 
     monkeypatch.setattr(plan, "channels", lambda warps, processors: 2)
-    sizes = {"batch": 1, "length": 2, "dim": 33, "dstate": 34}
+    sizes = {"batch": 1, "length": 2, "dim": 33, "dstate": dstate}
     matrix.check(Case(op, sizes, SOFT), backend="triton")
 
 
@@ -122,5 +122,5 @@ def test_warps_of_64_threads(op, monkeypatch):
     from cmimtl_kernels.triton import launch
 
     monkeypatch.setattr(launch, "lanes_of", lambda x: 64)
-    sizes = {"batch": 1, "length": 2, "dim": 66, "dstate": 5}
+    sizes = {"batch": 1, "length": 2, "dim": 66, "dstate": 16}
     matrix.check(Case(op, sizes, SOFT), backend="triton")
