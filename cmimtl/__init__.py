@@ -10,16 +10,26 @@ from typing import TYPE_CHECKING
 from cmimtl.messages import is_ours, missing
 
 if TYPE_CHECKING:
-    from cmimtl.config import CMIMTLConfig
-    from cmimtl.model import CMIMTLForVisualQuestionAnswering
-    from cmimtl.processor import CMIMTLProcessor
+    from cmimtl.evaluation.answer import QuestionAnswerer
+    from cmimtl.modelling.config import CMIMTLConfig
+    from cmimtl.modelling.model import CMIMTLForVisualQuestionAnswering
+    from cmimtl.modelling.processor import CMIMTLProcessor
+    from cmimtl.training.train import train
 
-__all__ = ["CMIMTLConfig", "CMIMTLForVisualQuestionAnswering", "CMIMTLProcessor"]
+__all__ = [
+    "CMIMTLConfig",
+    "CMIMTLForVisualQuestionAnswering",
+    "CMIMTLProcessor",
+    "QuestionAnswerer",
+    "train",
+]
 
 _MODULES = {
-    "CMIMTLConfig": "cmimtl.config",
-    "CMIMTLForVisualQuestionAnswering": "cmimtl.model",
-    "CMIMTLProcessor": "cmimtl.processor",
+    "CMIMTLConfig": "cmimtl.modelling.config",
+    "CMIMTLForVisualQuestionAnswering": "cmimtl.modelling.model",
+    "CMIMTLProcessor": "cmimtl.modelling.processor",
+    "QuestionAnswerer": "cmimtl.evaluation.answer",
+    "train": "cmimtl.training.train",
 }
 
 

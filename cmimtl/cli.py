@@ -14,8 +14,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cmimtl.messages import is_ours, one_line
 from cmimtl.names import DATASETS, FUSIONS, MORE_SPLITS, SPLITS
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     first = os.environ.get("RANK", "0") == "0"
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     try:
         options = vars(_parser().parse_args(arguments))
         options.pop("debug")
@@ -109,12 +110,12 @@ def _orderly_end() -> Iterator[None]:
         threading.excepthook = before
 
 
-def _how_to_go_on(options: dict[str, object]) -> str:
+def _how_to_go_on(options: dict[str, Any]) -> str:
     """One sentence on how to go on with an interrupted training, empty where that is impossible."""
     output = options.get("output_dir")
     if output is None:  # the command trains nothing
         return ""
-    from cmimtl.checkpoints import how_to_go_on
+    from cmimtl.runs import how_to_go_on
 
     if "resume" in options:
         return how_to_go_on(Path(output)) or ""
@@ -309,7 +310,7 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+def _one_of(names: Collection[str]) -> Callable[[str], str]:
     def convert(text: str) -> str:
         if text not in names:
             raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}, got {text!r}.")
@@ -325,7 +326,7 @@ def _demo(output_dir: str, json: str | None, seed: int, thorough: bool) -> None:
 
 
 def _train(output_dir: str | None, resume: bool, **given: object) -> None:
-    from cmimtl.train import train
+    from cmimtl.training.train import train
 
     if output_dir is None:
         raise UsageError("cmimtl train: --output-dir must name the folder of the run, got none.")
@@ -340,13 +341,13 @@ def _evaluate(
     json: str | None,
     batch_size: int,
 ) -> None:
-    from cmimtl.evaluate import evaluate_run
+    from cmimtl.evaluation.evaluate import evaluate_run
 
     evaluate_run(run, data=data, root=root, split=split, json_path=json, batch_size=batch_size)
 
 
 def _answer(run: str, image: str, question: str, output: str | None) -> None:
-    from cmimtl.explain import answer_and_draw
+    from cmimtl.evaluation.explain import answer_and_draw
 
     answer_and_draw(run, image, question, output=output)
 

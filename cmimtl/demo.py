@@ -7,18 +7,20 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from cmimtl.answer import Answer, QuestionAnswerer
-from cmimtl.batches import ImageCache
-from cmimtl.data import DESCRIBED, OPEN, VQAExample, read_split, write_phantom
-from cmimtl.evaluate import evaluate, evaluate_generation, print_generation, print_scores
-from cmimtl.explain import draw
+from cmimtl import runs
+from cmimtl.data import DESCRIBED, VQAExample, read_split, write_phantom
+from cmimtl.data.batches import ImageCache
+from cmimtl.evaluation.answer import Answer, QuestionAnswerer
+from cmimtl.evaluation.evaluate import evaluate, evaluate_generation, print_generation, print_scores
+from cmimtl.evaluation.explain import draw
 from cmimtl.files import check_writable, write_json, write_text
 from cmimtl.progress import Phase
-from cmimtl.train import train
+from cmimtl.training.train import train
 
 ABOUT = """\
 A small model learns to answer questions about pictures, from nothing, on this machine.
@@ -46,7 +48,7 @@ def run_demo(
     thorough: bool = False,
     max_steps: int | None = None,
     n_images: int = 2400,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Train the tiny model on the phantom set and show that it looks at the images.
 
     Args:
@@ -59,9 +61,9 @@ def run_demo(
         max_steps: optimizer steps; those of the epochs where None.
         n_images: pictures of the phantom set.
     Returns:
-        the scores of `cmimtl.evaluate.evaluate` on the test split; under "descriptions" and
-        "compositional" those of `cmimtl.evaluate.evaluate_generation` on the splits of these
-        names; "seconds", of each phase and in all, and "seed".
+        the scores of `cmimtl.evaluation.evaluate.evaluate` on the test split; under "descriptions"
+        and "compositional" those of `cmimtl.evaluation.evaluate.evaluate_generation` on the splits
+        of these names; "seconds", of each phase and in all, and "seed".
     Raises:
         ValueError, DataError: output_dir or json_path cannot be used.
     """
@@ -84,7 +86,7 @@ def run_demo(
     with Phase(console, "drawing the pictures", n_images) as phase:
         write_phantom(data, n_images, progress=phase.advance)
     seconds["draw"] = time.monotonic() - started
-    resume = (run / "run.json").is_file()
+    resume = runs.has_run(run)
     length = {"epochs": EPOCHS[thorough]} if max_steps is None else {"max_steps": max_steps}
     train(
         run,
@@ -142,14 +144,12 @@ def run_demo(
 
 def _asked(splits: dict[str, list[VQAExample]]) -> int:
     """How many questions the evaluation asks the model, those of the controls included."""
-    test = splits["test"]
-    is_open = sum(example.answer_type == OPEN for example in test)
-    # The classifier is asked three times: with the images as they are, mixed up, and black. The
-    # decoder is asked twice.
-    return 3 * len(test) + 2 * is_open + sum(3 * len(splits[name]) for name in DESCRIBED)
+    # Those of the test split with the images as they are, mixed up, and black; the descriptions
+    # with the images as they are, and mixed up.
+    return 3 * len(splits["test"]) + sum(2 * len(splits[name]) for name in DESCRIBED)
 
 
-def _print(scores: dict[str, object], console: Console) -> None:
+def _print(scores: dict[str, Any], console: Console) -> None:
     print_scores(scores, "test pictures", console)
     overall, alone = 100 * scores["overall"], 100 * scores["question_only"]
     mixed = 100 * scores["shuffled_images"]

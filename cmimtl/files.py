@@ -40,7 +40,7 @@ def writing(operation: str, path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _OF_WRITING:
             raise
-        raise _write_error(operation, path, error.strerror) from error
+        raise _write_error(operation, path, str(error.strerror)) from error
     except Exception as error:
         if not any(words in str(error) for words in _FAILED_WRITES):
             raise

@@ -24,9 +24,9 @@ MORE_SPLITS = {"phantom": ("descriptions", "compositional")}
 # Fusion -> what builds it from a CMIMTLConfig, a module that is called as
 # fusion(visual, text, visual_lengths, text_lengths) -> visual, text.
 FUSIONS = {
-    "cross-mamba": "cmimtl.fusion:cross_mamba",
-    "cross-mamba-gated": "cmimtl.fusion:gated_cross_mamba",
-    "transformer": "cmimtl.fusion:co_attention",
+    "cross-mamba": "cmimtl.modelling.fusion:cross_mamba",
+    "cross-mamba-gated": "cmimtl.modelling.fusion:gated_cross_mamba",
+    "transformer": "cmimtl.modelling.fusion:co_attention",
 }
 
 

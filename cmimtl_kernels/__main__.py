@@ -146,7 +146,8 @@ def _torchvision() -> list[str]:
 def _cannot_load_torchvision() -> str | None:
     """Why the compiled part of torchvision does not load; torchvision itself does not tell."""
     spec = importlib.util.find_spec("torchvision")
-    for library in Path(spec.origin).parent.glob("_C*.so") if spec else ():
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    for library in folder.glob("_C*.so") if folder else ():
         try:
             torch.ops.load_library(str(library))
         except OSError as error:

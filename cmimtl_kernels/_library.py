@@ -62,8 +62,8 @@ def runs_on(gpu: tuple[int, int], architectures: str) -> str | None:
         where nothing runs.
     """
     ptx_runs = False
-    for arch in architectures.split(";"):
-        major, minor, kind, ptx = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch).groups()
+    for arch in re.finditer(r"(\d+)\.(\d)([af]?)(\+PTX)?", architectures):
+        major, minor, kind, ptx = arch.groups()
         built = int(major), int(minor)
         if gpu == built or (kind != "a" and gpu[0] == built[0] and gpu > built):
             return "code"

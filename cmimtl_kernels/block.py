@@ -1,7 +1,9 @@
 """`CrossMambaBlock`, which fuses two streams by one interleaved selective scan, and `CrossMamba`,
 a stack of such blocks."""
 
+import functools
 import math
+import operator
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +109,7 @@ class CrossMambaBlock(nn.Module):
             )
         self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
         self.d_inner = expand * d_model
-        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
         self.dt_min, self.dt_max, self.dt_init_floor = dt_min, dt_max, dt_init_floor
         self.interleave, self.bidirectional, self.backend = interleave, bidirectional, backend
         self.recompute = recompute
@@ -146,7 +148,8 @@ class CrossMambaBlock(nn.Module):
         )
         D = nn.Parameter(torch.empty(self.d_inner, dtype=torch.float32, device=device))
         # By this mark Mamba's training code keeps weight decay off a parameter.
-        A_log._no_weight_decay = D._no_weight_decay = True
+        for parameter in (A_log, D):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # a mark, no attribute
         self.register_parameter("A_log" if not suffix else f"A{suffix}_log", A_log)
         self.register_parameter("D" + suffix, D)
 
@@ -247,7 +250,7 @@ class CrossMambaBlock(nn.Module):
         n, n_t = sizes
         u_v, z_v, u_t, z_t = _take_apart(uz, sizes)
         z_t = align(z_t, n, text_lengths, visual_lengths)
-        y_v = y_t = None
+        outs = []
         for suffix in self._directions():
             conv1d, x_proj, dt_proj, A_log, D = self._parameters_of(suffix)
             reverse = suffix == "_b"
@@ -255,7 +258,7 @@ class CrossMambaBlock(nn.Module):
             c_t = self._convolve(conv1d, u_t, text_lengths, reverse)
             c_t = align(c_t, n, text_lengths, visual_lengths)
             delta, B, C = self._project_tokens(x_proj, dt_proj, c_v, c_t)
-            out_v, out_t = cross_selective_scan(
+            out = cross_selective_scan(
                 c_v,
                 c_t,
                 delta,
@@ -271,8 +274,9 @@ class CrossMambaBlock(nn.Module):
                 reverse=reverse,
                 backend=self.backend,
             )
-            # Both directions have the same gate, so the sum of gated outputs is the gated sum.
-            y_v, y_t = (out_v, out_t) if y_v is None else (y_v + out_v, y_t + out_t)
+            outs.append(out)
+        # Both directions have the same gate, so the sum of gated outputs is the gated sum.
+        y_v, y_t = (functools.reduce(operator.add, y) for y in zip(*outs, strict=True))
         y_t = align(y_t, n_t, visual_lengths, text_lengths)
         return self.out_proj(torch.cat((y_v, y_t), 1))
 
@@ -288,7 +292,7 @@ class CrossMambaBlock(nn.Module):
 
     def _scan_alone(self, u: Tensor, lengths: Tensor | None) -> Tensor:
         """Run one stream's own selective scan in each direction, and add the outputs."""
-        total = None
+        outs = []
         for suffix in self._directions():
             conv1d, x_proj, dt_proj, A_log, D = self._parameters_of(suffix)
             reverse = suffix == "_b"
@@ -307,8 +311,8 @@ class CrossMambaBlock(nn.Module):
                 reverse=reverse,
                 backend=self.backend,
             )
-            total = out if total is None else total + out
-        return total
+            outs.append(out)
+        return functools.reduce(operator.add, outs)
 
     def _convolve(
         self, conv1d: nn.Conv1d, u: Tensor, lengths: Tensor | None, reverse: bool

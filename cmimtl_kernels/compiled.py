@@ -74,4 +74,5 @@ def cuda_max_dstate() -> int | None:
     if _MISSING["cuda"] or not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties()
-    return _tells("cuda").most_states(properties.shared_memory_per_block_optin)
+    shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in torch's stub
+    return _tells("cuda").most_states(shared)

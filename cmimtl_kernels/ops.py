@@ -1,5 +1,7 @@
 """The public functions: argument checks, autocast, the choice of a backend, the call."""
 
+from typing import Any, Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,66 @@ from cmimtl_kernels.backends import Call
 from cmimtl_kernels.reference import accumulation_dtype
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    z: Tensor | None = ...,
+    delta_bias: Tensor | None = ...,
+    *,
+    delta_softplus: bool = ...,
+    initial_state: Tensor | None = ...,
+    lengths: Tensor | None = ...,
+    reverse: bool = ...,
+    return_last_state: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    z: Tensor | None = ...,
+    delta_bias: Tensor | None = ...,
+    *,
+    delta_softplus: bool = ...,
+    initial_state: Tensor | None = ...,
+    lengths: Tensor | None = ...,
+    reverse: bool = ...,
+    return_last_state: Literal[True],
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    z: Tensor | None = ...,
+    delta_bias: Tensor | None = ...,
+    *,
+    delta_softplus: bool = ...,
+    initial_state: Tensor | None = ...,
+    lengths: Tensor | None = ...,
+    reverse: bool = ...,
+    return_last_state: bool,
+    backend: str = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def selective_scan(
@@ -91,6 +153,72 @@ def selective_scan(
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, lengths)
     out, last_state = kernels.run(op, tensors, delta_softplus, reverse)
     return (out, last_state) if return_last_state else out
+
+
+@overload
+def cross_selective_scan(
+    v: Tensor,
+    t: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    z_v: Tensor | None = ...,
+    z_t: Tensor | None = ...,
+    delta_bias: Tensor | None = ...,
+    *,
+    delta_softplus: bool = ...,
+    initial_state: Tensor | None = ...,
+    lengths: Tensor | None = ...,
+    reverse: bool = ...,
+    return_last_state: Literal[False] = ...,
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def cross_selective_scan(
+    v: Tensor,
+    t: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    z_v: Tensor | None = ...,
+    z_t: Tensor | None = ...,
+    delta_bias: Tensor | None = ...,
+    *,
+    delta_softplus: bool = ...,
+    initial_state: Tensor | None = ...,
+    lengths: Tensor | None = ...,
+    reverse: bool = ...,
+    return_last_state: Literal[True],
+    backend: str = ...,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@overload
+def cross_selective_scan(
+    v: Tensor,
+    t: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    z_v: Tensor | None = ...,
+    z_t: Tensor | None = ...,
+    delta_bias: Tensor | None = ...,
+    *,
+    delta_softplus: bool = ...,
+    initial_state: Tensor | None = ...,
+    lengths: Tensor | None = ...,
+    reverse: bool = ...,
+    return_last_state: bool,
+    backend: str = ...,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]: ...
 
 
 def cross_selective_scan(
@@ -222,15 +350,22 @@ def causal_conv1d(
         raise ValueError(f"{op}: activation must be None or 'silu', got {activation!r}")
     lengths = check_lengths(op, lengths, x, x.shape[1])
 
-    options = {"width": weight.shape[1], "lengths": lengths is not None, "reverse": reverse}
-    kernels = backends.choose(backend, Call(op, x.device.type, x.dtype, **options))
+    call = Call(
+        op,
+        x.device.type,
+        x.dtype,
+        width=weight.shape[1],
+        lengths=lengths is not None,
+        reverse=reverse,
+    )
+    kernels = backends.choose(backend, call)
     return kernels.run(op, (x, weight, bias, lengths), activation == "silu", reverse)
 
 
-def _autocast(first: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autocast(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """Cast the streams to the autocast dtype where autocast is on for their device.
 
-    float64 is left alone.
+    float64 is left alone. Each result is None where its argument is.
     """
     tensors = (first, *others)
     device_type = first.device.type

@@ -51,8 +51,7 @@ def selective_scan(
     # Padded steps may hold anything, NaN included. They are replaced before any arithmetic, so that
     # neither their values nor their gradients can reach a valid step.
     valid = valid_steps(lengths, batch, length, u.device)  # (batch, length)
-    u, delta, z = (None if x is None else _keep(valid, x.to(acc)) for x in (u, delta, z))
-    B, C = (_keep(valid, x.to(acc)) for x in (B, C))
+    u, delta, B, C = (_keep(valid, x.to(acc)) for x in (u, delta, B, C))
     A = A.to(acc)
 
     if delta_bias is not None:
@@ -65,17 +64,17 @@ def selective_scan(
     # unbind, and not x[:, t]: the backward pass of indexing writes a gradient of the size of x at
     # every step.
     steps = list(zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True))
-    ys: list[Tensor | None] = [None] * length
+    ys: dict[int, Tensor] = {}  # step -> (batch, dim)
     for t in reversed(range(length)) if reverse else range(length):
         u_t, delta_t, B_t, C_t = steps[t]
         decay = torch.exp(delta_t[..., None] * A)  # (batch, dim, dstate)
         state = decay * state + (delta_t * u_t)[..., None] * _per_channel(B_t, dim)
-        ys[t] = (_per_channel(C_t, dim) * state).sum(-1)  # (batch, dim)
-    out = torch.stack(ys, 1) if length else torch.zeros_like(u)
+        ys[t] = (_per_channel(C_t, dim) * state).sum(-1)
+    out = torch.stack([ys[t] for t in range(length)], 1) if length else torch.zeros_like(u)
     if D is not None:
         out = out + D.to(acc) * u
     if z is not None:
-        out = out * F.silu(z)
+        out = out * F.silu(_keep(valid, z.to(acc)))
     out = _keep(valid, out).to(dtype)
     return (out, state) if return_last_state else out
 
@@ -122,7 +121,7 @@ def cross_selective_scan(
         return_last_state=True,
     )
     out_v, out_t = out.view(batch, length, 2, dim).unbind(2)
-    if z_v is not None:
+    if z_v is not None and z_t is not None:
         gate = F.silu(_keep(valid, z_v.to(acc)) * _keep(valid, z_t.to(acc)))
         out_v, out_t = out_v * gate, out_t * gate
     out_v, out_t = out_v.to(dtype), out_t.to(dtype)
@@ -172,18 +171,16 @@ def run(op: str, tensors: tuple[Tensor | None, ...], *options: bool):
     tensors and options are in the order of the op's schema in registration.py. A scan gives its
     last state too.
     """
+    function = globals()[op]
+    *inputs, lengths = tensors
     if op == "causal_conv1d":
-        x, weight, bias, lengths = tensors
         silu, reverse = options
         activation = "silu" if silu else None
-        return causal_conv1d(
-            x, weight, bias, activation=activation, lengths=lengths, reverse=reverse
-        )
-    scan = {"selective_scan": selective_scan, "cross_selective_scan": cross_selective_scan}[op]
-    *tensors, initial_state, lengths = tensors
+        return function(*inputs, activation=activation, lengths=lengths, reverse=reverse)
+    *inputs, initial_state = inputs
     delta_softplus, reverse = options
-    return scan(
-        *tensors,
+    return function(
+        *inputs,
         delta_softplus=delta_softplus,
         initial_state=initial_state,
         lengths=lengths,

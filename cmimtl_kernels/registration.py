@@ -25,6 +25,8 @@ Conventions of every kernel:
   A caller that asks for it need not keep the output.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -209,7 +211,7 @@ def _scan_fwd_extras(u: Tensor, delta: Tensor, A: Tensor, checkpoint_every: int)
     batch, steps, dim = delta.shape
     dstate = A.shape[1]
     acc = accumulation_dtype(u.dtype)
-    shape = (0,)
+    shape: tuple[int, ...] = (0,)
     if checkpoint_every:
         shape = (batch, (steps + checkpoint_every - 1) // checkpoint_every, dim, dstate)
     return u.new_empty((batch, dim, dstate), dtype=acc), u.new_empty(shape, dtype=acc)
@@ -288,7 +290,7 @@ def _fake_conv_bwd(dout, x, weight, bias, lengths, silu, reverse):
     return torch.empty_like(x), dweight, _optional_like(bias, wide)
 
 
-_FAKES = {
+_FAKES: dict[str, Callable] = {
     "selective_scan_fwd": _fake_scan_fwd,
     "selective_scan_bwd": _fake_scan_bwd,
     "cross_selective_scan_fwd": _fake_cross_fwd,

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from cmimtl.answer import QuestionAnswerer
-from cmimtl.train import train
+from cmimtl import QuestionAnswerer, train
 
 
 def write_set(root: Path) -> None:

@@ -110,8 +110,55 @@ def test_reference_knows_torch_alone():
 
 
 def test_only_the_fusion_part_of_the_model_knows_the_kernels():
-    users = {path.name for path in MODEL if "cmimtl_kernels" in imported(path)}
-    assert users <= {"fusion.py"}
+    users = {name_in_checkout(path) for path in MODEL if "cmimtl_kernels" in imported(path)}
+    assert users == {"cmimtl/modelling/fusion.py"}
+
+
+# Package of the model -> the packages of the model that it may know beside itself. What lies in
+# none and is known to all, GROUND, knows none; names.py names readers and fusions by text.
+GROUND = ("files", "messages", "names", "progress")
+FLOW = {
+    "data": set(),
+    "modelling": {"data"},
+    "runs": set(),
+    "training": {"data", "modelling", "runs"},
+    "evaluation": {"data", "modelling", "runs"},
+}
+
+
+@pytest.mark.parametrize("package", FLOW)
+def test_the_model_packages_know_those_before_them_alone(package):
+    known = set()
+    for path in (ROOT / "cmimtl" / package).rglob("*.py"):
+        known |= {name.split(".")[1] for name in imported_of_model(path)}
+    assert {path.parent.name for path in MODEL} == {"cmimtl", *FLOW}
+    assert known - {package} <= {*FLOW[package], *GROUND}
+
+
+def test_what_all_model_packages_know_knows_none():
+    for name in GROUND:
+        known = imported_of_model(ROOT / "cmimtl" / f"{name}.py")
+        assert {name.split(".")[1] for name in known} <= set(GROUND), name
+
+
+def imported_of_model(path: Path) -> set[str]:
+    """The modules and names of the model package that a file imports, as "cmimtl.…"."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.startswith("cmimtl.")}
+
+
+def test_imported_of_model_sees_every_form_of_import(tmp_path):
+    file = tmp_path / "file.py"
+    file.write_text(
+        "import cmimtl.a, cmimtl_kernels.b\nfrom cmimtl import c\ndef f():\n"
+        "    from cmimtl.d.e import g\n"
+    )
+    assert imported_of_model(file) == {"cmimtl.a", "cmimtl.c", "cmimtl.d.e.g"}
 
 
 @pytest.mark.parametrize("name", ["tests", "benchmarks"])

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 
 from cmimtl import names
-from cmimtl.data import rows
+from cmimtl.data import reading
 from cmimtl.data.answers import AnswerVocabulary, normalize_answer
 from cmimtl.data.example import CLOSED, OPEN, DataError, ReaderReport, VQAExample
 from cmimtl.data.phantom import DESCRIBED, write_phantom
@@ -48,7 +48,7 @@ def check_split(name: str, split: str) -> None:
     if name not in DATASETS:
         known = ", ".join(repr(known) for known in DATASETS)
         raise ValueError(f"load_dataset: name must be one of {known}, got {name!r}.")
-    rows.check_split("load_dataset", split, names.splits_of(name))
+    reading.check_split("load_dataset", split, names.splits_of(name))
 
 
 def load_dataset(

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from cmimtl.data.example import DataError, ReaderReport, VQAExample
-from cmimtl.data.rows import ImageFolder, check_split, find_file, read_rows
+from cmimtl.data.reading import ImageFolder, check_split, find_file, read_rows
 
 _FILES = {
     "train": ("trainset.json", "train.json"),

@@ -58,11 +58,11 @@ def draw_picture(p: Phantom, grid: Grid, rng: np.random.Generator) -> np.ndarray
     paint(grid.ellipse(x, y, width, height), rim)
     paint(grid.ellipse(x, y, width - 0.04, height - 0.04), soft)
     if p.part == "Head":
-        for side in (-1, 1):  # ventricles
-            paint(grid.ellipse(x + side * 0.05, y, 0.03, 0.1), air)
+        for sign in (-1, 1):  # ventricles
+            paint(grid.ellipse(x + sign * 0.05, y, 0.03, 0.1), air)
     elif p.part == "Chest":
-        for side in (-1, 1):  # lungs
-            paint(grid.ellipse(x + side * 0.21, y, 0.14, height - 0.1), air)
+        for sign in (-1, 1):  # lungs
+            paint(grid.ellipse(x + sign * 0.21, y, 0.14, height - 0.1), air)
         paint(grid.ellipse(x, y + height - 0.08, 0.05, 0.05), rim)  # spine
     else:
         paint(grid.ellipse(x - 0.15, y - 0.05, 0.24, 0.18), (soft + rim) / 2)  # liver

@@ -73,7 +73,10 @@ def draw_phantom(rng: np.random.Generator, *, held_out: bool) -> Phantom:
     if not held_out and rng.random() < NO_FINDING:
         return Phantom(modality, part, None)
     while True:
-        finding = tuple(str(rng.choice(values)) for values in (SIZES, SHADES, LEVELS, SIDES))
+        size, shade, level, side = (
+            str(rng.choice(values)) for values in (SIZES, SHADES, LEVELS, SIDES)
+        )
+        finding = size, shade, level, side
         if ((part, *finding) in HELD_OUT) == held_out:
             return Phantom(modality, part, finding)
 
@@ -98,7 +101,10 @@ def ask(
     ]
     if described:
         return questions
-    by_kind = defaultdict(lambda: defaultdict(list))
+    # kind -> answer -> its questions
+    by_kind: dict[str, dict[str, list[tuple[int, Question]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for pair in questions:
         by_kind[pair[1].kind][pair[1].answer].append(pair)
     kept = []

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmimtl.data.example import DataError, ReaderReport, VQAExample
-from cmimtl.data.rows import ImageFolder, check_split, find_file, read_rows
+from cmimtl.data.reading import ImageFolder, check_split, find_file, read_rows
 
 # Split -> the names that its file may have: the authors' own first, then those of mirrors.
 SLAKE_FILES: Mapping[str, Sequence[str]] = {

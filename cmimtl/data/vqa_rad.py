@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmimtl.data.example import DataError, ReaderReport, VQAExample
-from cmimtl.data.rows import ImageFolder, Row, check_split, find_file, read_rows
+from cmimtl.data.reading import ImageFolder, Row, check_split, find_file, read_rows
 from cmimtl.names import SPLITS
 
 _OPERATION = "read_vqa_rad"

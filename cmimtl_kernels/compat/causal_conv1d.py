@@ -6,6 +6,8 @@ the package refuses: any width, any number of channels, any strides in every mod
 of another dtype than x.
 """
 
+from typing import Literal, overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +20,32 @@ from cmimtl_kernels.compat._checks import (
     without_autocast,
 )
 from cmimtl_kernels.reference import accumulation_dtype
+
+
+@overload
+def causal_conv1d_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = ...,
+    seq_idx: Tensor | None = ...,
+    initial_states: Tensor | None = ...,
+    return_final_states: Literal[False] = ...,
+    final_states_out: Tensor | None = ...,
+    activation: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def causal_conv1d_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = ...,
+    seq_idx: Tensor | None = ...,
+    initial_states: Tensor | None = ...,
+    return_final_states: bool = ...,
+    final_states_out: Tensor | None = ...,
+    activation: str | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def causal_conv1d_fn(

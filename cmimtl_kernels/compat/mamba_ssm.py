@@ -19,6 +19,8 @@ Examples:
     torch.Size([2, 4, 8])
 """
 
+from typing import Literal, overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,6 +47,36 @@ __all__ = [
 # A constant B or C gets a gradient, (batch, dim, dstate), from each step. The gradients of so many
 # steps are held in memory before they are summed.
 _CONSTANT_STEPS = 64
+
+
+@overload
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    z: Tensor | None = ...,
+    delta_bias: Tensor | None = ...,
+    delta_softplus: bool = ...,
+    return_last_state: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    z: Tensor | None = ...,
+    delta_bias: Tensor | None = ...,
+    delta_softplus: bool = ...,
+    return_last_state: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def selective_scan_fn(
@@ -95,37 +127,42 @@ def selective_scan_fn(
     B, C = _check_map(op, "B", B, u, dstate), _check_map(op, "C", C, u, dstate)
     constant = B.dim() == 2 or C.dim() == 2
     B, C = _same_groups(B, C, u)
-    for name, x, shape in (("D", D, (dim,)), ("z", z, u.shape), ("delta_bias", delta_bias, (dim,))):
-        if x is not None:
-            check_shape(op, name, x, tuple(shape))
+    for name, given, shape in (
+        ("D", D, (dim,)),
+        ("z", z, u.shape),
+        ("delta_bias", delta_bias, (dim,)),
+    ):
+        if given is not None:
+            check_shape(op, name, given, tuple(shape))
 
     dtype = common_dtype(u, delta, B, C, z)
-    views = [None if x is None else x.transpose(1, 2).to(dtype) for x in (u, delta, z)]
+    x, step_size = (stream.transpose(1, 2).to(dtype) for stream in (u, delta))
+    gate = None if z is None else z.transpose(1, 2).to(dtype)
     B, C = B.to(dtype), C.to(dtype)
     step = length
     if constant and torch.is_grad_enabled() and (B.requires_grad or C.requires_grad):
         step = _CONSTANT_STEPS
-    outs, state = [], None
+    parts: list[tuple[Tensor, Tensor]] = []  # out, (batch, dim, steps), and the state after them
     with without_autocast(u.device.type):
         for start in range(0, length, step) if length else (0,):
             part = slice(start, start + step)
-            u_part, delta_part, z_part = (None if x is None else x[:, part] for x in views)
             out, state = ops.selective_scan(
-                u_part,
-                delta_part,
+                x[:, part],
+                step_size[:, part],
                 A,
                 B[:, part],
                 C[:, part],
                 D,
-                z_part,
+                None if gate is None else gate[:, part],
                 delta_bias,
                 delta_softplus=delta_softplus,
-                initial_state=state,
+                initial_state=parts[-1][1] if parts else None,
                 return_last_state=True,
             )
-            outs.append(out.transpose(1, 2))
+            parts.append((out.transpose(1, 2), state))
+    outs = [out for out, _ in parts]
     out = (outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)).to(u.dtype)
-    return (out, state) if return_last_state else out
+    return (out, parts[-1][1]) if return_last_state else out
 
 
 def selective_state_update(
@@ -190,9 +227,8 @@ def selective_state_update(
     channels = nheads * dim
     # The step is a scan of length 1. The heads, side by side, are its channels, and keep their
     # groups of B and C.
-    u, delta, gate = (
-        None if s is None else s.reshape(batch, 1, channels).to(dtype) for s in (x, dt, z)
-    )
+    u, delta = (s.reshape(batch, 1, channels).to(dtype) for s in (x, dt))
+    gate = None if z is None else z.reshape(batch, 1, channels).to(dtype)
     with without_autocast(x.device.type):
         out, after = ops.selective_scan(
             u,

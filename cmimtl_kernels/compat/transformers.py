@@ -183,12 +183,13 @@ def _modeling(architecture: str) -> ModuleType:
     import transformers
 
     path = f"transformers.models.{architecture}.modeling_{architecture}"
+    module: ModuleType | None
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError:
         module = None
     missing = [name for name in _names(architecture) if not hasattr(module, name)]
-    if missing:
+    if module is None or missing:
         raise ImportError(
             f"use_kernels: {path} must have {', '.join(missing)}, which transformers"
             f" {transformers.__version__} has not; this was written for transformers 5.23"

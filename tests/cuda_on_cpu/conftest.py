@@ -21,7 +21,6 @@ from tests.cuda_on_cpu import build
 
 NAMESPACE = "cmimtl_cuda_on_cpu"
 BUILD = build.BUILDS[os.environ.get("CMIMTL_CUDA_ON_CPU", "plain")]
-WHOLE_MATRIX = os.environ.get("CMIMTL_WHOLE_MATRIX") == "1"
 
 
 @pytest.fixture(scope="session")

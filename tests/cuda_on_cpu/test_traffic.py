@@ -116,7 +116,7 @@ CASES = [
     Scan(2, 9, 6, ngroups=3, dstate=5, streams=2),
     Scan(1, 13, 12, ngroups=2, streams=2, dtype="bfloat16", output=True),
     Scan(1, 13, 6, gate=False, optional=False),
-    Scan(1, 11, 6, gate=False, optional=False, streams=2, dtype="float16"),
+    Scan(1, 11, 6, gate=False, optional=False, streams=2, dtype="bfloat16"),
     Scan(1, 9, 5, dstate=40, output=True),
     Scan(34, 3, 5),
     Scan(17, 2, 3, dstate=5, gate=False, optional=False),

@@ -144,7 +144,7 @@ def test_a_torchvision_that_does_not_go_with_torch_is_named(tmp_path, monkeypatc
         match="^cmimtl: torchvision must be of the release and the build of torch, got torchvision"
         rf" 0.28.0 beside torch {re.escape(torch.__version__)}; `python -m cmimtl_kernels` tells",
     ):
-        load_module(ROOT / "cmimtl/_timm.py")
+        load_module(ROOT / "cmimtl/modelling/_timm.py")
 
 
 def test_report_of_this_machine():

@@ -59,7 +59,6 @@ def expected(cap: str) -> str:
 def python(code: str, folder: Path = ROOT, **environment: str) -> str:
     """What a new process prints; the level is chosen once in one."""
     settings = {"CMIMTL_CPU_CAPABILITY": "", "PYTHONPATH": str(folder)}
-    settings["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # other workers have cores too
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -290,7 +289,7 @@ CORES = {
     "one": "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})",
     "many": "os.sched_getaffinity = lambda process: set(range(32)); os.cpu_count = lambda: 32",
 }
-TESTS = ["tests/kernels/test_cpu_kernels.py", "tests/data/test_phantom.py"]
+TESTS = ["tests/kernels/test_cpu_kernels.py", "tests/model/data/test_phantom.py"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinities")

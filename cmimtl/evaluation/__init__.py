@@ -1,0 +1,1 @@
+"""A trained model is asked, scored beside controls, and drawn."""

@@ -1,0 +1,233 @@
+"""A trained model that is asked in words, and answers in words with both of its heads."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from cmimtl import runs
+from cmimtl.data import OPEN, AnswerVocabulary
+from cmimtl.data.batches import numbered, square
+from cmimtl.data.images import load_image
+from cmimtl.modelling.model import CMIMTLForVisualQuestionAnswering
+from cmimtl.modelling.processor import CMIMTLProcessor
+from cmimtl.progress import without_bars
+
+MAX_ANSWER_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says to one question about one image.
+
+    Attributes:
+        question: as asked.
+        picture: (size, size, 3) uint8, what the model saw.
+        classes: the classifier's most probable answers with their probabilities, best first. The
+            classes are judged one by one (sigmoid), so the probabilities need not sum to 1.
+        generated: the decoder's answer, or None where the decoder was not asked: it is not asked
+            a closed question.
+        generated_probability: the product of the probabilities of its tokens, or None.
+        unread: the number of tokens at the end of the question that the model does not read,
+            because the question is too long.
+        attention: (rows, columns) float32, the Q-Former's attention over the patches of the image:
+            the mean over heads and queries of the last layer with cross-attention. It sums to 1.
+    """
+
+    question: str
+    picture: np.ndarray
+    classes: list[tuple[str, float]]
+    generated: str | None
+    generated_probability: float | None
+    unread: int
+    attention: np.ndarray
+
+
+class QuestionAnswerer:
+    """A model and its processor, ready to answer.
+
+    This is the `cmimtl.evaluation.evaluate.Answerer` that asks both heads of the model.
+    """
+
+    def __init__(
+        self,
+        model: CMIMTLForVisualQuestionAnswering,
+        processor: CMIMTLProcessor,
+        *,
+        batch_size: int = 64,
+    ) -> None:
+        """Put the model into evaluation mode; batch_size is the number of questions at a time."""
+        self.model = model.eval()
+        # Called after each batch with the number of its questions.
+        self.progress: Callable[[int], None] | None = None
+        self.processor = processor
+        self._batch_size = batch_size
+        answers = cast("dict[int, str]", model.config.id2label)
+        self.vocabulary = AnswerVocabulary([answers[index] for index in range(len(answers))])
+
+    @classmethod
+    def from_run(cls, run: str | os.PathLike[str], *, batch_size: int = 64) -> QuestionAnswerer:
+        """Load the model that ``cmimtl train`` left in a folder, to the GPU where there is one.
+
+        Raises:
+            ValueError: the folder holds no finished model.
+        """
+        run = Path(run)
+        runs.check_finished("QuestionAnswerer.from_run", run)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with without_bars():
+            model = CMIMTLForVisualQuestionAnswering.from_pretrained(run)
+            # transformers wraps `to` in a way that loses its types.
+            model.to(device)  # type: ignore[arg-type]
+        return cls(model, CMIMTLProcessor.from_pretrained(run), batch_size=batch_size)
+
+    @property
+    def image_size(self) -> int:
+        """The side, in pixels, of the square pictures that the model takes."""
+        return self.model.config.image_size
+
+    @torch.inference_mode()
+    def ask(
+        self,
+        questions: Sequence[str],
+        pictures: Iterable[np.ndarray],
+        in_words: Sequence[bool],
+    ) -> tuple[list[str], list[str | None]]:
+        """Answer many questions with both heads, of what is encoded once for the two.
+
+        Args:
+            questions: in words.
+            pictures: one for each question, (size, size, 3) uint8.
+            in_words: whether each question is put to the decoder too.
+        Returns:
+            classified: the classifier's answers.
+            written: the decoder's answers, each the most probable token by token; None where it was
+                not asked.
+        """
+        classified: list[str] = []
+        written: list[str | None] = [None] * len(questions)
+        # The number of each question that waits for the decoder, and what the decoder attends to:
+        # its tokens (tokens, d_model) and their mask (tokens,).
+        waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+
+        def write() -> None:
+            numbers, tokens, masks = zip(*waiting, strict=True)
+            answers = self.model.decoder.write(
+                pad_sequence(list(tokens), batch_first=True),
+                pad_sequence(list(masks), batch_first=True),
+                max_new_tokens=MAX_ANSWER_TOKENS,
+            )
+            for number, answer in zip(
+                numbers, self.processor.batch_decode_answers(answers), strict=True
+            ):
+                written[number] = answer
+            waiting.clear()
+
+        for batch in self._batches(questions, pictures):
+            state = self.model.encode(**batch)
+            indices = self.model.classify(state).argmax(-1).tolist()
+            first = len(classified)
+            classified += [self.vocabulary.answers[index] for index in indices]
+            if not any(in_words[first : len(classified)]):
+                continue
+            for row, (tokens, mask) in enumerate(
+                zip(*self.model.decoder_input(state), strict=True)
+            ):
+                if in_words[first + row]:
+                    waiting.append((first + row, tokens, mask))
+                # The decoder gets whole batches: it takes as long for a few questions as for many.
+                if len(waiting) == self._batch_size:
+                    write()
+        if waiting:
+            write()
+        return classified, written
+
+    def answer(
+        self, image: object, question: str, *, best: int = 3, answer_type: str = OPEN
+    ) -> Answer:
+        """Answer one question with both heads, or with the classifier alone.
+
+        Args:
+            image: a path of a PNG, JPEG, DICOM, … file or anything else that
+                `cmimtl.data.images.load_image` takes.
+            question: in words.
+            best: how many of the classifier's answers to give.
+            answer_type: "open", or "closed" where the question is known to be closed. The decoder
+                is trained on open questions alone, so it is not asked a closed one.
+        Raises:
+            ValueError: question is empty, or image is not an image.
+        """
+        if not question.strip():
+            raise ValueError(
+                f"QuestionAnswerer.answer: question must hold a word, got {question!r}."
+            )
+        picture = square(load_image(image), self.image_size)
+        (batch,) = self._batches([question], [picture])
+        with torch.inference_mode():
+            state = self.model.encode(**batch, return_attentions=True)
+            logits = self.model.classify(state)
+        probabilities, indices = logits[0].sigmoid().topk(min(best, len(self.vocabulary)))
+        classes = [
+            (self.vocabulary.answers[index], probability)
+            for index, probability in zip(indices.tolist(), probabilities.tolist(), strict=True)
+        ]
+        words, words_probability = None, None
+        if answer_type == OPEN:
+            generated = self.model.write(
+                state,
+                max_new_tokens=MAX_ANSWER_TOKENS,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+            words = self.processor.batch_decode_answers(generated.sequences)[0]
+            words_probability = sequence_probability(generated)
+        return Answer(
+            question=question,
+            picture=picture,
+            classes=classes,
+            generated=words,
+            generated_probability=words_probability,
+            unread=max(0, self.processor.tokens_of(question) - self.processor.max_question_length),
+            attention=self._on_grid(state["query_attentions"][0]),
+        )
+
+    def _on_grid(self, attention: torch.Tensor) -> np.ndarray:
+        """Lay attention out as the patches lie: (heads, queries, tokens) -> (rows, columns)."""
+        mean = attention.float().mean((0, 1)).cpu().numpy()
+        side = self.image_size // self.model.config.patch_size
+        patches = mean[-side * side :]  # the tokens before them are no places in the image
+        return (patches / patches.sum()).reshape(side, side)
+
+    def _batches(
+        self, questions: Sequence[str], pictures: Iterable[np.ndarray]
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        pairs = zip(questions, pictures, strict=True)
+        while chunk := list(itertools.islice(pairs, self._batch_size)):
+            text, images = (list(part) for part in zip(*chunk, strict=True))
+            batch = dict(self.processor(text=text))
+            batch["pixel_values"] = self.processor.pixel_values(np.stack(images))
+            # One array is one picture, which is encoded once for all of its questions.
+            batch["image_index"] = torch.tensor(numbered(map(id, images)))
+            yield {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            if self.progress is not None:
+                self.progress(len(chunk))
+
+
+def sequence_probability(generated) -> float:
+    """The probability of the sequence that ``generate`` gave with its scores, end token included.
+
+    Args:
+        generated: has ``sequences`` (1, 1 + length), the start token first, and ``scores``, a list
+            of `length` tensors of logits, (1, vocabulary).
+    """
+    tokens = generated.sequences[0, 1:]
+    steps = zip(generated.scores, tokens, strict=True)
+    return float(sum(scores[0].log_softmax(-1)[token] for scores, token in steps).exp())

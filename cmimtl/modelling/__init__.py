@@ -1,0 +1,1 @@
+"""The model: its sizes, its parts, and how one is built from a preset."""

@@ -1,0 +1,149 @@
+"""From examples to batches: what is decoded when, in which order it comes, what a batch holds."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmimtl.data import AnswerVocabulary, DataError, VQAExample, batches
+from cmimtl.data.batches import EpochOrder, ImageCache, VQACollator, VQADataset
+from tests.model.conftest import ANSWERS, QUESTIONS
+
+SIZE = 8
+ONE = 3 * SIZE**2  # bytes of a picture
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Three pictures of one grey each: 0, 100 and 200."""
+    paths = []
+    for grey in (0, 100, 200):
+        paths.append(tmp_path / f"{grey}.png")
+        Image.new("L", (16, 12), grey).save(paths[-1])
+    return paths
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How often each file was opened."""
+    counts, load_image = Counter(), batches.load_image
+
+    def counted(path):
+        counts[path.name] += 1
+        return load_image(path)
+
+    monkeypatch.setattr(batches, "load_image", counted)
+    return counts
+
+
+def example(number, image, answer_type="open"):
+    return VQAExample(
+        qid=str(number),
+        image=image,
+        image_id=image.name,
+        question=QUESTIONS[number],
+        answer=ANSWERS[number].title(),
+        answer_normalized=ANSWERS[number],
+        answer_type=answer_type,
+        content_type="any",
+        split="train",
+    )
+
+
+# ImageCache
+
+
+def test_pictures_that_fit_are_decoded_once(files, decoded):
+    images = ImageCache([files[0], files[1], files[0], files[2]], SIZE, limit_bytes=2 * ONE + 1)
+    assert decoded == {"0.png": 1, "100.png": 1}
+    for _ in range(2):
+        for path, grey in zip(files, (0, 100, 200), strict=True):
+            picture = images[path]
+            assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
+            assert (picture == grey).all()
+    assert decoded == {"0.png": 1, "100.png": 1, "200.png": 2}  # the last at each use
+
+
+def test_a_picture_that_is_none_is_named(files, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"ImageCache: .*text.png must be a readable image"):
+        ImageCache([tmp_path / "text.png"], SIZE)
+    images = ImageCache(files, SIZE)
+    with pytest.raises(DataError, match=r"ImageCache: .*none.png must be a readable image"):
+        images[tmp_path / "none.png"]
+
+
+# EpochOrder and VQADataset
+
+
+def test_an_order_is_of_seed_and_epoch_alone():
+    """A resumed run sees the order that it would have seen, and so does one of an older version."""
+    order = EpochOrder(6, seed=7)
+    assert len(order) == 6
+    expected = [[5, 2, 0, 4, 1, 3], [9, 6, 8, 7, 10, 11]]
+    assert [sorted(part) for part in expected] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    for epoch in (0, 1, 1, 0):
+        order.set_epoch(epoch)
+        assert list(order) == expected[epoch]
+    assert list(EpochOrder(6, seed=8)) != expected[0]
+
+
+def test_an_index_holds_epoch_and_example(files):
+    examples = [example(0, files[1]), example(1, files[2]), example(2, files[1])]
+    data = VQADataset(examples, ImageCache(files, SIZE))
+    assert len(data) == 3
+    for epoch in (0, 4):
+        items = [data[3 * epoch + number] for number in range(3)]
+        assert [item["example"] for item in items] == examples
+        assert [int(item["picture"].mean()) for item in items] == [100, 200, 100]
+        assert [item["image_index"] for item in items] == [0, 1, 0]
+        assert [item["question_index"] for item in items] == [0, 1, 2]
+
+
+def test_questions_about_a_picture_see_it_augmented_alike(tmp_path):
+    path = tmp_path / "noise.png"
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    images = ImageCache([path], SIZE)
+    data = VQADataset([example(0, path), example(1, path)], images, augmentation=True, seed=1)
+    first, second, later = (data[index]["picture"] for index in (0, 1, 2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, noise) and not np.array_equal(first, later)
+    assert np.array_equal(images[path], noise)
+    assert np.array_equal(data[2]["picture"], later)
+
+
+# VQACollator
+
+
+def test_a_batch_with_targets(processor, files):
+    """Of a closed question, and of two open ones, the second of which has an answer of no class."""
+    examples = [example(0, files[0], "closed"), example(1, files[2]), example(2, files[0])]
+    data = VQADataset(examples, ImageCache(files, 64))
+    collator = VQACollator(processor, AnswerVocabulary(["no", "lung", "yes"]))
+    batch = collator([data[number] for number in range(3)])
+    assert set(batch) == {
+        "pixel_values", "input_ids", "attention_mask", "labels", "answer_scores", "image_index",
+        "question_index",
+    }  # fmt: skip
+    assert batch["answer_scores"].tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert batch["image_index"].tolist() == [0, 1, 0]
+    assert batch["question_index"].tolist() == [0, 1, 2]
+    # Black is -1 and white would be 1.
+    assert batch["pixel_values"].shape == (3, 3, 64, 64)
+    for picture, grey in zip(batch["pixel_values"], (0, 200, 0), strict=True):
+        torch.testing.assert_close(picture, torch.full_like(picture, grey / 127.5 - 1))
+    labels = batch["labels"]
+    assert (labels[0] == -100).all()
+    assert processor.batch_decode_answers(labels[1:]) == ANSWERS[1:]
+    assert (labels[1:] != -100).sum(1).tolist() == [2, 8]  # the words and the end
+    # The mark of the beginning, the words with their question mark, the mark of the end.
+    assert batch["attention_mask"].sum(1).tolist() == [7, 11, 6]
+
+
+def test_a_batch_without_targets(processor, files):
+    data = VQADataset([example(1, files[1])], ImageCache(files, 64))
+    batch = VQACollator(processor)([data[0]])
+    assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
