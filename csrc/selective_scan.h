@@ -34,10 +34,10 @@ struct InMap {
 
 struct ScanSizes {
   int64_t batch;
-  int64_t length;            // steps of one stream
-  int64_t steps;             // steps of the recurrence: length, or 2 * length for two streams
-  int64_t dim;               // channels
-  int64_t dstate;            // states of one channel
+  int64_t length;  // steps of one stream
+  int64_t steps;   // steps of the recurrence: length, or 2 * length for two streams
+  int64_t dim;     // channels
+  int64_t dstate;  // states of one channel
   // It divides dim; the dim / ngroups channels of a group share its row of B and C.
   int64_t ngroups;
   int64_t checkpoint_every;  // recurrence steps between two checkpoints; 0: none are kept

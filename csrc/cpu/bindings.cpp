@@ -245,7 +245,9 @@ struct CpuKernels {
 };
 
 std::string isa() { return level().name; }
-int64_t checkpoint_every() { return level().single->most_steps; }
+// It is the same for every instruction set. It is asked for at import, when none is chosen yet: a
+// wrong CMIMTL_CPU_CAPABILITY is an error of the first call, not of the import.
+int64_t checkpoint_every() { return baseline::kFloat.most_steps; }
 
 }  // namespace
 }  // namespace cmimtl::cpu

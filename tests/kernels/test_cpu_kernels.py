@@ -48,7 +48,7 @@ def test_the_same_bits_at_any_number_of_threads(op, dtype):
 @pytest.mark.parametrize("lengths", [None, (4200, 0)], ids=["all", "ragged"])
 @pytest.mark.parametrize("sizes", [(4200, 16, 16), (4200, 5, 9)], ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_a_scan_split_finer_than_by_lines_has_the_same_bits(op, sizes, lengths):
+def test_a_scan_in_phases_has_the_same_bits(op, sizes, lengths):
     """Fewer lines of channels than threads, and several segments of chunks."""
     length, dim, dstate = sizes
     cross = op.startswith("cross")

@@ -295,7 +295,7 @@ TESTS = ["tests/kernels/test_cpu_kernels.py", "tests/model/data/test_phantom.py"
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinities")
 @pytest.mark.parametrize("cores", CORES)
 def test_on_one_core_and_on_many(cores):
-    chosen = ["-k", "threads or finer or returns or draw"]
+    chosen = ["-k", "threads or phases or returns or draw"]
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen, *TESTS]
     code = f"""
 import os, sys
