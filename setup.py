@@ -364,6 +364,7 @@ def build_library(ext: Extension, out: Path, local: bool) -> dict:
         record["nvcc"] = "nvcc " + re.search(r"release .*", version)[0]
         record["architectures"] = ";".join(archs)
         record["architectures for"] = why_these
+        record["least capability"] = dotted(MIN_CAPABILITY)
     return record
 
 

@@ -1,8 +1,8 @@
-"""The selective scan as others have it, each on the same numbers in the layout that it wants.
+"""The selective scan as others have written it, all on the same numbers.
 
-A baseline is made from the arguments of `cmimtl_kernels.selective_scan` (channels-last) and gives a
-call without arguments; what it needs in another layout is prepared outside the timing. What it
-gives is compared with our kernel's, which is compared with the reference, before it gets a row.
+A baseline takes the arguments of `cmimtl_kernels.selective_scan`, brings them into its own layout
+outside the timing, and gives a call without arguments. Before a baseline gets a row, its result is
+compared with that of our kernel, and our kernel's with the reference.
 """
 
 import functools
@@ -18,11 +18,19 @@ from benchmarks import measure, peers
 from cmimtl_kernels import reference
 from cmimtl_kernels.testing import relative_l2
 
-# The most that two right float32 results differ in, as relative L2 error: sums over 16384 steps in
-# another order. A term that is missing shows as more than a hundredth.
+# Workloads of the scan: batch, length, dim.
+TEXT = (16, 64, 1536)  # a block of batch 16, 32 pairs of tokens, interleaved
+PATCHES = (4, 1154, 1536)  # the tokens of a ViT-B/16 at 384 pixels, interleaved
+LONG = (1, 16384, 1536)
+LARGE = (TEXT, PATCHES, LONG)
+# Two small calls, where the fixed cost of a call counts; they are timed many in a row.
+SMALL = ((1, 64, 1536), (2, 33, 96))
+
+# The largest relative L2 error between two right results in float32, which add up 16384 steps in
+# different orders. A missing term shows as more than a hundredth.
 AGREE = 1e-3
 
-# Of states; what a laptop has beside everything else.
+# A baseline that would hold more bytes of states is not run: a laptop has no more to spare.
 MOST_BYTES = 6e9
 
 
@@ -31,17 +39,17 @@ class Baseline:
     """A way to run the scan.
 
     Attributes:
-        name: as rows name it.
-        scan: (u, delta, A, B, C, D, z, delta_bias) in mamba's layout, (batch, dim, length), -> out;
-            channels-last where `channels_last`. None: `peer` runs it.
-        channels_last: whether it takes this library's layout.
+        name: its name in rows.
+        scan: (u, delta, A, B, C, D, z, delta_bias) -> out; None where `peer` runs it.
+        channels_last: whether `scan` takes this library's layout, (batch, length, dim), and not
+            mamba's, (batch, dim, length).
         backward: whether it has a backward pass.
-        missing: why it cannot run here, or None.
-        before: called before a workload.
-        states_held: how many tensors of all states of all steps it holds at once, forward and with
-            backward.
-        quadratic: whether its backward pass is quadratic in length: indexing a step, `x[:, t]`,
-            has a gradient of the size of x.
+        missing: gives the reason why it cannot run here, or None.
+        before: called before each workload.
+        states_held: how many tensors of all states of all steps it holds at once, in its forward
+            pass and with its backward pass.
+        quadratic: whether the time of its backward pass is quadratic in length. It is where steps
+            are indexed: the gradient of `x[:, t]` is as large as x.
         peer: the worker that runs it in another interpreter, or None.
     """
 
@@ -86,7 +94,7 @@ class Baseline:
         return lambda: torch.autograd.grad(self.scan(*tensors), tensors, cotangent)
 
     def results(self, of_call) -> tuple[Tensor, ...]:
-        """What a prepared call gave, in this library's layout: out, or the gradients."""
+        """What a prepared call has returned, in this library's layout: out, or the gradients."""
         tensors = of_call if isinstance(of_call, tuple) else (of_call,)
         if self.channels_last:
             return tensors
@@ -99,7 +107,7 @@ def error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
 
 
 def agreement(ours: str, candidates: dict[str, Baseline]) -> Callable:
-    """For `measure.interleave`: compares the first results of each candidate with ours."""
+    """The `first` of `measure.interleave` that compares each candidate's result with ours."""
     expected: list[Tensor] = []
 
     def first(name: str, call: Callable[[], object]) -> None:
@@ -117,8 +125,8 @@ def _reference(u, delta, A, B, C, D, z, delta_bias):
 
 
 def mamba_reference(u, delta, A, B, C, D, z, delta_bias):
-    """As the pure PyTorch reference of mamba_ssm works: the discretised A and B of all steps in
-    memory, then one step at a time by indexing.
+    """The scan as mamba_ssm's reference in plain PyTorch has it: the discretised A and B of all
+    steps lie in memory, and each step indexes them.
 
     Source: state-spaces/mamba, selective_scan_ref.
     """
@@ -145,12 +153,12 @@ def _transformers(**options):
     return scan
 
 
-# Steps that the compiled baseline unrolls. Longer ones compile for minutes and run no faster.
+# How many steps the compiled baseline unrolls. More compile for minutes and run no faster.
 UNROLL = 16
 
 
 def _unrolled_chunk(state, u, delta, A, B, C, D, z, delta_bias):
-    """The steps that it is given, which the compiler fuses into one loop over (batch, dim)."""
+    """A loop over these steps, which the compiler fuses into one loop over (batch, dim)."""
     ys = []
     delta = F.softplus(delta + delta_bias)
     for u_t, delta_t, B_t, C_t in zip(
@@ -164,10 +172,11 @@ def _unrolled_chunk(state, u, delta, A, B, C, D, z, delta_bias):
 
 @functools.cache
 def _compiled_chunk() -> Callable[..., tuple[Tensor, Tensor]]:
-    """Made at its first call, for torch.compile imports what takes seconds, and processes that
-    measure something else import this file too.
+    """The compiled loop. It is made at its first call: torch.compile takes seconds to import, and
+    processes that measure something else import this file too.
 
-    fullgraph: past a few shapes it would quietly go back to eager calls; so it raises.
+    With `fullgraph` the compiler raises where it would quietly go back to eager calls, as it does
+    past a few shapes.
     """
     return torch.compile(_unrolled_chunk, dynamic=False, fullgraph=True)
 
@@ -187,10 +196,10 @@ def _compiled(unroll: int) -> Callable[..., Tensor]:
 
 
 def compiled(unroll: int = UNROLL) -> Baseline:
-    """The baseline that a user writes today; the compiler's time grows with the steps it unrolls,
-    and with the number of shapes: a length that `unroll` divides has one."""
+    """The baseline that a user writes today. It takes the longer to compile the more steps are
+    unrolled and the more shapes there are; a length that `unroll` divides has one shape."""
     name = f"torch.compile of a {unroll}-step loop"
-    # Without the reset, each call would look through the guards of all shapes before it.
+    # Without the reset each call would check the shapes of all earlier workloads first.
     return Baseline(name, _compiled(unroll), channels_last=True, before=torch.compiler.reset)
 
 

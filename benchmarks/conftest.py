@@ -1,9 +1,8 @@
-"""The record of a run, and the options of `pytest benchmarks/`."""
+"""The options of `pytest benchmarks/`, and the record that a run writes."""
 
 import contextlib
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import limits, measure, peers
+from cmimtl.files import write_json
 
 FORMAT = 1
 
@@ -44,22 +44,17 @@ def pytest_configure(config):
 
 
 class Machine:
-    """What the machine could do during one test; other work on it changes its rates."""
+    """What the machine could do during one test; other work on the machine changes its rates."""
 
-    def __init__(self, before: limits.Rates | None):
-        self.before, self.after = before, None
-
-    def best(self) -> limits.Rates | None:
-        """The faster of the rates before and after, so that no share of a limit is flattered."""
-        if self.before is None or self.after is None:
-            return self.before
-        return max(self.before, self.after, key=lambda rates: rates.fma)
+    def __init__(self):
+        self.measured: list[limits.Rates] = []  # before the test and after it
 
     def limit(self, work: limits.Work, timing: measure.Timing) -> dict:
-        """The fields of a row that say how near its limit it is."""
-        if (rates := self.best()) is None:
+        """The fields of a row that say how near it is to its limit, by the faster rates: so no
+        share of a limit is flattered."""
+        if not self.measured:
             return {"limit": "not measured: no C compiler"}
-        seconds, which = work.seconds(rates)
+        seconds, which = work.seconds(limits.fastest(self.measured))
         return {
             "fma": work.fma,
             "bytes": work.bytes,
@@ -79,19 +74,19 @@ class Record:
 
     @contextlib.contextmanager
     def rates(self):
-        """The machine's rates, taken before and after what runs inside."""
-        machine = Machine(self._now())
+        """The machine's rates, measured before and after the body."""
+        machine = Machine()
+        self._measure(machine)
         yield machine
-        machine.after = self._now()
+        self._measure(machine)
 
-    def _now(self) -> limits.Rates | None:
-        rates = limits.rates(self.threads, measure.DEVICE)
-        if rates is not None:
+    def _measure(self, machine: Machine) -> None:
+        if (rates := limits.rates(self.threads, measure.DEVICE)) is not None:
+            machine.measured.append(rates)
             self.measured.append(rates)
-        return rates
 
     def add(self, suite: str, name: str, timing: measure.Timing | None = None, **fields) -> dict:
-        """One row. `seconds` is the median, `spread` the interquartile range as a share of it."""
+        """Add a row and return it; its `seconds` and `spread` are the timing's."""
         row = {"suite": suite, "name": name, **fields}
         if timing is not None:
             row |= {"seconds": timing.median, "spread": timing.spread, "rounds": len(timing.rounds)}
@@ -99,7 +94,7 @@ class Record:
         return row
 
     def write(self, path: Path, durations: dict[str, float]) -> None:
-        best = max(self.measured, key=lambda rates: rates.fma, default=None)
+        best = limits.fastest(self.measured) if self.measured else None
         record = {
             "format": FORMAT,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -118,22 +113,16 @@ class Record:
             "rows": self.rows,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        temporary.replace(path)
+        write_json(path, record)
 
 
 def _commit() -> str:
     def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(
-            command, cwd=measure.ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip()
+        options = dict(cwd=measure.ROOT, capture_output=True, text=True, check=False)
+        return subprocess.run(["git", *arguments], **options).stdout.strip()
 
-    commit = git("rev-parse", "HEAD") or "unknown"
-    return commit + (
-        "+changes" if git("status", "--porcelain", "--", "csrc", "cmimtl_kernels") else ""
-    )
+    changes = git("status", "--porcelain", "--", "csrc", "cmimtl_kernels")
+    return (git("rev-parse", "HEAD") or "unknown") + ("+changes" if changes else "")
 
 
 def _device() -> str:
@@ -159,7 +148,7 @@ def _versions() -> dict[str, str]:
 
 
 class Durations:
-    """Seconds that each file took, set-up included; shown at the end of the run."""
+    """How many seconds each file took, fixtures included; shown at the end of the run."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
@@ -176,7 +165,7 @@ class Durations:
 
 @pytest.fixture(scope="session")
 def record(request):
-    """Collects the rows; the file is written when the run ends, also a failed one."""
+    """Collects the rows of the run. The file is written when the run ends, also a failed run."""
     result = Record(torch.get_num_threads())
     yield result
     if result.rows:

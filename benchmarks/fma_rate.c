@@ -1,5 +1,5 @@
-// Measures what the FMA pipes can do: vector FMA instructions, enough of them in flight to fill every pipe.
-// Compiled with -march=native by limits.py; a vector is the widest that the compiler has for this machine.
+// Measures the rate of the FMA pipes: runs vector FMA instructions, as many in flight as fill every pipe.
+// limits.py compiles it with -march=native; a vector is the widest that the compiler has for this machine.
 #include <time.h>
 
 #if defined(__AVX512F__)
@@ -11,8 +11,8 @@
 #endif
 typedef float vec __attribute__((vector_size(BYTES)));
 
-// Latency 4-5 cycles x 2 pipes, rounded up; with factor and offset they fit the 16 registers of AVX2. Named and not
-// an array, which the compiler would keep in memory.
+// 12 chains: an FMA takes 4 or 5 cycles and there are 2 pipes, so 10 fill them; 12 chains, the factor and the offset
+// fit the 16 registers of AVX2. Each chain has a name, as the compiler would keep an array in memory.
 #define EACH_CHAIN(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
 #define CHAINS 12
 #define START(i) vec c##i = (vec){0} + (float)i;

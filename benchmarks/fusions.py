@@ -1,6 +1,6 @@
-"""What is compared: ways to fuse a visual and a text stream of the paper's sizes, and their
-inputs."""
+"""The fusions that are compared, at the paper's sizes, and their inputs."""
 
+import functools
 from collections.abc import Callable
 from unittest import mock
 
@@ -15,10 +15,16 @@ from cmimtl_kernels import CrossMamba, reference
 D_MODEL, HEADS = 768, 12
 MAMBA_LAYERS, TRANSFORMER_LAYERS = 2, 6
 
+# batch, visual tokens, text tokens.
+QUERIES = (16, 32, 32)  # the 32 queries of a Q-Former
+PATCHES = (4, 577, 32)  # all patches of a ViT-B/16 at 384 pixels
+SIZES = (QUERIES, PATCHES)
+
 TRANSFORMER = "Transformer, 6 co-attention layers per stream"
 PLAIN = "Cross-Mamba in plain PyTorch"
 MAMBAS = "Cross-Mamba on mamba's reference scan"
 OURS = "Cross-Mamba"
+CO_ATTENTION = "Transformer co-attention"  # one layer of TRANSFORMER
 
 
 def cross_mamba(layers: int = MAMBA_LAYERS, **options) -> nn.Module:
@@ -30,10 +36,10 @@ def transformer(layers: int = TRANSFORMER_LAYERS) -> nn.Module:
 
 
 class OnMambasScan(nn.Module):
-    """Cross-Mamba with the scan that users of mamba have where its kernels do not run.
+    """Cross-Mamba on the scan that users of mamba have where mamba's kernels do not run.
 
-    It is as plain as this library's reference, but indexes its steps, and so its backward pass is
-    quadratic in length. Without recomputation, so that no scan runs outside of `forward`.
+    This scan indexes its steps, so that its backward pass is quadratic in length. Nothing is
+    recomputed, so that no scan runs outside of `forward`.
     """
 
     def __init__(self, **options):
@@ -46,7 +52,7 @@ class OnMambasScan(nn.Module):
 
 
 def _mambas_scan(u, delta, A, B, C, D, *, delta_bias, **_):
-    """In the place of `reference.selective_scan`, which `cross_selective_scan` calls."""
+    """Stands in for `reference.selective_scan`, which the reference's cross scan calls."""
     u, delta, B, C = (x.transpose(1, 2) for x in (u, delta, B, C))
     out = baselines.mamba_reference(u, delta, A, B, C, D, None, delta_bias)
     return out.transpose(1, 2), None
@@ -62,12 +68,13 @@ FUSIONS: dict[str, Callable[[], nn.Module]] = {
     MAMBAS: lambda: OnMambasScan(backend="reference", recompute=False),
 }
 
-# Their scan is no op that could be counted; they compute what OURS does.
+# The scans of these fusions are no ops whose work could be counted; it is the work of OURS.
 UNFUSED = (PLAIN, MAMBAS)
 
 
+@functools.cache
 def check_kernels(device: str) -> None:
-    """Kernels and reference agree on a whole stack of each kind, or there is nothing to measure."""
+    """Raise unless kernels and reference agree on a stack of each kind of Cross-Mamba."""
     for options in ({}, {"interleave": "gated"}, {"bidirectional": True}):
         torch.manual_seed(0)
         stack = cross_mamba(**options).to(device)
@@ -78,8 +85,9 @@ def check_kernels(device: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@functools.cache
 def check_mambas_scan(device: str) -> None:
-    """The stack on mamba's scan and on this library's reference agree, and are not one scan."""
+    """Raise unless Cross-Mamba on mamba's scan agrees with the reference and runs that scan."""
     plain = cross_mamba(backend="reference").to(device)
     on_mambas = FUSIONS[MAMBAS]().to(device)
     on_mambas.stack.load_state_dict(plain.state_dict())
@@ -92,8 +100,9 @@ def check_mambas_scan(device: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@functools.cache
 def check_attention(device: str) -> None:
-    """The fused attention of the Transformer and attention written out in float64 agree."""
+    """Raise unless the Transformer's fused attention agrees with plain attention in float64."""
     torch.manual_seed(0)
     fused = transformer(layers=1).to(device)
     plain = transformer(layers=1).to(device).double()
@@ -106,7 +115,7 @@ def check_attention(device: str) -> None:
 
 
 def streams(batch: int, n_visual: int, n_text: int, device: str) -> tuple[Tensor, Tensor]:
-    """Two streams with gradient, as encoders give them."""
+    """Two streams that want gradients, as encoders give them."""
     generator = torch.Generator().manual_seed(0)
     return tuple(
         torch.randn(batch, n, D_MODEL, generator=generator).to(device).requires_grad_()
@@ -115,13 +124,13 @@ def streams(batch: int, n_visual: int, n_text: int, device: str) -> tuple[Tensor
 
 
 def forward(module: nn.Module, visual: Tensor, text: Tensor) -> Callable[[], object]:
-    """Inference: no gradients."""
+    """The call of an inference."""
     return torch.no_grad()(lambda: module(visual, text))
 
 
 def forward_backward(module: nn.Module, visual: Tensor, text: Tensor) -> Callable[[], object]:
-    """A training step's work without the optimizer: gradients of both streams and every
-    parameter."""
+    """The call of a training step without the optimizer: it gives the gradients of both streams and
+    of every parameter."""
     wanted = [visual, text, *module.parameters()]
     ones = [torch.ones_like(x) for x in (visual, text)]
     return lambda: torch.autograd.grad(module(visual, text), wanted, ones)
@@ -134,19 +143,44 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def noted_work(modules: dict[str, nn.Module], which: str) -> tuple[dict, Callable]:
-    """A dictionary, and what fills it with the `limits.Work` of each candidate: the `first` of
-    `measure.interleave`."""
+def compare(
+    benchmark,
+    record,
+    suite: str,
+    modules: dict[str, nn.Module],
+    calls: dict[str, Callable[[], object]],
+    which: str,
+    rounds: int,
+    **sizes,
+) -> dict[str, dict]:
+    """Time a call of each module and add a row for it, by the first one's time and by its limit.
+
+    Args:
+        benchmark, record: the fixtures.
+        modules, calls: by the name of the candidate, the first one ours.
+        which: the pass that the calls run.
+        sizes: of the inputs, as the rows tell them.
+    Returns:
+        The rows by name.
+    """
     work: dict[str, limits.Work] = {}
 
     def first(name: str, call: Callable[[], object]) -> None:
         count = parameters(modules[name])
         work[name], _ = limits.module_work(call, count, which, measure.DEVICE)
 
-    return work, first
+    with record.rates() as machine:
+        timings, _ = measure.interleave(benchmark, calls, rounds, first)
+    ours = next(iter(timings))
+    rows = {}
+    for name, timing in timings.items():
+        limit = machine.limit(work[ours if name in UNFUSED else name], timing)
+        ratio = timing.median / timings[ours].median
+        rows[name] = record.add(suite, name, timing, **sizes, which=which, ratio=ratio, **limit)
+    return rows
 
 
 def peak_of_fusion(name: str, batch: int, n_visual: int, n_text: int):
-    """For measure.peak_bytes: forward and backward."""
+    """For measure.peak_bytes: the call of one fusion, forward and backward."""
     module = FUSIONS[name]().to(measure.DEVICE)
     return forward_backward(module, *streams(batch, n_visual, n_text, measure.DEVICE))

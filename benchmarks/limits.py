@@ -1,8 +1,7 @@
 """What the machine could do, and the least work of a call: `Work.seconds` is the limit of a row.
 
-On a CPU the rates of the FMA pipes and of the memory are measured in the same run. On a GPU the
-memory's is measured, and those of the FMA and EX2 pipes follow from the number of its
-multiprocessors and their clock.
+The rate of the memory is measured in the same run, and on a CPU that of the FMA pipes. On a GPU the
+rates of the FMA and EX2 pipes follow from the number of multiprocessors and their clock.
 """
 
 import ctypes
@@ -27,30 +26,31 @@ from torch.utils.flop_counter import (
 from benchmarks import measure
 from cmimtl_kernels import backends
 
-# (FMA-pipe instructions, EX2 instructions) that one state of one channel and step needs at least.
-# CPU, forward: delta * A folded into the reduction 1, polynomial of exp2 6, state 2, output 1.
-# Backward: the forward's again without the output, the gradients of state, A, B, C and delta.
-# GPU, forward: delta * A, the product with u * B, state, output, and one EX2 per state. Backward:
-# the same without the output, 9 for the gradients.
+# The fewest FMA and EX2 instructions that a scan needs for one state of one channel at one step.
+# CPU, forward 10 FMA: 1 for delta * A, which is folded into the reduction of exp2's argument, 6 for
+# exp2's polynomial, 2 for the state, 1 for the output. Backward 18: the forward's 9 before the
+# output, and 9 for the gradients of state, A, B, C and delta.
+# GPU, forward 4 FMA and 1 EX2: delta * A, the product with u * B, the state, the output. Backward
+# 12 FMA and 1 EX2: the forward's 3 before the output, and 9 for the gradients.
 SCAN_OPS = {
     "cpu": {"forward": (10, 0), "backward": (18, 0)},
     "cuda": {"forward": (4, 1), "backward": (12, 1)},
 }
 
-# Bytes that the scan moves at least for one channel step, float32. Forward: u, delta, z in, out
-# out. Backward: u, delta, z, dout in, du, ddelta, dz out. B and C are shared by all channels, and
-# whether a forward pass leaves states for the backward pass is up to whoever implements them.
+# The fewest bytes that a scan in float32 moves for one channel at one step. Forward: it reads u,
+# delta and z and writes out. Backward: it reads u, delta, z and dout and writes du, ddelta and dz.
+# B and C do not count, as all channels share them; nor do checkpoints, which not every scan needs.
 SCAN_BYTES = {"forward": 16, "backward": 28}
 
-# CUDA's float32 FMA instructions per clock of a multiprocessor, by compute capability; EX2 are 16
-# on all of them. Source: CUDA C++ Programming Guide, throughput of arithmetic instructions.
+# Float32 FMA instructions that an NVIDIA multiprocessor does in a cycle, by compute capability; of
+# EX2 every one does 16. Source: CUDA C++ Programming Guide, throughput of arithmetic instructions.
 _FMA_PER_CLOCK = {7: 64, (8, 0): 64, 8: 128, 9: 128, 10: 128, 12: 128}
 _EX2_PER_CLOCK = 16
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does in a second; an EX2 rate on a GPU alone."""
+    """What the machine does in a second. Only a GPU has an EX2 rate."""
 
     fma: float
     bytes: float
@@ -66,7 +66,7 @@ class Work:
     ex2: float = 0.0
 
     def seconds(self, rates: Rates) -> tuple[float, str]:
-        """The least time, and which limit it is: the pipes and the memory work side by side."""
+        """The least time, as pipes and memory work side by side; and which of them limits it."""
         least = {"FMA": self.fma / rates.fma, "memory": self.bytes / rates.bytes}
         if self.ex2:
             least["EX2"] = self.ex2 / rates.ex2
@@ -78,7 +78,7 @@ class Work:
 
 
 def scan_work(batch: int, length: int, dim: int, dstate: int, which: str, device: str) -> Work:
-    """Of a selective scan with float32 inputs; which: forward, backward or forward+backward."""
+    """The least work of a selective scan in float32; which: forward, backward, forward+backward."""
     total = Work(0, 0)
     for part in which.split("+"):
         fma, ex2 = SCAN_OPS[device][part]
@@ -91,11 +91,11 @@ def scan_work(batch: int, length: int, dim: int, dstate: int, which: str, device
 def module_work(
     call: Callable[[], object], parameters: int, which: str, device: str
 ) -> tuple[Work, Work]:
-    """Of a call of modules, which runs once: all of it, and its GEMMs alone.
+    """The least work of a call of modules, and that of its GEMMs alone. The call runs once.
 
-    Matrix products, convolutions and attention count by their shapes and scans by their states;
-    elementwise work is left out, as it could be fused into them. Bytes are those of the parameters,
-    read once by each pass and their gradients written once, and what the scans move.
+    Matrix products, convolutions and attention count by their shapes, scans by their states.
+    Elementwise work could be fused into them and does not count. Each pass reads the parameters
+    once, a backward pass writes their gradients once, and scans move their own bytes.
     """
     counter = _Counter(device)
     with counter:
@@ -106,8 +106,8 @@ def module_work(
 
 
 class _Counter(TorchDispatchMode):
-    """Counts what runs under it. torch's own FlopCounterMode has no attention on a CPU, and its
-    hooks do not go with autograd.grad for leaves."""
+    """Counts the work of all ops that run under it. torch's own FlopCounterMode knows no attention
+    on a CPU, and its hooks fail where autograd.grad is asked for gradients of leaves."""
 
     def __init__(self, device: str):
         super().__init__()
@@ -119,8 +119,8 @@ class _Counter(TorchDispatchMode):
             aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop_count,
             aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop_count,
         }
-        # op -> its pass and the place of delta among its arguments. A follows delta; the backward
-        # pass has the gradients of the outputs and of the last state before all else.
+        # op -> its pass and the place of delta among its arguments. A comes after delta. The
+        # arguments of a backward pass begin with the gradients of the outputs and the last state.
         self.scan_ops = {
             getattr(getattr(torch.ops, backend.namespace), f"{op}_{suffix}"): (which, place)
             for backend in backends.BACKENDS.values()
@@ -151,7 +151,7 @@ class _Counter(TorchDispatchMode):
 
 
 def rates(threads: int, device: str) -> Rates | None:
-    """Of this machine, now; None where the FMA rate cannot be measured."""
+    """The rates of this machine now; None where the FMA rate cannot be measured."""
     moved = _bandwidth(threads, device)
     if device == "cuda":
         gpu = torch.cuda.get_device_properties(0)
@@ -163,9 +163,14 @@ def rates(threads: int, device: str) -> Rates | None:
     return None if rate is None else Rates(rate, moved)
 
 
+def fastest(measured: list[Rates]) -> Rates:
+    """Of rates that were measured at several times, those with the highest FMA rate."""
+    return max(measured, key=lambda rates: rates.fma)
+
+
 @functools.cache
 def _bandwidth(threads: int, device: str, megabytes: int = 256) -> float:
-    """Bytes per second of a copy that fits no cache, reads and writes counted."""
+    """Bytes per second of a copy that is too large for any cache; reads and writes count."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     source = torch.ones((4 if device == "cuda" else 1) * megabytes * 2**18, device=device)
@@ -176,8 +181,8 @@ def _bandwidth(threads: int, device: str, megabytes: int = 256) -> float:
 
 
 def fma_rate(threads: int, iterations: int = 4_000_000) -> float | None:
-    """Scalar float32 FMA-pipe operations per second of `threads` threads; None without a
-    compiler."""
+    """Float32 FMA operations per second of `threads` threads, each element of a vector counted;
+    None without a compiler."""
     library = _library()
     if library is None:
         return None

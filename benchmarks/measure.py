@@ -20,20 +20,19 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# A candidate other than ours is called again until it has used this much of a test's time, and has
-# been called three times; once where a call takes longer than LONG_CALL.
+# A candidate other than ours is called until its calls have taken this long together and are three,
+# or one of them has taken longer than LONG_CALL. Ours is called in every round.
 SECONDS_PER_CANDIDATE = 1.0
 LONG_CALL = 2.5
 
-# An OpenMP runtime's threads wait for more work in a loop for some milliseconds (libgomp: 300,000
-# turns) and would take a core from the other process.
+# After a call the threads of an OpenMP runtime wait in a loop for more work, some milliseconds
+# (libgomp: 300,000 turns). They would take cores from a candidate that runs in another process.
 SECONDS_TO_SETTLE = 0.025
 
+MEMORY_KEPT = 2**31  # bytes that the allocator owns from the start under `keep_memory`
 
-MEMORY_KEPT = 2**31  # bytes that an allocator which keeps its memory has from the start
-
-# Parameters of glibc's mallopt: with the first values it keeps the memory that it has, as jemalloc
-# and tcmalloc do; the second are what its defaults come to where large tensors come and go.
+# Parameters of glibc's mallopt. With the first values glibc keeps the memory that is freed, as
+# jemalloc and tcmalloc do. Its defaults come to the second values where large tensors come and go.
 _MALLOPT = {  # M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never), M_TOP_PAD, M_MMAP_THRESHOLD
     -4: (0, 65536),
     -1: (-1, 2**26),
@@ -44,7 +43,7 @@ _MALLOPT = {  # M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never), M_TOP_PAD, M_MMAP_THRE
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the rounds of one candidate."""
+    """The seconds that one candidate took in each round."""
 
     rounds: tuple[float, ...]
 
@@ -63,7 +62,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A call in another process, which times itself: the way there and back does not count."""
+    """A call that another process runs and times; the way there and back does not count."""
 
     seconds: Callable[[], float]  # runs it
     result: Callable[[], object]  # of the last run
@@ -74,15 +73,15 @@ class Elsewhere:
 
 
 class Refused(Exception):
-    """Raised by `first` of `interleave`: this candidate gets no row, and this is why."""
+    """Raised where `interleave` calls `first`: why a candidate gets no row."""
 
 
 def once(function: Callable[[], object], calls: int = 1) -> float:
-    """Seconds of a call, the mean of `calls` in a row, behind one that overwrites the caches with
-    all threads, which are awake then: every candidate begins alike, whatever ran before it.
+    """Seconds of a call: the mean of `calls` in a row.
 
-    On a GPU between two events, where overwriting also gives the host a start: what is measured is
-    the device's time, with the gaps that eager calls leave in it.
+    First all threads overwrite the caches, so that every candidate begins alike, whatever ran
+    before it. On a GPU the calls lie between two events; the overwriting gives the host time to
+    queue them. What is measured is the device's time, with the gaps that eager calls leave in it.
     """
     overwrite_caches()
     if isinstance(function, Elsewhere):
@@ -111,18 +110,18 @@ def interleave(
     first: Callable[[str, Callable[[], object]], object] = lambda name, call: call(),
     calls_of_round: int = 1,
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Time every candidate in turn, round by round: a slow spell of the machine hits all.
+    """Time every candidate in turn, round by round, so that a slow spell of the machine hits all.
 
-    pytest-benchmark runs the rounds and shows those of the first candidate, ours; the others run in
-    its `setup`, between two of them.
+    pytest-benchmark runs the rounds of the first candidate, ours, and shows them. The others run
+    between two of them, in its `setup`.
 
     Args:
-        calls_of_round: see `once`; more than one for calls that are shorter than what a first one
-            waits for.
-        first: the unmeasured first call of each candidate; it may look at the result, and raise
-            `Refused`.
+        first: makes the first call of each candidate, which is not measured; it may look at the
+            result and raise `Refused`.
+        calls_of_round: calls in a row, as for `once`; more than one for calls that are shorter than
+            what a first call waits for.
     Returns:
-        Timings by name, ours first, and the reasons of those that were refused.
+        The timings by name, ours first; and by name why the others were refused.
     """
     timed, refused = {}, {}
     for name, call in calls.items():
@@ -146,7 +145,7 @@ def interleave(
     def ours_once():
         seconds[ours].append(once(timed[ours], calls_of_round))
 
-    # What is here now need not be searched for garbage before each round, which took 0.2 s.
+    # Before each round garbage is collected. To search what is here now would take 0.2 s each time.
     gc.collect()
     gc.freeze()
     benchmark.pedantic(ours_once, setup=others_once, rounds=rounds, iterations=1)
@@ -155,14 +154,14 @@ def interleave(
 
 
 def _enough(rounds: list[float], calls_of_round: int) -> bool:
-    """Whether a candidate other than ours has been called often enough."""
+    """Whether a candidate other than ours has been called often enough: see above."""
     if not rounds or calls_of_round * sum(rounds) < SECONDS_PER_CANDIDATE:
         return False
     return len(rounds) >= 3 or calls_of_round * max(rounds) > LONG_CALL
 
 
 def overwrite_caches() -> None:
-    """Write over as many bytes as the last cache holds."""
+    """Write over as many bytes as the last-level cache holds."""
     _scratch().add_(1)
 
 
@@ -173,15 +172,15 @@ def _scratch() -> torch.Tensor:
     else:
         files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
         size = max((1024 * int(file.read_text().rstrip("K\n")) for file in files), default=2**25)
-    # What a virtual machine reports may be the whole socket's.
+    # A virtual machine may report the cache of the whole socket.
     return torch.zeros(min(size, 2**28) // 4, device=DEVICE)
 
 
 def keep_memory(keep: bool = True) -> None:
-    """Make glibc's allocator keep what is freed, or have it back to the system as by default.
+    """Make glibc's allocator keep the memory that is freed, or give it back as by default.
 
-    By default a tensor of more than 32 MiB is new memory whenever one is made, and the kernel's
-    zeroing of its pages takes up to half of the time of what fills it.
+    By default every tensor of more than 32 MiB is new memory, and the operating system's zeroing of
+    its pages takes up to half of the time of the code that fills it.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
@@ -192,40 +191,27 @@ def keep_memory(keep: bool = True) -> None:
 
 
 def peak_bytes(function: str, **arguments) -> int:
-    """Most memory in use at once, above what was there before a call, in a fresh process.
+    """Most bytes in use at once during a call, above those in use before it, in a fresh process.
 
     Args:
-        function: "module:name"; called with `arguments` (JSON values) it returns the call to
-        measure.
+        function: "module:name" of a function that makes the call from `arguments`, JSON values.
     """
     return _in_fresh_process("peak", function, arguments)
 
 
-def seconds_alone(function: str, rounds: int, **arguments) -> Timing:
-    """Rounds of one call in a fresh process whose allocator keeps its memory: what the code takes,
-    without the making of new pages for results that are freed at once.
+def value_alone(function: str, **arguments):
+    """What a function returns, a JSON value, in a fresh process whose allocator keeps its memory:
+    so calls take no time for new pages of results that are freed at once.
 
     Args:
-        function, arguments: as in `peak_bytes`.
+        function: "module:name"; it takes `arguments`, JSON values.
     """
-    found = _in_fresh_process(f"rounds={rounds}", function, arguments)
-    return Timing(tuple(found))
-
-
-def value_alone(function: str, **arguments):
-    """What `function` gives, a JSON value, in a process as of `seconds_alone`."""
     return _in_fresh_process("value", function, arguments)
 
 
 def _in_fresh_process(what: str, function: str, arguments: dict):
     command = [sys.executable, "-m", "benchmarks.measure", what, function, json.dumps(arguments)]
-    result = subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(
             f"benchmarks: {function} must run, got exit {result.returncode}: {result.stderr}"
@@ -234,33 +220,32 @@ def _in_fresh_process(what: str, function: str, arguments: dict):
 
 
 def rounds_of(call: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of each round of a call, after one that does not count."""
+    """Seconds of each round of a call, after a first call that does not count."""
     call()
-    seconds = []
-    for _ in range(rounds):
-        seconds.append(once(call))
-    return seconds
+    return [once(call) for _ in range(rounds)]
 
 
 def _peak_of(call: Callable[[], object]) -> int:
-    torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # the thread pool and the GEMM's buffers
-    importlib.import_module("torch._dynamo")  # torch does at the first backward pass: 40 MB of code
+    # What a first call brings does not count: the thread pool, the buffers of the GEMMs, and 40 MB
+    # of code that torch imports at the first backward pass.
+    torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+    importlib.import_module("torch._dynamo")
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        call_keeps = call()
+        kept = call()
         torch.cuda.synchronize()
-        del call_keeps
+        del kept
         return torch.cuda.max_memory_allocated() - before
-    # What making the inputs has freed must not stay with the process, or the call would find it
-    # there and its own peak look lower.
+    # Memory that was freed while the inputs were made goes back to the system. The call would use
+    # it again, and its peak would look lower.
     ctypes.CDLL(None).malloc_trim(0)
     before = _status_kilobytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    call_keeps = call()
-    del call_keeps
+    kept = call()
+    del kept
     return 1024 * (_status_kilobytes("VmHWM") - before)
 
 
@@ -279,12 +264,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("CMIMTL_BENCH_THREADS", torch.get_num_threads())))
     keep_memory(what != "peak")
     made = getattr(importlib.import_module(module), name)(**json.loads(arguments))
-    if what == "value":
-        print(json.dumps(made))
-    elif what == "peak":
-        print(_peak_of(made))
-    else:
-        print(rounds_of(made, int(what.removeprefix("rounds="))))
+    print(json.dumps(_peak_of(made) if what == "peak" else made))
 
 
 if __name__ == "__main__":

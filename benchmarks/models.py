@@ -1,4 +1,4 @@
-"""The whole model of a preset with random weights, and inputs of its sizes; nothing is fetched."""
+"""The whole model of a preset with random weights, and random inputs; nothing is fetched."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,13 @@ from cmimtl.modelling.presets import PRESETS
 # Tokens of the question, tokens of the answer, answer classes (about SLAKE's).
 QUESTION, ANSWER, CLASSES = 32, 8, 220
 
-# Entries of the vocabularies of questions and answers: RoBERTa's and T5's; what the tokenizers of
-# the tiny preset learn from a small data set.
+# How many entries the vocabularies of questions and answers have. Those of the base preset are
+# RoBERTa's and T5's; the tokenizers of the tiny preset learn about as many from a small data set.
 VOCABULARIES = {"base": (50265, 32128), "tiny": (1000, 1000)}
 
 
 def build(preset: str, fusion: str) -> CMIMTLForVisualQuestionAnswering:
-    """The model of a preset, initialised and not trained; the same weights at every call."""
+    """The model of a preset, not trained, with the same weights at every call."""
     words, pieces = VOCABULARIES[preset]
     sizes = PRESETS[preset].sizes
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def build(preset: str, fusion: str) -> CMIMTLForVisualQuestionAnswering:
 def inputs(
     model: CMIMTLForVisualQuestionAnswering, batch: int, targets: bool, device: str
 ) -> dict[str, torch.Tensor]:
-    """Arguments of the model's forward, with the targets of all three losses where wanted."""
+    """The arguments of the model's forward, with the targets of all three losses if asked for."""
     config, generator = model.config, torch.Generator().manual_seed(0)
 
     def integers(low: int, high: int, *shape: int) -> torch.Tensor:
@@ -62,15 +62,15 @@ def inputs(
 
 
 def forward(model: CMIMTLForVisualQuestionAnswering, batch: int, device: str) -> Callable:
-    """Inference: the class of each answer, no gradients."""
+    """The call of an inference, which scores every class of answers."""
     arguments = inputs(model, batch, False, device)
     model.eval()
     return torch.no_grad()(lambda: model(**arguments).logits)
 
 
 def forward_backward(model: CMIMTLForVisualQuestionAnswering, batch: int, device: str) -> Callable:
-    """A training step's work without the optimizer: all three losses, and the gradient of every
-    parameter."""
+    """The call of a training step without the optimizer: it computes all three losses and the
+    gradient of every parameter."""
     arguments = inputs(model, batch, True, device)
     model.train()
     parameters = list(model.parameters())
@@ -81,6 +81,6 @@ MAKE = {"forward": forward, "forward+backward": forward_backward}
 
 
 def peak_of_model(preset: str, fusion: str, batch: int, which: str) -> Callable:
-    """For measure.peak_bytes."""
+    """For measure.peak_bytes: the call of one model and pass."""
     device = measure.DEVICE
     return MAKE[which](build(preset, fusion).to(device), batch, device)

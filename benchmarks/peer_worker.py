@@ -1,11 +1,15 @@
-"""One peer's forward kernel in an interpreter of its own; peers.py starts it and asks.
+"""Runs one peer's forward kernel in another interpreter, on requests of peers.py.
 
     PYTHON -I peer_worker.py NAME THREADS
 
-A line of JSON in, a line of JSON out: {"load": FILE.npz} reads the arguments of
-`cmimtl_kernels.selective_scan` (channels-last, float32) and prepares the call, {"run": true} runs
-it once and gives {"seconds": …}, {"save": FILE.npy} writes the output, (batch, length, dim). It
-knows nothing of this project and imports what that interpreter has.
+A request is a line of JSON on stdin, and its answer a line of JSON on stdout:
+
+    {"load": FILE.npz}   read the arguments of `cmimtl_kernels.selective_scan`, channels-last and
+                         float32, and prepare the call
+    {"run": true}        run the call once; the answer is {"seconds": …}
+    {"save": FILE.npy}   write the output, (batch, length, dim)
+
+This file imports nothing of this project, only what the other interpreter has.
 """
 
 import json
@@ -17,7 +21,7 @@ import numpy as np
 
 
 def intel(inputs, threads):
-    """Intel's extension for PyTorch; mamba's layout, (batch, dim, length)."""
+    """Intel's extension for PyTorch, in mamba's layout, (batch, dim, length)."""
     import intel_extension_for_pytorch  # noqa: F401  registers the op
     import torch
 
@@ -35,7 +39,7 @@ def intel(inputs, threads):
 
 
 def ggml(inputs, threads):
-    """ggml's scan in the graph that llama.cpp builds for Mamba: bias, scan, D and gate."""
+    """ggml's scan in the graph that llama.cpp builds for Mamba, with bias, D and gate."""
     import ctypes
 
     import ggml as g
@@ -87,7 +91,7 @@ def ggml(inputs, threads):
 
 
 def numpy(inputs, threads):
-    """The recurrence in NumPy: no rival, but every interpreter here has it, for the tests."""
+    """The recurrence in NumPy, for the tests: every interpreter has NumPy here."""
     u, delta, A, B, C, D, z, bias = (
         inputs[name] for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
     )
@@ -110,7 +114,7 @@ PEERS = {"intel": intel, "ggml": ggml, "numpy": numpy}
 def main() -> None:
     name, threads = sys.argv[1], int(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints must not come between the answers
+    os.dup2(2, 1)  # so that nothing a library prints comes between the answers
     run = numbers = result = None
     release = lambda: None  # noqa: E731
     for line in sys.stdin:

@@ -1,6 +1,7 @@
-"""Peers that cannot live beside today's PyTorch, each in a process of another interpreter.
+"""Baselines that cannot be installed beside today's PyTorch: peers, each in its own process.
 
-`pytest benchmarks/ --peers PYTHON` names it; benchmarks/peers.txt is what to install there.
+`pytest benchmarks/ --peers PYTHON` names the Python that runs them; benchmarks/peers.txt lists what
+to install there.
 """
 
 import functools
@@ -21,12 +22,10 @@ VARIABLE = "CMIMTL_BENCH_PEERS"
 
 @functools.cache
 def missing(module: str) -> str | None:
-    """Why the peers' interpreter cannot import a module, or None."""
-    interpreter = os.environ.get(VARIABLE)
-    if not interpreter:
+    """Why the peers' Python cannot import a module, or None."""
+    run = _run(f"import {module}")
+    if run is None:
         return "no interpreter of peers given (--peers)"
-    command = [interpreter, "-I", "-c", f"import {module}"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         reason = (run.stderr.strip().splitlines() or [f"exit {run.returncode}"])[-1]
         return f"the peers' interpreter cannot import {module}: {reason}"
@@ -35,18 +34,21 @@ def missing(module: str) -> str | None:
 
 @functools.cache
 def version(distribution: str) -> str | None:
-    """The version that the peers' interpreter has of a package, or None."""
-    interpreter = os.environ.get(VARIABLE)
-    if not interpreter:
+    """The version that the peers' Python has of a package, or None."""
+    run = _run(f"import importlib.metadata as m; print(m.version({distribution!r}))")
+    return (run and run.stdout.strip()) or None
+
+
+def _run(code: str) -> subprocess.CompletedProcess | None:
+    """What the peers' Python says of some code; None where no such Python was named."""
+    if not (interpreter := os.environ.get(VARIABLE)):
         return None
-    code = f"import importlib.metadata as m; print(m.version({distribution!r}))"
     command = [interpreter, "-I", "-c", code]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    return run.stdout.strip() or None
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 class Peer:
-    """One worker; it lives as long as this process, so that nothing is loaded between rounds."""
+    """A peer's worker. It lives as long as this process, so that rounds load nothing again."""
 
     def __init__(self, interpreter: str, name: str, threads: int):
         worker = str(Path(__file__).with_name("peer_worker.py"))
@@ -59,12 +61,12 @@ class Peer:
             stderr=self.errors,
             text=True,
             bufsize=1,
-            # As torch does in this process; a library's own pool would take all cores otherwise.
+            # As many threads as torch has in this process; by default it might take all cores.
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
 
     def ask(self, **request) -> dict:
-        """One request, and its answer.
+        """The worker's answer to a request.
 
         Raises:
             RuntimeError: the worker has died, or its kernel has failed.
@@ -84,7 +86,7 @@ class Peer:
         return answer
 
     def prepare(self, inputs: dict[str, Tensor]) -> Elsewhere:
-        """The call on these arguments of `selective_scan`; its result is `out`, channels-last."""
+        """The peer's call on these arguments of `selective_scan`; it gives `out`, channels-last."""
         with tempfile.TemporaryDirectory(prefix="cmimtl-peer-") as folder:
             path = str(Path(folder) / "inputs.npz")
             np.savez(path, **{n: x.numpy() for n, x in inputs.items() if x is not None})
@@ -100,5 +102,5 @@ class Peer:
 
 @functools.cache
 def start(name: str) -> Peer:
-    """The worker of a peer, started once."""
+    """The only worker of a peer."""
     return Peer(os.environ[VARIABLE], name, torch.get_num_threads())

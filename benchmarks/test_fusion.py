@@ -1,4 +1,4 @@
-"""Cross-Mamba fusion against Transformer fusion at the paper's sizes, fusion alone, float32."""
+"""Cross-Mamba fusion against Transformer fusion, without a model around them, float32."""
 
 import pytest
 
@@ -6,12 +6,10 @@ from benchmarks import fusions, measure
 from benchmarks.measure import DEVICE
 from cmimtl_kernels import testing
 
-# batch, visual tokens, text tokens: the 32 queries of a Q-Former; all patches of ViT-B/16 at 384
-SIZES = [(16, 32, 32), (4, 577, 32)]
 PASSES = ["forward", "forward+backward"]
 
 TOO_SLOW = {
-    ((4, 577, 32), "forward+backward"): {
+    (fusions.PATCHES, "forward+backward"): {
         fusions.MAMBAS: "left out: the backward pass of its scan is quadratic in length"
     }
 }
@@ -27,7 +25,7 @@ def _shape(size, which) -> dict:
 
 @pytest.fixture(scope="module", autouse=True)
 def green():
-    """No row of a fusion that is wrong."""
+    """A fusion whose result is wrong gets no row."""
     fusions.check_kernels(DEVICE)
     fusions.check_attention(DEVICE)
     fusions.check_mambas_scan(DEVICE)
@@ -39,25 +37,14 @@ def _compare(benchmark, record, size, which, names, rounds):
         name: fusions.MAKE[which](module, *fusions.streams(*size, DEVICE))
         for name, module in modules.items()
     }
-    work, first = fusions.noted_work(modules, which)
-    with record.rates() as machine:
-        timings, _ = measure.interleave(benchmark, calls, rounds, first)
-    work |= dict.fromkeys(fusions.UNFUSED, work[fusions.OURS])
-    ours = timings[fusions.OURS].median
-    for name, timing in timings.items():
-        record.add(
-            "fusion",
-            name,
-            timing,
-            **_shape(size, which),
-            parameters=fusions.parameters(modules[name]),
-            samples_per_second=size[0] / timing.median,
-            ratio=timing.median / ours,
-            **machine.limit(work[name], timing),
-        )
+    shape = _shape(size, which)
+    rows = fusions.compare(benchmark, record, "fusion", modules, calls, rounds=rounds, **shape)
+    for name, row in rows.items():
+        row["parameters"] = fusions.parameters(modules[name])
+        row["samples_per_second"] = size[0] / row["seconds"]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=_name)
+@pytest.mark.parametrize("size", fusions.SIZES, ids=_name)
 @pytest.mark.parametrize("which", PASSES)
 def test_time(benchmark, record, size, which):
     not_run = TOO_SLOW.get((size, which), {})
@@ -67,11 +54,11 @@ def test_time(benchmark, record, size, which):
         record.add("fusion", name, **_shape(size, which), not_run=reason)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=_name)
+@pytest.mark.parametrize("size", fusions.SIZES, ids=_name)
 @pytest.mark.parametrize("name", fusions.FUSIONS)
 def test_memory(record, size, name):
-    """True peak of forward and backward in a fresh process, gradients included; what autograd
-    keeps."""
+    """The peak of forward and backward in a fresh process, gradients included, and what autograd
+    keeps between them."""
     if reason := TOO_SLOW.get((size, "forward+backward"), {}).get(name):
         record.add("fusion memory", name, **_shape(size, "forward+backward"), not_run=reason)
         return
@@ -95,6 +82,6 @@ def test_memory(record, size, name):
 
 @pytest.mark.quick
 def test_quick(benchmark, record):
-    """Batch 2 and few rounds, to see that the comparison runs."""
+    """A row of batch 2 in few rounds, which shows that the comparison runs."""
     names = (fusions.OURS, fusions.TRANSFORMER)
     _compare(benchmark, record, (2, 32, 32), "forward+backward", names, rounds=3)

@@ -1,4 +1,4 @@
-"""The whole model with each fusion: what the choice of the fusion changes end to end, float32."""
+"""The whole model with each fusion, float32: what the choice of the fusion changes end to end."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from benchmarks.measure import DEVICE
 from cmimtl.names import FUSIONS
 
 QUICK = ("tiny", 8, "forward+backward", 3)
-# preset, batch, pass, rounds. The base model is as large as the paper's; its training does not fit
-# the time of a benchmark on two cores.
+# preset, batch, pass, rounds. The base model is as large as the paper's; a benchmark on two cores
+# has no time for its training.
 CASES = [
     pytest.param(*QUICK, marks=pytest.mark.quick),
     ("tiny", 32, "forward", 10),
@@ -19,34 +19,24 @@ CASES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def green():
-    """No row of a fusion that is wrong."""
+    """A model whose fusion is wrong gets no row."""
     fusions.check_kernels(DEVICE)
     fusions.check_attention(DEVICE)
 
 
 @pytest.mark.parametrize("preset, batch, which, rounds", CASES)
 def test_model(benchmark, record, preset, batch, which, rounds):
-    # Both interleave kinds of Cross-Mamba cost the same; of the base model one is enough.
+    # Both kinds of Cross-Mamba cost the same. One of them is enough for the base model.
     names = tuple(FUSIONS) if preset == "tiny" else ("cross-mamba", "transformer")
     built = {name: models.build(preset, name).to(DEVICE) for name in names}
     calls = {name: models.MAKE[which](model, batch, DEVICE) for name, model in built.items()}
-    work, first = fusions.noted_work(built, which)
-    with record.rates() as machine:
-        timings, _ = measure.interleave(benchmark, calls, rounds, first)
     sizes = dict(preset=preset, batch=batch, which=which)
-    for name, timing in timings.items():
-        row = record.add(
-            "model",
-            name,
-            timing,
-            **sizes,
-            parameters=fusions.parameters(built[name]),
-            fusion_parameters=fusions.parameters(built[name].fusion),
-            samples_per_second=batch / timing.median,
-            ratio=timing.median / timings[names[0]].median,
-            **machine.limit(work[name], timing),
-        )
-        # A process that measures a peak first takes seconds to load the libraries.
+    rows = fusions.compare(benchmark, record, "model", built, calls, rounds=rounds, **sizes)
+    for name, row in rows.items():
+        row["parameters"] = fusions.parameters(built[name])
+        row["fusion_parameters"] = fusions.parameters(built[name].fusion)
+        row["samples_per_second"] = batch / row["seconds"]
+        # A process that measures a peak takes seconds to load the libraries first.
         quick = (preset, batch, which, rounds) == QUICK
         if which != "forward" and (not quick or name == names[0]):
             row["peak_bytes"] = measure.peak_bytes(

@@ -1,26 +1,31 @@
-"""The scan per backend against everybody else's, fused with softplus, bias, D and gate."""
+"""The scan with softplus, bias, D and gate: each of our backends against everybody else's."""
 
 import pytest
 import torch
 
 from benchmarks import limits, measure
-from benchmarks.baselines import BASELINES, Baseline, agreement, compiled
+from benchmarks.baselines import (
+    BASELINES,
+    LARGE,
+    PATCHES,
+    SMALL,
+    Baseline,
+    agreement,
+    compiled,
+)
 from benchmarks.measure import DEVICE
-from benchmarks.records import LARGE, PATCHES, SMALL
 from cmimtl_kernels import backends, selective_scan, testing
 
 DSTATE = 16
 
-# batch, length, dim. A block of batch 16 on text; ViT-B/16 tokens at 384, interleaved; a long scan;
-# two small calls, where the fixed cost of a call counts, and which are timed many in a row.
 WORKLOADS = [*LARGE, *SMALL]
 PASSES = ("forward", "forward+backward")
 QUICK = ((2, 33, 96), "forward+backward")
-# Steps that the compiled baseline unrolls there: the compiler takes 24 core seconds for one, 33 for
-# three, and several times as long for the 16 steps and the one that is left, two shapes.
+# How many steps the compiled baseline unrolls there. The compiler takes 24 core seconds for one, 33
+# for three, and several times as long for the 16 steps and the one that is left, two shapes.
 QUICK_UNROLL = 1
 
-# A baseline whose call would take longer, by its rate on a smaller workload, is left out.
+# A baseline is left out where its call would take more seconds, by its rate on a smaller workload.
 LONGEST_CALL = 2.0
 
 
@@ -40,7 +45,7 @@ def _elements(workload) -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def green():
-    """No row of an op that is wrong."""
+    """A backend whose result is wrong gets no row."""
     for name in _backends():
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             testing.check_op(
@@ -85,8 +90,8 @@ def _work(workload, which) -> limits.Work:
 
 
 class Rates:
-    """Seconds per state of each baseline on the workloads so far, to tell what a larger one
-    takes."""
+    """Seconds per state of each baseline on the workloads so far, which tell how long a larger
+    workload would take."""
 
     def __init__(self):
         self.known: dict[tuple[str, bool], tuple[float, tuple[int, int, int]]] = {}
@@ -96,7 +101,7 @@ class Rates:
             self.known[baseline, backward] = seconds / _elements(workload), workload
 
     def expected(self, baseline: Baseline, backward: bool, workload) -> tuple[float, str] | None:
-        """Seconds that a call would take, and how they are known."""
+        """The seconds that a call would take, and from which workload this follows."""
         if (baseline.name, backward) not in self.known:
             return None
         rate, source = self.known[baseline.name, backward]
@@ -172,31 +177,29 @@ def test_selective_scan(benchmark, record, rates, backend, workload, which):
         record.add("ops", name, **shape, not_run=reason)
 
 
-def pass_alone(workload: list[int], backend: str, which: str):
-    """For measure.seconds_alone: one pass of one workload."""
+def pass_alone(workload: list[int], backend: str, which: str) -> list[float]:
+    """For measure.value_alone: the rounds of one pass of one workload."""
     inputs = _inputs(workload)
     if which == "forward":
-        return _ours(backend).prepare(inputs, backward=False)
-    given = {name: x for name, x in inputs.items() if x is not None}
-    leaves = [x.requires_grad_() for x in given.values()]
-    out = selective_scan(**given, delta_softplus=True, backend=backend)
-    cotangent = torch.ones_like(out)
-    return lambda: torch.autograd.grad(out, leaves, cotangent, retain_graph=True)
+        call = _ours(backend).prepare(inputs, backward=False)
+    else:
+        given = {name: x for name, x in inputs.items() if x is not None}
+        leaves = [x.requires_grad_() for x in given.values()]
+        out = selective_scan(**given, delta_softplus=True, backend=backend)
+        ones = torch.ones_like(out)
+        call = lambda: torch.autograd.grad(out, leaves, ones, retain_graph=True)  # noqa: E731
+    return measure.rounds_of(call, _rounds(workload))
 
 
 @pytest.mark.parametrize("which", ["forward", "backward"])
 @pytest.mark.parametrize("workload", LARGE, ids=_name)
 @pytest.mark.parametrize("backend", _backends())
 def test_kernel(record, backend, workload, which):
-    """Each pass by itself, as a share of its limit."""
+    """The time of each pass by itself, as a share of its limit."""
     with record.rates() as machine:
-        timing = measure.seconds_alone(
-            "benchmarks.test_ops:pass_alone",
-            _rounds(workload),
-            workload=workload,
-            backend=backend,
-            which=which,
-        )
+        place = dict(workload=workload, backend=backend, which=which)
+        found = measure.value_alone("benchmarks.test_ops:pass_alone", **place)
+    timing = measure.Timing(tuple(found))
     record.add(
         "kernel",
         backend,
@@ -210,7 +213,7 @@ def test_kernel(record, backend, workload, which):
 @pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("backend", _backends())
 def test_half_precision(benchmark, record, backend, which):
-    """bfloat16 and float16 beside float32, on the second workload."""
+    """The scan in bfloat16 and float16 beside float32."""
     calls = {
         str(dtype).removeprefix("torch."): _ours(backend).prepare(
             _inputs(PATCHES, dtype), which != "forward"
@@ -226,21 +229,21 @@ def test_half_precision(benchmark, record, backend, which):
             timing,
             **_shape(PATCHES, which, dtype),
             ratio=timing.median / timings["float32"].median,
-            # Stated for float32: the FMA pipes, which limit it, do the same in every dtype.
+            # The limit of float32: the FMA pipes, which limit a scan, do the same in every dtype.
             **machine.limit(_work(PATCHES, which), timing),
         )
 
 
 def peak_of_scan(workload: list[int], backend: str):
-    """For measure.peak_bytes: forward and backward of one workload."""
+    """For measure.peak_bytes: the call of one workload, forward and backward."""
     return _ours(backend).prepare(_inputs(workload), backward=True)
 
 
 @pytest.mark.parametrize("length", [289, 1154, 4616])
 @pytest.mark.parametrize("backend", _backends())
 def test_peak_memory(record, backend, length):
-    """Beyond inputs, outputs and gradients, as a share of the states that a plain scan would
-    write."""
+    """The peak beyond inputs, outputs and gradients, as a share of the states that a plain scan
+    would write."""
     workload = (4, length, 1536)
     batch, length, dim = workload
     peak = measure.peak_bytes(

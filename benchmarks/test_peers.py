@@ -1,4 +1,5 @@
-"""The worker in another interpreter; here it is this one, running the recurrence in NumPy."""
+"""The worker of a peer, run by this interpreter with the recurrence in NumPy; and what the
+comparison does with a candidate that is wrong."""
 
 import sys
 
@@ -74,7 +75,7 @@ def _candidates(wrong: float):
 
 @pytest.mark.parametrize("wrong", [0.0, 0.01])
 def test_a_wrong_baseline_gets_no_row(inputs, wrong):
-    """In mamba's layout, so that the comparison has to transpose it back."""
+    """The baseline is in mamba's layout, so that the comparison has to transpose its result."""
     candidates = _candidates(wrong)
     first = baselines.agreement("cpu", candidates)
     calls = {name: each.prepare(inputs, backward=False) for name, each in candidates.items()}

@@ -1,4 +1,4 @@
-"""The slope of one fusion layer in length and in batch."""
+"""How the time and memory of one fusion layer grow with length and with batch."""
 
 import pytest
 
@@ -8,30 +8,29 @@ from benchmarks.measure import DEVICE
 LENGTHS = (32, 128, 512, 1024, 2048, 4096, 8192, 16384)
 BATCHES = (1, 2, 4, 8, 16, 32)
 TEXT = 32
-CO_ATTENTION = "Transformer co-attention"
 
 LAYERS = {
     fusions.OURS: lambda: fusions.cross_mamba(layers=1),
     fusions.BIDIRECTIONAL: lambda: fusions.cross_mamba(layers=1, bidirectional=True),
-    CO_ATTENTION: lambda: fusions.transformer(layers=1),
+    fusions.CO_ATTENTION: lambda: fusions.transformer(layers=1),
 }
 
-# Attention over more tokens takes up to a minute forward and backward on two cores; its slope is
-# clear before.
-LONGEST_WITH_BACKWARD = {CO_ATTENTION: 4096} if DEVICE == "cpu" else {}
+# With more tokens the forward and backward pass of attention take up to a minute on two cores; the
+# slope is clear before.
+LONGEST_WITH_BACKWARD = {fusions.CO_ATTENTION: 4096} if DEVICE == "cpu" else {}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def green():
-    """No row of a layer that is wrong."""
+    """A layer whose result is wrong gets no row."""
     fusions.check_kernels(DEVICE)
     fusions.check_attention(DEVICE)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def kept():
-    """An allocator that keeps its memory, for all layers: else the lines have a bend where a tensor
-    becomes larger than 32 MiB."""
+    """An allocator that keeps its memory, for all layers. Otherwise the lines have a bend where a
+    tensor becomes larger than 32 MiB."""
     measure.keep_memory()
     yield
     measure.keep_memory(False)
@@ -48,21 +47,11 @@ def _measure(benchmark, record, suite, batch, length, which, rounds):
         name: fusions.MAKE[which](layer, *fusions.streams(batch, length, TEXT, DEVICE))
         for name, layer in layers.items()
     }
-    work, first = fusions.noted_work(layers, which)
-    with record.rates() as machine:
-        timings, _ = measure.interleave(benchmark, calls, rounds, first)
     shape = dict(batch=batch, length=length, which=which)
-    for name, timing in timings.items():
-        record.add(
-            suite,
-            name,
-            timing,
-            **shape,
-            # of both streams: the projections, most of the time, run over all of them
-            seconds_per_token=timing.median / (batch * (length + TEXT)),
-            ratio=timing.median / timings[fusions.OURS].median,
-            **machine.limit(work[name], timing),
-        )
+    rows = fusions.compare(benchmark, record, suite, layers, calls, rounds=rounds, **shape)
+    for row in rows.values():
+        # Tokens of both streams: most of the time is in projections, which see all of them.
+        row["seconds_per_token"] = row["seconds"] / (batch * (length + TEXT))
     for name, reason in not_run.items():
         record.add(suite, name, **shape, not_run=reason)
 
@@ -80,7 +69,7 @@ def test_batch(benchmark, record, batch):
 
 
 def peak_of_layer(name: str, length: int):
-    """For measure.peak_bytes."""
+    """For measure.peak_bytes: the call of one layer, forward and backward."""
     module = LAYERS[name]().to(DEVICE)
     return fusions.forward_backward(module, *fusions.streams(1, length, TEXT, DEVICE))
 

@@ -15,7 +15,7 @@ USER_ERROR = 2
 
 
 def run_bench(tool: str, arguments: Sequence[str]) -> None:
-    """Run a module of ``benchmarks/`` in a process of its own, in the current folder.
+    """Run a package of ``benchmarks/`` in a process of its own, in the current folder.
 
     Args:
         tool: "report" or "static".
@@ -25,10 +25,10 @@ def run_bench(tool: str, arguments: Sequence[str]) -> None:
         SystemExit: the tool failed, and has said why.
     """
     checkout = Path(__file__).parents[1]
-    if not (checkout / "benchmarks" / f"{tool}.py").is_file():
+    if not (checkout / "benchmarks" / tool).is_dir():
         raise FileNotFoundError(
             f"cmimtl bench: cmimtl must be installed from a checkout (`pip install -e .`), got"
-            f" {checkout} without benchmarks/{tool}.py."
+            f" {checkout} without benchmarks/{tool}/."
         )
     path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "cmimtl.bench", tool, *arguments]

@@ -37,8 +37,9 @@ def record(name: str) -> dict:
 
     The key "built" is always there. A library that was built also has "sources", "torch headers",
     "compiler", "compiled" (how many files were) and "seconds" (how long that took); the CUDA
-    library also has "nvcc", "architectures" and "architectures for". A library that was not built
-    has "reason" and, after a failure, "log".
+    library also has "nvcc", "architectures", "architectures for" and "least capability", the least
+    compute capability that the kernels run on. A library that was not built has "reason" and, after
+    a failure, "log".
     """
     file = HERE / f"_{name}.json"
     try:

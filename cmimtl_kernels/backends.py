@@ -52,7 +52,8 @@ class Backend:
         devices: the device types that it runs on; None for every device.
         dtypes: the dtypes of u, v or x that it takes.
         max_dstate: gives the largest state size in this process, or None for no limit.
-        checkpoint_every: the number of steps between two states kept for the backward pass.
+        checkpoint_every: the number of steps between two states kept for the backward pass; 0 for
+            a backend that keeps none, or that is not built.
         unavailable: gives the reason why it cannot be used in this process at all, or None.
         ops: the public functions that it has kernels for.
         cannot: gives further reasons against a call of one of these functions.
@@ -130,7 +131,7 @@ BACKENDS: dict[str, Backend] = {
             devices=("cuda",),
             dtypes=_HALF_AND_SINGLE,
             max_dstate=compiled.cuda_max_dstate,
-            checkpoint_every=compiled.CUDA_CHECKPOINT_EVERY,
+            checkpoint_every=compiled.checkpoint_every("cuda"),
             unavailable=compiled.cuda_unavailable,
         ),
         Backend(
@@ -161,7 +162,7 @@ BACKENDS: dict[str, Backend] = {
             devices=("cpu",),
             dtypes=(*_HALF_AND_SINGLE, torch.float64),
             max_dstate=lambda: 1024,
-            checkpoint_every=compiled.CPU_CHECKPOINT_EVERY,
+            checkpoint_every=compiled.checkpoint_every("cpu"),
             unavailable=compiled.cpu_unavailable,
         ),
         Backend(

@@ -13,24 +13,41 @@ from cmimtl_kernels import _library, registration
 NAMESPACE = "cmimtl"
 
 registration.define(NAMESPACE)
-_NOT_LOADED = _library.load_libraries()
 
-# The CPU kernels keep a state for each of their chunks. The CUDA backward kernel starts each of its
-# chunks, of 8 steps, from a checkpoint; at dstate 16 those take 8 bytes for a step of a channel.
-CPU_CHECKPOINT_EVERY, CUDA_CHECKPOINT_EVERY = 16, 8
 
-# The least compute capability that the CUDA kernels are compiled for, and the bytes of shared
-# memory that a block of the backward kernel takes for more than 128 states. The latter is
-# kSharedOfManyStates of csrc/cuda/scan_backward_shared.cuh.
-LEAST_CAPABILITY, SHARED_OF_MANY_STATES = (8, 0), 120 * 1024
+def _missing() -> dict[str, str | None]:
+    """For each library why its kernels cannot be used here, or None."""
+    reasons = dict(_library.load_libraries())
+    for name, reason in reasons.items():
+        if reason is None and not hasattr(_tells(name), "checkpoint_every"):
+            reasons[name] = "was built from other sources than this package has; build it again"
+    return reasons
+
+
+def _tells(name: str):
+    """What a library tells of itself: its constants stand in C++ alone."""
+    return getattr(torch.ops, f"cmimtl_{name}")
+
+
+_MISSING = _missing()
+
+
+def checkpoint_every(name: str) -> int:
+    """The number of steps between two states that a library's forward pass keeps for the backward
+    pass; 0 where the library is missing.
+
+    The CPU kernels keep a state for each of their chunks. The CUDA backward kernel starts each of
+    its shorter chunks from a checkpoint; at dstate 16 those take 8 bytes for a step of a channel.
+    """
+    return 0 if _MISSING[name] else _tells(name).checkpoint_every()
 
 
 def cpu_unavailable() -> str | None:
-    return _NOT_LOADED["cpu"]
+    return _MISSING["cpu"]
 
 
 def cuda_unavailable() -> str | None:
-    return _NOT_LOADED["cuda"] or _device_unfit()
+    return _MISSING["cuda"] or _device_unfit()
 
 
 @functools.cache
@@ -38,20 +55,25 @@ def _device_unfit() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device"
     capability = torch.cuda.get_device_capability()
-    if capability < LEAST_CAPABILITY:
-        least, found = (".".join(map(str, x)) for x in (LEAST_CAPABILITY, capability))
+    found, record = ".".join(map(str, capability)), _library.record("cuda")
+    least = record.get("least capability")  # a library that was put here by hand has no record
+    if least and capability < tuple(map(int, least.split("."))):
         return f"runs on compute capability {least} or newer, the GPU has {found}"
-    built = _library.record("cuda").get("architectures")
+    built = record.get("architectures")
     if built and not _library.runs_on(capability, built):
-        found = ".".join(map(str, capability))
         return f"was built for compute capability {built}, the GPU has {found}; build it here"
     return None
 
 
 @functools.cache
-def cuda_max_dstate() -> int:
-    """The largest state size, which the shared memory of the device limits."""
-    if not torch.cuda.is_available():
-        return 256
-    shared = torch.cuda.get_device_properties().shared_memory_per_block_optin
-    return 256 if shared >= SHARED_OF_MANY_STATES else 128
+def cuda_max_dstate() -> int | None:
+    """The largest state size, which the shared memory of the device limits.
+
+    None where there is no library or no device, so no kernel to limit it.
+    """
+    if _MISSING["cuda"] or not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties()
+    # torch's stub of the properties lacks this one.
+    shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return _tells("cuda").most_states(shared)

@@ -1,6 +1,7 @@
-// What the CPU and the CUDA bindings share. It turns tensors into the plain structs of selective_scan.h, and has a
-// function for each schema of cmimtl_kernels/registration.py, which allocates the results and calls the kernels.
-// It uses only PyTorch's stable ABI: no ATen, no Python.h.
+// What the CPU and the CUDA bindings share. It turns tensors into the plain structs of
+// selective_scan.h, and has a function for each schema of cmimtl_kernels/registration.py, which
+// allocates the results and calls the kernels. It uses only PyTorch's stable ABI: no ATen, no
+// Python.h.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -38,15 +39,24 @@ inline ScalarType accumulation_of(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline In in(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
+inline In in(const Tensor& x) {
+  return {.data = x.const_data_ptr(), .batch = x.stride(0), .step = x.stride(1), .dim = x.stride(2)};
+}
 inline In in(const Optional& x) { return x ? in(*x) : In{}; }
-inline Out out(const Tensor& x) { return {x.mutable_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
+inline Out out(const Tensor& x) {
+  return {.data = x.mutable_data_ptr(), .batch = x.stride(0), .step = x.stride(1), .dim = x.stride(2)};
+}
 inline Out out(const Optional& x) { return x ? out(*x) : Out{}; }
-// B or C is (batch, steps, ngroups, dstate), or (batch, steps, dstate) where all channels are one group.
+// B or C is (batch, steps, ngroups, dstate), or (batch, steps, dstate) where all channels are one
+// group.
 inline int64_t groups_of(const Tensor& x) { return x.dim() == 3 ? 1 : x.size(2); }
 inline InMap in_map(const Tensor& x) {
   const bool one = x.dim() == 3;
-  return {x.const_data_ptr(), x.stride(0), x.stride(1), one ? 0 : x.stride(2), x.stride(one ? 2 : 3)};
+  return {.data = x.const_data_ptr(),
+          .batch = x.stride(0),
+          .step = x.stride(1),
+          .group = one ? 0 : x.stride(2),
+          .state = x.stride(one ? 2 : 3)};
 }
 
 // Kernels read small operands without strides, so those that are not contiguous are copied.
@@ -63,7 +73,8 @@ inline Tensor optional_like(const Optional& x, const Tensor& like, ScalarType dt
   return x ? torch::stable::empty_like(*x) : nothing(like, dtype);
 }
 
-// The tensors of one call of either scan, as the schemas name them. streams is 1 (u, z) or 2 (v and t, z_v and z_t).
+// The tensors of one call of either scan, as the schemas name them. streams is 1 (u, z) or 2 (v and
+// t, z_v and z_t).
 struct ScanInputs {
   int streams;
   Tensor u[2];
@@ -73,8 +84,9 @@ struct ScanInputs {
   bool delta_softplus, reverse;
   int64_t checkpoint_every;
 
-  // Raises where a shape would let a kernel read or write outside of a tensor. The public functions have checked all
-  // shapes before, with better messages; this check is for callers of the op itself.
+  // Raises where a shape would let a kernel read or write outside of a tensor. The public functions
+  // have checked all shapes before, with better messages; this check is for callers of the op
+  // itself.
   void check(const char* op) const {
     const int64_t batch = u[0].size(0), length = u[0].size(1), dim = u[0].size(2), steps = streams * length;
     const auto shape = [&](const char* name, const Tensor& x, std::vector<int64_t> expected) {
@@ -167,16 +179,18 @@ struct ConvInputs {
   }
 };
 
-// The ops of one device, with the arguments of the schemas. Kernels provides these static functions; `like` is a tensor
-// of the call, and the structs are complete:
+// The ops of one device, with the arguments of the schemas. Kernels provides these static
+// functions; `like` is a tensor of the call, and the structs are complete:
 //
-//     check_scan(op, const ScanForward&, bool backward)   raises where its kernels of this pass cannot run these
-//     check_conv(op, const ConvForward&, bool backward)   sizes, strides or dtype; called before results are allocated
+//     check_scan(op, const ScanForward&, bool backward)   raises where its kernels of this pass
+//     check_conv(op, const ConvForward&, bool backward)   cannot run these sizes, strides or dtype;
+//                                                         called before results are allocated
 //     scan_forward(const ScanForward&, like)              run a kernel
 //     scan_backward(const ScanBackward&, like)
 //     conv_forward(const ConvForward&, like)
 //     conv_backward(const ConvBackward&, like)
-//     result(Tensor)                                      prepares the memory of a new tensor of the size of a stream
+//     result(Tensor)                                      prepares the memory of a new tensor of
+//                                                         the size of a stream
 template <class Kernels>
 struct Ops {
   static Tensor result_like(const Tensor& x) { return Kernels::result(torch::stable::empty_like(x)); }
@@ -254,20 +268,20 @@ struct Ops {
                                                                Optional initial_state, Optional lengths,
                                                                bool delta_softplus, bool reverse,
                                                                int64_t checkpoint_every) {
-    ScanOutputs r = forward("selective_scan_fwd", {1,
-                                                   {u, Tensor()},
-                                                   {z, {}},
-                                                   delta,
-                                                   A,
-                                                   B,
-                                                   C,
-                                                   D,
-                                                   delta_bias,
-                                                   initial_state,
-                                                   lengths,
-                                                   delta_softplus,
-                                                   reverse,
-                                                   checkpoint_every});
+    ScanOutputs r = forward("selective_scan_fwd", {.streams = 1,
+                                                   .u = {u},
+                                                   .z = {z},
+                                                   .delta = delta,
+                                                   .A = A,
+                                                   .B = B,
+                                                   .C = C,
+                                                   .D = D,
+                                                   .delta_bias = delta_bias,
+                                                   .initial_state = initial_state,
+                                                   .lengths = lengths,
+                                                   .delta_softplus = delta_softplus,
+                                                   .reverse = reverse,
+                                                   .checkpoint_every = checkpoint_every});
     return {r.out[0], r.last_state, r.checkpoints};
   }
 
@@ -276,20 +290,20 @@ struct Ops {
       Optional delta_bias, Optional initial_state, Optional lengths, Tensor checkpoints, bool delta_softplus,
       bool reverse, int64_t checkpoint_every, bool recompute_out) {
     ScanGradients r = backward("selective_scan_bwd", &dout, dlast_state,
-                               {1,
-                                {u, Tensor()},
-                                {z, {}},
-                                delta,
-                                A,
-                                B,
-                                C,
-                                D,
-                                delta_bias,
-                                initial_state,
-                                lengths,
-                                delta_softplus,
-                                reverse,
-                                checkpoint_every},
+                               {.streams = 1,
+                                .u = {u},
+                                .z = {z},
+                                .delta = delta,
+                                .A = A,
+                                .B = B,
+                                .C = C,
+                                .D = D,
+                                .delta_bias = delta_bias,
+                                .initial_state = initial_state,
+                                .lengths = lengths,
+                                .delta_softplus = delta_softplus,
+                                .reverse = reverse,
+                                .checkpoint_every = checkpoint_every},
                                checkpoints, recompute_out);
     return {r.du[0], r.ddelta, r.dA, r.dB, r.dC, r.dD, r.dz[0], r.ddelta_bias, r.dinitial_state, r.out[0]};
   }
@@ -298,20 +312,20 @@ struct Ops {
       Tensor v, Tensor t, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z_v, Optional z_t,
       Optional delta_bias, Optional initial_state, Optional lengths, bool delta_softplus, bool reverse,
       int64_t checkpoint_every) {
-    ScanOutputs r = forward("cross_selective_scan_fwd", {2,
-                                                         {v, t},
-                                                         {z_v, z_t},
-                                                         delta,
-                                                         A,
-                                                         B,
-                                                         C,
-                                                         D,
-                                                         delta_bias,
-                                                         initial_state,
-                                                         lengths,
-                                                         delta_softplus,
-                                                         reverse,
-                                                         checkpoint_every});
+    ScanOutputs r = forward("cross_selective_scan_fwd", {.streams = 2,
+                                                         .u = {v, t},
+                                                         .z = {z_v, z_t},
+                                                         .delta = delta,
+                                                         .A = A,
+                                                         .B = B,
+                                                         .C = C,
+                                                         .D = D,
+                                                         .delta_bias = delta_bias,
+                                                         .initial_state = initial_state,
+                                                         .lengths = lengths,
+                                                         .delta_softplus = delta_softplus,
+                                                         .reverse = reverse,
+                                                         .checkpoint_every = checkpoint_every});
     return {r.out[0], r.out[1], r.last_state, r.checkpoints};
   }
 
@@ -323,27 +337,27 @@ struct Ops {
                            bool reverse, int64_t checkpoint_every, bool recompute_out) {
     const Tensor dout[2] = {dout_v, dout_t};
     ScanGradients r = backward("cross_selective_scan_bwd", dout, dlast_state,
-                               {2,
-                                {v, t},
-                                {z_v, z_t},
-                                delta,
-                                A,
-                                B,
-                                C,
-                                D,
-                                delta_bias,
-                                initial_state,
-                                lengths,
-                                delta_softplus,
-                                reverse,
-                                checkpoint_every},
+                               {.streams = 2,
+                                .u = {v, t},
+                                .z = {z_v, z_t},
+                                .delta = delta,
+                                .A = A,
+                                .B = B,
+                                .C = C,
+                                .D = D,
+                                .delta_bias = delta_bias,
+                                .initial_state = initial_state,
+                                .lengths = lengths,
+                                .delta_softplus = delta_softplus,
+                                .reverse = reverse,
+                                .checkpoint_every = checkpoint_every},
                                checkpoints, recompute_out);
     return {r.du[0], r.du[1],       r.ddelta,         r.dA,     r.dB,    r.dC, r.dD, r.dz[0],
             r.dz[1], r.ddelta_bias, r.dinitial_state, r.out[0], r.out[1]};
   }
 
   static Tensor causal_conv1d_fwd(Tensor x, Tensor weight, Optional bias, Optional lengths, bool silu, bool reverse) {
-    ConvInputs inputs{x, weight, bias, lengths};
+    ConvInputs inputs{.x = x, .weight = weight, .bias = bias, .lengths = lengths};
     ConvForward p = inputs.params("causal_conv1d_fwd", silu, reverse);
     Kernels::check_conv("causal_conv1d_fwd", p, false);
     Tensor y = result_like(x);
@@ -354,7 +368,7 @@ struct Ops {
 
   static std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Optional bias,
                                                               Optional lengths, bool silu, bool reverse) {
-    ConvInputs inputs{x, weight, bias, lengths};
+    ConvInputs inputs{.x = x, .weight = weight, .bias = bias, .lengths = lengths};
     ConvBackward q{};
     q.forward = inputs.params("causal_conv1d_bwd", silu, reverse);
     const ConvForward& p = q.forward;

@@ -1,11 +1,12 @@
-// The arguments of the scan kernels: sizes, options and strided pointers. The selective scan has one stream, u. The
-// interleaved cross scan has two streams, v and t, and forms its inputs in registers:
+// The arguments of the scan kernels: sizes, options and strided pointers. The selective scan has
+// one stream, u. The interleaved cross scan has two streams, v and t, and forms its inputs in
+// registers:
 //
 //     x_{2l}   = v_l * t_l
 //     x_{2l+1} = v_l + t_l
 //
-// The CPU and the CUDA kernels share this file, and it includes no torch header. The equations are in
-// cmimtl_kernels/reference.py.
+// The CPU and the CUDA kernels share this file, and it includes no torch header. The equations are
+// in cmimtl_kernels/reference.py.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@ namespace cmimtl {
 
 enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
-// A tensor over (batch, step, channel), in any layout. Strides are in elements; a stride of an expanded dimension is 0.
+// A tensor over (batch, step, channel), in any layout. Strides are in elements; a stride of an
+// expanded dimension is 0.
 struct In {
   const void* data = nullptr;  // null: the tensor is absent
   int64_t batch = 0, step = 0, dim = 0;
@@ -32,11 +34,12 @@ struct InMap {
 
 struct ScanSizes {
   int64_t batch;
-  int64_t length;   // steps of one stream
-  int64_t steps;    // steps of the recurrence: length, or 2 * length for two streams
-  int64_t dim;      // channels
-  int64_t dstate;   // states of one channel
-  int64_t ngroups;  // divides dim; channels [g * dim / ngroups, (g + 1) * dim / ngroups) share row g of B and C
+  int64_t length;            // steps of one stream
+  int64_t steps;             // steps of the recurrence: length, or 2 * length for two streams
+  int64_t dim;               // channels
+  int64_t dstate;            // states of one channel
+  // It divides dim; the dim / ngroups channels of a group share its row of B and C.
+  int64_t ngroups;
   int64_t checkpoint_every;  // recurrence steps between two checkpoints; 0: none are kept
   int64_t nchunks;           // ceil(steps / checkpoint_every); 0 without checkpoints
 };
@@ -48,23 +51,26 @@ struct ScanForward {
   int streams;  // 1: stream 0 is u.  2: stream 0 is v, stream 1 is t
   bool delta_softplus, reverse;
 
-  In u[2];                    // (batch, length, dim)
-  In delta;                   // (batch, steps, dim)
-  const void* A;              // acc (dim, dstate)
-  InMap B, C;                 // (batch, steps, ngroups, dstate)
-  const void* D;              // acc (dim,) or null
-  In z[2];                    // (batch, length, dim) or null; two streams share the gate silu(z[0] * z[1])
+  In u[2];        // (batch, length, dim)
+  In delta;       // (batch, steps, dim)
+  const void* A;  // acc (dim, dstate)
+  InMap B, C;     // (batch, steps, ngroups, dstate)
+  const void* D;  // acc (dim,) or null
+  // (batch, length, dim) or null; two streams share the gate silu(z[0] * z[1]).
+  In z[2];
   const void* delta_bias;     // acc (dim,) or null
   const void* initial_state;  // acc (batch, dim, dstate) or null: zeros
-  const int64_t* lengths;     // (batch,) valid steps of a stream, 0 <= lengths[b] <= length, or null: all
+  const int64_t* lengths;     // (batch,) valid steps of a stream, 0 to length, or null: all
 
-  Out out[2];         // (batch, length, dim); 0 at invalid steps
-  void* last_state;   // acc (batch, dim, dstate)
-  void* checkpoints;  // acc (batch, nchunks, dim, dstate) or null: the state before processed step k * checkpoint_every
+  Out out[2];        // (batch, length, dim); 0 at invalid steps
+  void* last_state;  // acc (batch, dim, dstate)
+  // acc (batch, nchunks, dim, dstate) or null: the states before steps k * checkpoint_every.
+  void* checkpoints;
 };
 
 struct ScanBackward {
-  // The forward pass's inputs and checkpoints. out is written again where out[0].data is not null; last_state is not.
+  // The forward pass's inputs and checkpoints. out is written again where out[0].data is not null;
+  // last_state is not.
   ScanForward forward;
 
   In dout[2];               // (batch, length, dim)

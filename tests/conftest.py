@@ -81,7 +81,11 @@ def pytest_configure(config):
     Without it the tests of a backend that was not built are skipped, and all would be green.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, cores() // workers))
+    threads = max(1, cores() // workers)
+    torch.set_num_threads(threads)
+    if "PYTEST_XDIST_WORKER" in os.environ or not getattr(config.option, "numprocesses", None):
+        # This process runs tests; what they start shares the cores with the other workers too.
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if hasattr(config.option, "loadscopereorder"):  # xdist is there
         config.option.loadscopereorder = False
     reasons = untested_libraries()

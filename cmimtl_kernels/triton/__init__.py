@@ -3,13 +3,17 @@
 Importing this package registers the kernels and compiles nothing; the first call imports triton.
 
     math.py                       functions of one element
-    lanes.py, quads.py            what passes between the threads of a warp
+    lanes.py, quads.py            the states in the lanes of a warp, and sums over lanes
+    streams.py                    the two streams, pair by pair
     scan_forward.py               the forward scan
     scan_backward.py, scan_backward_inputs.py      the backward scan
     scan_segments.py              the scans split over time
     conv.py                       the convolution
     plan.py                       how the kernels are laid over a device
     launch.py                     allocation and launches
+
+In kernels a prefix says what a name is: `p_` a pointer, `b_` a block of values, `o_` offsets, `m_`
+a mask, `i_` an index that the program has, `s_` a stride. A tensor itself has no prefix.
 """
 
 import importlib

@@ -9,22 +9,30 @@ import triton
 import triton.language as tl
 
 from cmimtl_kernels.triton.math import silu, silu_and_derivative, valid_steps
+from cmimtl_kernels.triton.streams import load, store
 
 
 @triton.jit
-def _convolve(x, weight, bias, t, d, valid, dim, x_step, WIDTH: tl.constexpr,
+def _load_shifted(x, o_t, o_dim, valid, dim, s_x_step, K: tl.constexpr, WIDTH: tl.constexpr,
+                  REVERSE: tl.constexpr):  # fmt: skip
+    """What the weight of column K is multiplied by: x some steps before, or with REVERSE after."""
+    o_source = o_t + (WIDTH - 1 - K if REVERSE else K - (WIDTH - 1))
+    m = (o_source >= 0) & (o_source < valid) & (o_dim < dim)
+    return load(x + o_source.to(tl.int64) * s_x_step, m)
+
+
+@triton.jit
+def _convolve(x, weight, bias, o_t, o_dim, valid, dim, s_x_step, WIDTH: tl.constexpr,
               REVERSE: tl.constexpr):  # fmt: skip
-    """bias + sum_k weight[k] x[t + shift_k] at steps t (rows) and channels d (columns)."""
-    mask = d < dim
-    total = (t * 0 + d * 0).to(tl.float32)
+    """bias + sum_k weight[k] x[t + shift_k] at steps o_t (rows) and channels o_dim (columns)."""
+    m_dim = o_dim < dim
+    b_sum = (o_t * 0 + o_dim * 0).to(tl.float32)
     if bias is not None:
-        total += tl.load(bias + d, mask=mask, other=0.0)
+        b_sum += tl.load(bias + o_dim, mask=m_dim, other=0.0)
     for k in tl.static_range(WIDTH):
-        source = t + (WIDTH - 1 - k if REVERSE else k - (WIDTH - 1))
-        live = (source >= 0) & (source < valid) & mask
-        x_k = tl.load(x + source.to(tl.int64) * x_step, mask=live, other=0.0).to(tl.float32)
-        total += tl.load(weight + d * WIDTH + k, mask=mask, other=0.0) * x_k
-    return total
+        b_x = _load_shifted(x, o_t, o_dim, valid, dim, s_x_step, k, WIDTH, REVERSE)
+        b_sum += tl.load(weight + o_dim * WIDTH + k, mask=m_dim, other=0.0) * b_x
+    return b_sum
 
 
 @triton.jit
@@ -36,25 +44,25 @@ def conv_forward(
     out,  # (batch, length, dim), contiguous; 0 past `lengths`
     length,
     dim,
-    x_batch,  # strides in elements
-    x_step,
+    s_x_batch,  # strides in elements
+    s_x_step,
     WIDTH: tl.constexpr,
     SILU: tl.constexpr,
     REVERSE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    t = tl.program_id(2) * ROWS + tl.arange(0, ROWS)[:, None]
-    valid = valid_steps(lengths, sample, length)
-    x += sample * x_batch + d
-    value = _convolve(x, weight, bias, t, d, valid, dim, x_step, WIDTH, REVERSE)
+    i_sample = tl.program_id(0).to(tl.int64)
+    o_dim = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    o_t = tl.program_id(2) * ROWS + tl.arange(0, ROWS)[:, None]
+    valid = valid_steps(lengths, i_sample, length)
+    x += i_sample * s_x_batch + o_dim
+    b_out = _convolve(x, weight, bias, o_t, o_dim, valid, dim, s_x_step, WIDTH, REVERSE)
     if SILU:
-        value = silu(value)
-    value = tl.where(t < valid, value, 0.0)
-    at = (sample * length + t) * dim + d
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=(t < length) & (d < dim))
+        b_out = silu(b_out)
+    b_out = tl.where(o_t < valid, b_out, 0.0)
+    o_out = (i_sample * length + o_t) * dim + o_dim
+    store(out + o_out, b_out, (o_t < length) & (o_dim < dim))
 
 
 @triton.jit
@@ -69,36 +77,35 @@ def conv_backward(
     dbias,  # (batch, tiles in time, dim) float32, or None
     length,
     dim,
-    dout_batch,
-    dout_step,
-    x_batch,
-    x_step,
+    s_dout_batch,
+    s_dout_step,
+    s_x_batch,
+    s_x_step,
     WIDTH: tl.constexpr,
     SILU: tl.constexpr,
     REVERSE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    d = channel[None, :]
-    t = tl.program_id(2) * ROWS + tl.arange(0, ROWS)[:, None]
-    valid = valid_steps(lengths, sample, length)
-    x += sample * x_batch + d
-    live = (t < valid) & (d < dim)
-    at = dout + sample * dout_batch + t.to(tl.int64) * dout_step + d
-    gradient = tl.load(at, mask=live, other=0.0).to(tl.float32)
+    i_sample = tl.program_id(0).to(tl.int64)
+    o_channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    o_dim = o_channel[None, :]
+    o_t = tl.program_id(2) * ROWS + tl.arange(0, ROWS)[:, None]
+    valid = valid_steps(lengths, i_sample, length)
+    x += i_sample * s_x_batch + o_dim
+    m_valid = (o_t < valid) & (o_dim < dim)
+    p_dout = dout + i_sample * s_dout_batch + o_t.to(tl.int64) * s_dout_step + o_dim
+    b_dvalue = load(p_dout, m_valid)
     if SILU:
-        value = _convolve(x, weight, bias, t, d, valid, dim, x_step, WIDTH, REVERSE)
-        _, slope = silu_and_derivative(value)
-        gradient = tl.where(live, gradient * slope, 0.0)
-    at = (sample * length + t) * dim + d
-    tl.store(dvalue + at, gradient, mask=(t < length) & (d < dim))
-    row = (sample * tl.num_programs(2) + tl.program_id(2)) * dim + channel
+        b_value = _convolve(x, weight, bias, o_t, o_dim, valid, dim, s_x_step, WIDTH, REVERSE)
+        _, b_slope = silu_and_derivative(b_value)
+        b_dvalue = tl.where(m_valid, b_dvalue * b_slope, 0.0)
+    o_dvalue = (i_sample * length + o_t) * dim + o_dim
+    tl.store(dvalue + o_dvalue, b_dvalue, mask=(o_t < length) & (o_dim < dim))
+    o_sums = (i_sample * tl.num_programs(2) + tl.program_id(2)) * dim + o_channel
+    m_channel = o_channel < dim
     for k in tl.static_range(WIDTH):
-        source = t + (WIDTH - 1 - k if REVERSE else k - (WIDTH - 1))
-        inside = (source >= 0) & (source < valid) & (d < dim)
-        x_k = tl.load(x + source.to(tl.int64) * x_step, mask=inside, other=0.0).to(tl.float32)
-        tl.store(dweight + row * WIDTH + k, tl.sum(gradient * x_k, axis=0), mask=channel < dim)
+        b_x = _load_shifted(x, o_t, o_dim, valid, dim, s_x_step, k, WIDTH, REVERSE)
+        tl.store(dweight + o_sums * WIDTH + k, tl.sum(b_dvalue * b_x, axis=0), mask=m_channel)
     if dbias is not None:
-        tl.store(dbias + row, tl.sum(gradient, axis=0), mask=channel < dim)
+        tl.store(dbias + o_sums, tl.sum(b_dvalue, axis=0), mask=m_channel)

@@ -18,13 +18,13 @@ from cmimtl_kernels.triton.conv import conv_backward, conv_forward
 from cmimtl_kernels.triton.scan_backward import scan_backward
 from cmimtl_kernels.triton.scan_backward_inputs import ROW
 from cmimtl_kernels.triton.scan_forward import scan_forward
-from cmimtl_kernels.triton.scan_segments import carry_over, segment_totals
+from cmimtl_kernels.triton.scan_segments import segment_carry, segment_summary
 
 # In the kernels where one lane has all states of a channel, it holds so many of them at a time.
 STATES = 32
 # Where the backward scan goes over (steps, channels), its tiles have so many steps.
 BACKWARD_ROWS = 4
-# A program that carries states from segment to segment has so many elements, and so many warps.
+# A program that goes from segment to segment with the carry has so many states, and so many warps.
 CARRY_BLOCK, CARRY_WARPS = 128, 4
 # A program of the convolution computes a tile of so many steps and channels.
 CONV_ROWS, CONV_BLOCK, CONV_WARPS = 32, 64, 4
@@ -79,11 +79,11 @@ def _forward(
     every = every or CHECKPOINT_EVERY
     processors, lanes = processors_of(delta), lanes_of(delta)
     warps = batch * ngroups * triton.cdiv(dim // ngroups, lanes)
-    segments, span = plan.segments(warps, steps, every, processors)
+    segments, chunks_per_segment = plan.segments(warps, steps, every, processors)
     if segments > 1:
-        initial = _entering(
+        initial = _carry(
             xs_in, delta, A, B, None, bias, lengths, initial, softplus, reverse, segments,
-            span * every,
+            chunks_per_segment * every,
         )  # fmt: skip
 
     def run(channels: int) -> None:
@@ -91,7 +91,7 @@ def _forward(
         scan_forward[(batch, ngroups * tiles, segments)](
             *_pair(xs_in), delta, A, B, C, _dense(D), *_pair(zs_in), bias, initial, lengths,
             *_pair(results), last, checkpoints if checkpoints.numel() else None, partial,
-            length, dim, dim // ngroups, tiles, every, span,
+            length, dim, dim // ngroups, tiles, every, chunks_per_segment,
             *_strides(xs_in), *delta.stride()[:2], *B.stride()[:3], *C.stride()[:3],
             *_strides(zs_in),
             N=dstate, STATES=states, CHANNELS=channels, CROSS=len(xs) == 2, SOFTPLUS=softplus,
@@ -107,11 +107,14 @@ def _forward(
     return [laid_out(x, out) for x, out in zip(xs, results, strict=True)], last, checkpoints
 
 
-def _entering(xs, delta, A, M, zs, bias, lengths, start, softplus, reverse, segments, span):
-    """The state that enters each segment of `span` steps, (batch, segments, dim, dstate).
+def _carry(
+    xs, delta, A, M, zs, bias, lengths, first_carry, softplus, reverse, segments,
+    steps_per_segment,
+):  # fmt: skip
+    """The carry into each segment of a scan, (batch, segments, dim, dstate).
 
-    M is B. With gates zs, M is C and xs are the gradients of the outputs; the result is then the
-    gradient of the state that enters each segment from its end.
+    M is B, and the carry is the state. With gates zs, M is C and xs are the gradients of the
+    outputs; the carry is then the gradient of the state, and enters each segment from its end.
     """
     batch, length, dim = xs[0].shape
     dstate, ngroups = A.shape[1], M.shape[2]
@@ -119,22 +122,22 @@ def _entering(xs, delta, A, M, zs, bias, lengths, start, softplus, reverse, segm
     gradient = zs is not None
     zs = zs if gradient else [None]
     tiles = triton.cdiv(dim // ngroups, lanes)
-    edges = delta.new_empty((batch, segments, dim, dstate), dtype=torch.float32)
-    sizes = delta.new_empty((batch, segments, dim), dtype=torch.float32)
+    carry = delta.new_empty((batch, segments, dim, dstate), dtype=torch.float32)
+    step_sums = delta.new_empty((batch, segments, dim), dtype=torch.float32)
     with _device_of(delta):
-        segment_totals[(batch, ngroups * tiles, segments)](
-            *_pair(xs), delta, A, M, *_pair(zs), bias, lengths, edges, sizes,
-            length, dim, dim // ngroups, tiles, span,
+        segment_summary[(batch, ngroups * tiles, segments)](
+            *_pair(xs), delta, A, M, *_pair(zs), bias, lengths, carry, step_sums,
+            length, dim, dim // ngroups, tiles, steps_per_segment,
             *_strides(xs), *delta.stride()[:2], *M.stride()[:3], *_strides(zs),
             N=dstate, STATES=min(4 * triton.cdiv(dstate, 4), STATES), CROSS=len(xs) == 2,
             SOFTPLUS=softplus, REVERSE=reverse, GRADIENT=gradient, LANES=lanes, num_warps=1,
             **COMPILER,
         )  # fmt: skip
-        carry_over[(batch, triton.cdiv(dim * dstate, CARRY_BLOCK))](
-            edges, sizes, A, start, dim, segments,
+        segment_carry[(batch, triton.cdiv(dim * dstate, CARRY_BLOCK))](
+            carry, step_sums, A, first_carry, dim, segments,
             N=dstate, GRADIENT=gradient, BLOCK=CARRY_BLOCK, num_warps=CARRY_WARPS, **COMPILER,
         )  # fmt: skip
-    return edges
+    return carry
 
 
 def selective_scan_bwd(
@@ -177,7 +180,8 @@ def _backward(
         raise ValueError("cmimtl_triton: checkpoint_every must be that of the forward pass, got 0")
     lanes = lanes_of(delta)
     tiles = triton.cdiv(dim // ngroups, lanes)
-    segments, span = plan.segments(batch * ngroups * tiles, steps, every, processors_of(delta))
+    processors = processors_of(delta)
+    segments, chunks_per_segment = plan.segments(batch * ngroups * tiles, steps, every, processors)
 
     def wide(*shape, fill=False) -> Tensor:
         make = torch.zeros if fill else torch.empty
@@ -188,8 +192,9 @@ def _backward(
     dzs = [_sequence_like(x, lengths) if gated else None for x in xs]
     outs = [_sequence_like(x, lengths) if recompute else None for x in xs]
     ddelta = _sequence_like(delta, lengths)
-    dend = _dense(dlast)
-    dbegin = wide(batch, segments, dim, dstate)
+    # The gradient of the state goes from the last segment to the first.
+    carry_in = _dense(dlast)
+    carry_out = wide(batch, segments, dim, dstate)
     # torch.sum adds up over samples, segments and tiles: its order is fixed.
     dA = wide(batch, segments, dim, dstate)
     dD, dbias = (None if x is None else wide(batch, segments, dim) for x in (D, bias))
@@ -202,16 +207,16 @@ def _backward(
         delta_in, A, B_in, C_in = _rows(delta), _dense(A), _rows(B), _rows(C)
         bias, lengths = _dense(bias), _dense(lengths)
         if segments > 1:
-            dend = _entering(
-                douts, delta_in, A, C_in, zs_in, bias, lengths, dend, softplus, reverse, segments,
-                span * every,
+            carry_in = _carry(
+                douts, delta_in, A, C_in, zs_in, bias, lengths, carry_in, softplus, reverse,
+                segments, chunks_per_segment * every,
             )  # fmt: skip
         with _device_of(delta):
             scan_backward[(batch, ngroups * tiles, segments)](
                 *_pair(xs_in), delta_in, A, B_in, C_in, _dense(D), *_pair(zs_in), bias, lengths,
-                checkpoints, *_pair(douts), *_pair(dxs), ddelta, *_pair(dzs), *_pair(outs), dend,
-                dbegin, dA, dD, dbias, dBC, scratch,
-                length, dim, dim // ngroups, tiles, every, span, rows,
+                checkpoints, *_pair(douts), *_pair(dxs), ddelta, *_pair(dzs), *_pair(outs),
+                carry_in, carry_out, dA, dD, dbias, dBC, scratch,
+                length, dim, dim // ngroups, tiles, every, chunks_per_segment, rows,
                 *_strides(xs_in), *delta_in.stride()[:2], *B_in.stride()[:3], *C_in.stride()[:3],
                 *_strides(zs_in), *_strides(douts),
                 N=dstate, CROSS=len(xs) == 2, SOFTPLUS=softplus, REVERSE=reverse,
@@ -231,7 +236,7 @@ def _backward(
         [laid_out(x, g) if gated else nothing.clone() for x, g in zip(zs, dzs, strict=True)],
         (
             nothing_wide.clone() if dbias is None else dbias.sum((0, 1)),
-            nothing_wide.clone() if initial is None else dbegin[:, 0].contiguous(),
+            nothing_wide.clone() if initial is None else carry_out[:, 0].contiguous(),
         ),
         [
             laid_out(x, out) if recompute else nothing.clone()

@@ -67,7 +67,7 @@ def softplus_and_derivative(x):
 
 @triton.jit
 def step_size(delta, bias, SOFTPLUS: tl.constexpr):
-    """The size d of one step: softplus(delta + bias), both optional; bias may be None."""
+    """The step size d = softplus(delta + bias), both optional; bias may be None."""
     if bias is not None:
         delta = delta + bias
     if SOFTPLUS:
@@ -76,9 +76,15 @@ def step_size(delta, bias, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def valid_steps(lengths, sample, length):
+def next_state(h, A, step_size, scaled_x, B):
+    """exp(d A) h + d x B, of one state. A comes times log2(e), and d x as `scaled_x`."""
+    return tl.exp2(step_size * A) * h + scaled_x * B
+
+
+@triton.jit
+def valid_steps(lengths, i_sample, length):
     """The number of valid steps of a sample, clamped to [0, length]; lengths may be None."""
     valid = length
     if lengths is not None:
-        valid = tl.minimum(tl.maximum(tl.load(lengths + sample), 0), length).to(tl.int32)
+        valid = tl.minimum(tl.maximum(tl.load(lengths + i_sample), 0), length).to(tl.int32)
     return valid

@@ -27,8 +27,8 @@ def segments(warps: int, steps: int, every: int, processors: int) -> tuple[int, 
     most = min(BUSY_WARPS * processors // max(1, warps), steps // FEWEST_STEPS)
     if most < FEWEST_SEGMENTS:
         return 1, chunks
-    span = -(-chunks // most)
-    return -(-chunks // span), span
+    chunks_per_segment = -(-chunks // most)
+    return -(-chunks // chunks_per_segment), chunks_per_segment
 
 
 def channels(warps: int, processors: int) -> int:

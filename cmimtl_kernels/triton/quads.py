@@ -7,60 +7,56 @@ no selecting. The states of lane l are state 4 (l % 4) and the three after it.
 import triton
 import triton.language as tl
 
-from cmimtl_kernels.triton.lanes import load_four, store_four
+from cmimtl_kernels.triton.lanes import join_four, load_four, split_four, store_four
 
 
 @triton.jit
-def _place(pointer, slot, origin, first, dim_per_group, N: tl.constexpr, lane):
-    """Where the four states of a slot are: -> (pointer to the first, mask (LANES, 4))."""
-    channel = origin + lane // 4 * 4 + ((lane ^ slot) & 3)
-    n = first + lane % 4 * 4
-    live = (channel < dim_per_group)[:, None] & (n[:, None] + tl.arange(0, 4)[None, :] < N)
+def _four_states(p, slot, first_channel, first_state, dim_per_group, N: tl.constexpr, o_lane):
+    """Where the four states of a slot are: -> (pointer to the first, mask [LANES, 4])."""
+    o_channel = first_channel + o_lane // 4 * 4 + ((o_lane ^ slot) & 3)
+    o_n = first_state + o_lane % 4 * 4
+    m = (o_channel < dim_per_group)[:, None] & (o_n[:, None] + tl.arange(0, 4)[None, :] < N)
     if N % 16 == 0:
-        live = (channel < dim_per_group)[:, None]
-    return pointer + channel.to(tl.int64) * N + n, live
+        m = (o_channel < dim_per_group)[:, None]
+    return p + o_channel.to(tl.int64) * N + o_n, m
 
 
 @triton.jit
-def load_states(pointer, origin, first, dim_per_group, N: tl.constexpr, lane):
-    """Load each lane's 16 states, slot by slot, from (dim_per_group, N) at `pointer`."""
-    states = ()
+def load_states(p, first_channel, first_state, dim_per_group, N: tl.constexpr, o_lane):
+    """Load each lane's 16 states, slot by slot, from (dim_per_group, N) at p."""
+    b = ()
     for slot in tl.static_range(4):
-        at, live = _place(pointer, slot, origin, first, dim_per_group, N, lane)
-        states = states + load_four(at, live)
-    return states
+        p_four, m = _four_states(p, slot, first_channel, first_state, dim_per_group, N, o_lane)
+        b = b + load_four(p_four, m)
+    return b
 
 
 @triton.jit
-def store_states(pointer, states, origin, first, dim_per_group, N: tl.constexpr, lane):
+def store_states(p, b, first_channel, first_state, dim_per_group, N: tl.constexpr, o_lane):
     """The inverse of `load_states`."""
     for slot in tl.static_range(4):
-        at, live = _place(pointer, slot, origin, first, dim_per_group, N, lane)
-        store_four(
-            at, states[4 * slot], states[4 * slot + 1], states[4 * slot + 2],
-            states[4 * slot + 3], live,
-        )  # fmt: skip
+        p_four, m = _four_states(p, slot, first_channel, first_state, dim_per_group, N, o_lane)
+        store_four(p_four, b[4 * slot : 4 * slot + 4], m)
 
 
 @triton.jit
-def store_quads(row, x, inside):
+def store_quads(p_row, b, m_step):
     """Store each lane's four channels in the order of its slots.
 
-    row: (ROWS, 1); x: (ROWS, LANES).
+    p_row: [ROWS, 1]; b: [ROWS, LANES]; m_step: [ROWS, 1], whether the step exists.
     """
-    ROWS: tl.constexpr = x.shape[0]
-    LANES: tl.constexpr = x.shape[1]
-    even, odd = tl.split(tl.reshape(x, [ROWS, LANES // 4, 2, 2]))
-    q0, q2 = tl.split(even)
-    q1, q3 = tl.split(odd)
+    ROWS: tl.constexpr = b.shape[0]
+    LANES: tl.constexpr = b.shape[1]
+    b_0, b_1, b_2, b_3 = split_four(tl.reshape(b, [ROWS, LANES // 4, 2, 2]))
     # Lanes 2 and 3 have the halves of lanes 0 and 1, which are in registers already.
-    lane = row[:, :, None] + tl.arange(0, LANES // 4)[None, :, None] * 16
-    four = lane + tl.arange(0, 4)[None, None, :]
-    two = lane + tl.arange(0, 2)[None, None, :]
-    tl.store(four, tl.reshape(tl.join(tl.join(q0, q2), tl.join(q1, q3)), [ROWS, LANES // 4, 4]))
-    tl.store(two + 8, tl.join(q2, q3), mask=inside[:, :, None])
-    tl.store(two + 10, tl.join(q0, q1), mask=inside[:, :, None])
-    four += 4
-    tl.store(four, tl.reshape(tl.join(tl.join(q1, q3), tl.join(q0, q2)), [ROWS, LANES // 4, 4]))
-    tl.store(two + 12, tl.join(q3, q2), mask=inside[:, :, None])
-    tl.store(two + 14, tl.join(q1, q0), mask=inside[:, :, None])
+    p_lane = p_row[:, :, None] + tl.arange(0, LANES // 4)[None, :, None] * 16
+    p_four = p_lane + tl.arange(0, 4)[None, None, :]
+    p_two = p_lane + tl.arange(0, 2)[None, None, :]
+    m = m_step[:, :, None]
+    tl.store(p_four, tl.reshape(join_four(b_0, b_1, b_2, b_3), [ROWS, LANES // 4, 4]))
+    tl.store(p_two + 8, tl.join(b_2, b_3), mask=m)
+    tl.store(p_two + 10, tl.join(b_0, b_1), mask=m)
+    p_four += 4
+    tl.store(p_four, tl.reshape(join_four(b_1, b_0, b_3, b_2), [ROWS, LANES // 4, 4]))
+    tl.store(p_two + 12, tl.join(b_3, b_2), mask=m)
+    tl.store(p_two + 14, tl.join(b_1, b_0), mask=m)

@@ -4,7 +4,7 @@ The first goes from the inputs to the scratch, the last from the scratch to the 
 inputs. `scan_backward` has the equations.
 
 Pointers to inputs and results point to the sample and the channels of the program; their shape is
-(1, LANES). Row i of the scratch is step i of the chunk, in the order of the recurrence.
+[1, LANES]. Row i of the scratch is step i of the chunk, in the order of the recurrence.
 """
 
 import triton
@@ -12,241 +12,172 @@ import triton.language as tl
 
 from cmimtl_kernels.triton.math import silu, silu_and_derivative, softplus_and_derivative
 from cmimtl_kernels.triton.quads import store_quads
+from cmimtl_kernels.triton.streams import (
+    add_gradient,
+    load,
+    load_pair,
+    move,
+    product,
+    store,
+    token,
+)
 
 # A row of the scratch holds one step in float32. The offsets below are in units of LANES. A row has
 # three quads (one value for each of a lane's four channels, in the order of its slots), four quads
 # of states (one for each slot), and five single values of a channel.
-SIZE = tl.constexpr(0)  # d
-SIZE_X = tl.constexpr(4)  # d x
+STEP_SIZE = tl.constexpr(0)  # d
+SCALED_X = tl.constexpr(4)  # d x
 DY = tl.constexpr(8)
 STATE = tl.constexpr(12)  # h before the step
 Y = tl.constexpr(28)  # sum_n C h
-DH_B = tl.constexpr(29)  # sum_n dh B
-DSIZE = tl.constexpr(30)  # sum_n A g h
+DSTATE_B = tl.constexpr(29)  # sum_n dstate B
+DSTEP_SIZE = tl.constexpr(30)  # sum_n A carry h, of the step size's gradient
 SLOPE = tl.constexpr(31)  # the derivative of softplus
 ROW = tl.constexpr(32)
 
 
 @triton.jit
 def prepare_steps(
-    x0,
-    x1,
-    delta,
-    dout0,
-    dout1,
-    z0,
-    z1,
-    shift,  # the bias of delta, (1, LANES), or None
-    scratch,
-    first_pair,  # the chunk's first step of x0, in the order of the recurrence
-    pairs,  # how many steps of x0 the chunk has
-    valid,  # how many steps of x0 the sample has
-    mask,  # (LANES,): whether the channel exists
-    lane,
-    x0_step,
-    x1_step,
-    delta_step,
-    dout0_step,
-    dout1_step,
-    z0_step,
-    z1_step,
-    CROSS: tl.constexpr,
+    p_x,
+    p_delta,
+    p_dout,
+    p_z,
+    b_bias,  # of delta, [1, LANES], or None
+    p_scratch,
+    first_pair,  # the chunk's first pair, in the order of the recurrence
+    pairs,  # how many pairs the chunk has
+    valid,  # how many pairs the sample has
+    m_channel,  # [LANES]: whether the channel exists
+    o_lane,
+    s_x,
+    s_delta_step,
+    s_dout,
+    s_z,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """Stage 1: write d, d x, dy and the derivative of softplus to the scratch."""
-    PER: tl.constexpr = 2 if CROSS else 1
-    ahead = -ROWS if REVERSE else ROWS  # from one tile of steps to the next
-    r = tl.arange(0, ROWS)[:, None]
-    q = first_pair + r
-    step = (valid - 1 - q if REVERSE else q).to(tl.int64)
-    at_x0 = x0 + step * x0_step
-    at_delta = delta + step * PER * delta_step
-    at_dout0 = dout0 + step * dout0_step
-    if CROSS:
-        at_x1 = x1 + step * x1_step
-        at_dout1 = dout1 + step * dout1_step
-    if z0 is not None:
-        at_z0 = z0 + step * z0_step
-        if CROSS:
-            at_z1 = z1 + step * z1_step
-    line = scratch + r * (PER * ROW * LANES)
+    TOKENS: tl.constexpr = len(p_x)  # of a pair
+    direction = -ROWS if REVERSE else ROWS  # from one tile of steps to the next
+    o_row = tl.arange(0, ROWS)[:, None]
+    o_pair = first_pair + o_row
+    o_t = (valid - 1 - o_pair if REVERSE else o_pair).to(tl.int64)
+    p_x = move(p_x, o_t, s_x)
+    p_delta += o_t * TOKENS * s_delta_step
+    p_dout = move(p_dout, o_t, s_dout)
+    p_z = move(p_z, o_t, s_z)
+    p_rows = p_scratch + o_row * (TOKENS * ROW * LANES)
     for begin in range(0, pairs, ROWS):
-        inside = r < pairs - begin
-        live = inside & mask[None, :]
-        stream0 = tl.load(at_x0, mask=live, other=0.0).to(tl.float32)
-        if CROSS:
-            stream1 = tl.load(at_x1, mask=live, other=0.0).to(tl.float32)
-        if z0 is not None:
-            gate = tl.load(at_z0, mask=live, other=0.0).to(tl.float32)
-            if CROSS:
-                gate *= tl.load(at_z1, mask=live, other=0.0).to(tl.float32)
-            gate = silu(gate)
-        for which in tl.static_range(PER):
-            if CROSS and which == 1:
-                x = stream0 + stream1
-                dy = tl.load(at_dout1, mask=live, other=0.0).to(tl.float32)
-            elif CROSS:
-                x = stream0 * stream1
-                dy = tl.load(at_dout0, mask=live, other=0.0).to(tl.float32)
-            else:
-                x = stream0
-                dy = tl.load(at_dout0, mask=live, other=0.0).to(tl.float32)
-            if z0 is not None:
-                dy *= gate
-            size = tl.load(at_delta + which * delta_step, mask=live, other=0.0).to(tl.float32)
-            if shift is not None:
-                size += shift
-            row = line + (PER - 1 - which if REVERSE else which) * (ROW * LANES)
+        m_pair = o_row < pairs - begin
+        m = m_pair & m_channel[None, :]
+        b_pair = load_pair(p_x, m)
+        if len(p_z) > 0:
+            b_gate = silu(product(load_pair(p_z, m)))
+        for i in tl.static_range(TOKENS):
+            b_x = token(b_pair, SUM=i == 1)
+            b_dy = load(p_dout[i], m)
+            if len(p_z) > 0:
+                b_dy *= b_gate
+            b_step_size = load(p_delta + i * s_delta_step, m)
+            if b_bias is not None:
+                b_step_size += b_bias
+            p_row = p_rows + (TOKENS - 1 - i if REVERSE else i) * (ROW * LANES)
             if SOFTPLUS:
-                size, slope = softplus_and_derivative(size)
-                tl.store(row + lane[None, :] + SLOPE * LANES, slope)
-            store_quads(row + SIZE * LANES, size, inside)
-            store_quads(row + SIZE_X * LANES, size * x, inside)
-            store_quads(row + DY * LANES, dy, inside)
-        at_x0 += ahead * x0_step
-        at_delta += ahead * PER * delta_step
-        at_dout0 += ahead * dout0_step
-        if CROSS:
-            at_x1 += ahead * x1_step
-            at_dout1 += ahead * dout1_step
-        if z0 is not None:
-            at_z0 += ahead * z0_step
-            if CROSS:
-                at_z1 += ahead * z1_step
-        line += ROWS * PER * ROW * LANES
+                b_step_size, b_slope = softplus_and_derivative(b_step_size)
+                tl.store(p_row + o_lane[None, :] + SLOPE * LANES, b_slope)
+            store_quads(p_row + STEP_SIZE * LANES, b_step_size, m_pair)
+            store_quads(p_row + SCALED_X * LANES, b_step_size * b_x, m_pair)
+            store_quads(p_row + DY * LANES, b_dy, m_pair)
+        p_x = move(p_x, direction, s_x)
+        p_delta += direction * TOKENS * s_delta_step
+        p_dout = move(p_dout, direction, s_dout)
+        p_z = move(p_z, direction, s_z)
+        p_rows += ROWS * TOKENS * ROW * LANES
 
 
 @triton.jit
 def finish_steps(
-    x0,
-    x1,
-    dout0,
-    dout1,
-    z0,
-    z1,
-    skip,  # D, (1, LANES)
-    dx0,
-    dx1,
-    ddelta,
-    dz0,
-    dz1,
-    out0,
-    out1,
-    sum_D,  # (ROWS, LANES): sums so far
-    sum_bias,
-    scratch,
+    p_x,
+    p_dout,
+    p_z,
+    p_dx,
+    p_ddelta,
+    p_dz,
+    p_out,
+    b_D,  # [1, LANES]; 0 without D
+    b_dD,  # [ROWS, LANES]: sums so far
+    b_dbias,
+    p_scratch,
     first_pair,  # this and the following are as in prepare_steps
     pairs,
     valid,
-    mask,
-    lane,
+    m_channel,
+    o_lane,
     dim,
-    x0_step,
-    x1_step,
-    dout0_step,
-    dout1_step,
-    z0_step,
-    z1_step,
-    CROSS: tl.constexpr,
+    s_x,
+    s_dout,
+    s_z,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Stage 4: write the gradients of the inputs, and the output again. -> (sum_D, sum_bias)."""
-    PER: tl.constexpr = 2 if CROSS else 1
-    ahead = -ROWS if REVERSE else ROWS  # from one tile of steps to the next
-    r = tl.arange(0, ROWS)[:, None]
-    q = first_pair + r
-    step = (valid - 1 - q if REVERSE else q).to(tl.int64)
-    at_x0 = x0 + step * x0_step
-    at_dout0 = dout0 + step * dout0_step
-    own = step * dim
-    if CROSS:
-        at_x1 = x1 + step * x1_step
-        at_dout1 = dout1 + step * dout1_step
-    if z0 is not None:
-        at_z0 = z0 + step * z0_step
-        if CROSS:
-            at_z1 = z1 + step * z1_step
-    line = scratch + r * (PER * ROW * LANES)
+    """Stage 4: write the gradients of the inputs, and the output again. -> (b_dD, b_dbias)."""
+    TOKENS: tl.constexpr = len(p_x)  # of a pair
+    direction = -ROWS if REVERSE else ROWS  # from one tile of steps to the next
+    o_row = tl.arange(0, ROWS)[:, None]
+    o_pair = first_pair + o_row
+    o_t = (valid - 1 - o_pair if REVERSE else o_pair).to(tl.int64)
+    p_x = move(p_x, o_t, s_x)
+    p_dout = move(p_dout, o_t, s_dout)
+    o_result = o_t * dim
+    p_z = move(p_z, o_t, s_z)
+    p_rows = p_scratch + o_row * (TOKENS * ROW * LANES)
     for begin in range(0, pairs, ROWS):
-        live = (r < pairs - begin) & mask[None, :]
-        stream0 = tl.load(at_x0, mask=live, other=0.0).to(tl.float32)
-        if CROSS:
-            stream1 = tl.load(at_x1, mask=live, other=0.0).to(tl.float32)
-        gate = 1.0
-        if z0 is not None:
-            gate0 = tl.load(at_z0, mask=live, other=0.0).to(tl.float32)
-            if CROSS:
-                gate1 = tl.load(at_z1, mask=live, other=0.0).to(tl.float32)
-                gate, slope_of_gate = silu_and_derivative(gate0 * gate1)
-            else:
-                gate, slope_of_gate = silu_and_derivative(gate0)
-        dstream0 = tl.zeros([ROWS, LANES], dtype=tl.float32)
-        dstream1 = tl.zeros([ROWS, LANES], dtype=tl.float32)
-        dgate = tl.zeros([ROWS, LANES], dtype=tl.float32)
-        for which in tl.static_range(PER):
-            if CROSS and which == 1:
-                x = stream0 + stream1
-                dout = tl.load(at_dout1, mask=live, other=0.0).to(tl.float32)
-            elif CROSS:
-                x = stream0 * stream1
-                dout = tl.load(at_dout0, mask=live, other=0.0).to(tl.float32)
-            else:
-                x = stream0
-                dout = tl.load(at_dout0, mask=live, other=0.0).to(tl.float32)
-            # Lanes that are not live may hold anything here. Sums and stores leave them out.
-            row = line + (PER - 1 - which if REVERSE else which) * (ROW * LANES)
-            single = row + lane[None, :]
-            quad = row + (lane // 4 * 16 + lane % 4)[None, :]
-            size = tl.load(quad + SIZE * LANES)
-            dy = tl.load(quad + DY * LANES)
-            y = tl.load(single + Y * LANES) + skip * x
-            dh_B = tl.load(single + DH_B * LANES)
-            dsize = tl.load(single + DSIZE * LANES) + dh_B * x
+        m = (o_row < pairs - begin) & m_channel[None, :]
+        b_pair = load_pair(p_x, m)
+        b_z = load_pair(p_z, m)
+        b_gate = 1.0
+        if len(p_z) > 0:
+            b_gate, b_gate_slope = silu_and_derivative(product(b_z))
+        b_dpair = (tl.zeros([ROWS, LANES], dtype=tl.float32),) * TOKENS
+        b_dgate = tl.zeros([ROWS, LANES], dtype=tl.float32)
+        for i in tl.static_range(TOKENS):
+            b_x = token(b_pair, SUM=i == 1)
+            b_dout = load(p_dout[i], m)
+            # Lanes that are masked may hold anything here. Sums and stores leave them out.
+            p_row = p_rows + (TOKENS - 1 - i if REVERSE else i) * (ROW * LANES)
+            p_single = p_row + o_lane[None, :]
+            p_quad = p_row + (o_lane // 4 * 16 + o_lane % 4)[None, :]
+            b_step_size = tl.load(p_quad + STEP_SIZE * LANES)
+            b_dy = tl.load(p_quad + DY * LANES)
+            b_y = tl.load(p_single + Y * LANES) + b_D * b_x
+            b_dstate_B = tl.load(p_single + DSTATE_B * LANES)
+            b_ddelta = tl.load(p_single + DSTEP_SIZE * LANES) + b_dstate_B * b_x
             if SOFTPLUS:
-                dsize *= tl.load(single + SLOPE * LANES)
-            tl.store(ddelta + own * PER + which * dim, dsize.to(ddelta.dtype.element_ty), mask=live)
-            sum_bias += tl.where(live, dsize, 0.0)
-            sum_D += dy * x
-            dgate += dout * y
-            dx = dh_B * size + skip * dy
-            if CROSS and which == 1:
-                dstream0 += dx
-                dstream1 += dx
-            elif CROSS:
-                dstream0 += stream1 * dx
-                dstream1 += stream0 * dx
+                b_ddelta *= tl.load(p_single + SLOPE * LANES)
+            store(p_ddelta + o_result * TOKENS + i * dim, b_ddelta, m)
+            b_dbias += tl.where(m, b_ddelta, 0.0)
+            b_dD += b_dy * b_x
+            b_dgate += b_dout * b_y
+            b_dx = b_dstate_B * b_step_size + b_D * b_dy
+            b_dpair = add_gradient(b_dpair, b_pair, b_dx, SUM=i == 1)
+            if len(p_out) > 0:
+                store(p_out[i] + o_result, b_y * b_gate, m)
+        for i in tl.static_range(TOKENS):
+            store(p_dx[i] + o_result, b_dpair[i], m)
+        if len(p_z) > 0:
+            b_dgate *= b_gate_slope
+            if TOKENS == 2:
+                store(p_dz[0] + o_result, b_dgate * b_z[1], m)
+                store(p_dz[1] + o_result, b_dgate * b_z[0], m)
             else:
-                dstream0 = dx
-            if out0 is not None:
-                if CROSS and which == 1:
-                    tl.store(out1 + own, (y * gate).to(out1.dtype.element_ty), mask=live)
-                else:
-                    tl.store(out0 + own, (y * gate).to(out0.dtype.element_ty), mask=live)
-        tl.store(dx0 + own, dstream0.to(dx0.dtype.element_ty), mask=live)
-        if CROSS:
-            tl.store(dx1 + own, dstream1.to(dx1.dtype.element_ty), mask=live)
-        if z0 is not None:
-            dgate *= slope_of_gate
-            if CROSS:
-                tl.store(dz0 + own, (dgate * gate1).to(dz0.dtype.element_ty), mask=live)
-                tl.store(dz1 + own, (dgate * gate0).to(dz1.dtype.element_ty), mask=live)
-            else:
-                tl.store(dz0 + own, dgate.to(dz0.dtype.element_ty), mask=live)
-        at_x0 += ahead * x0_step
-        at_dout0 += ahead * dout0_step
-        own += ahead * dim
-        if CROSS:
-            at_x1 += ahead * x1_step
-            at_dout1 += ahead * dout1_step
-        if z0 is not None:
-            at_z0 += ahead * z0_step
-            if CROSS:
-                at_z1 += ahead * z1_step
-        line += ROWS * PER * ROW * LANES
-    return sum_D, sum_bias
+                store(p_dz[0] + o_result, b_dgate, m)
+        p_x = move(p_x, direction, s_x)
+        p_dout = move(p_dout, direction, s_dout)
+        o_result += direction * dim
+        p_z = move(p_z, direction, s_z)
+        p_rows += ROWS * TOKENS * ROW * LANES
+    return b_dD, b_dbias

@@ -1,10 +1,13 @@
-"""The scans split over time: segments are computed side by side, once their first state is known.
+"""The scans split over time: segments are computed side by side, once their carry is known.
 
-The recurrence of the state and that of its gradient are linear. So a segment does two things to the
-value that enters it: it multiplies the value by exp(A sum d), and it adds what a scan of its own
-inputs gives that starts from 0. `segment_totals` computes both for all segments at once, and
-`carry_over` goes from segment to segment with them. Then the scans run, with the state, or its
-gradient, that enters each segment. The order is fixed, so the bits are the same on every run.
+The carry is the state that goes from one segment to the next, or in the backward scan the gradient
+of the state, which goes from the last segment to the first. Both recurrences are linear. So a
+segment does two things to the carry that enters it: it multiplies it by exp(A sum d), and it adds
+what a scan of its own inputs gives that starts from 0. The two are the segment's summary.
+
+`segment_summary` computes it for all segments at once, and `segment_carry` goes from segment to
+segment with it. Then the scans run, each segment from its carry. The order is fixed, so the bits
+are the same on every run.
 """
 
 # ruff: noqa: RUF005 - Triton compiles `a + (b,)`, but no `(*a, b)`.
@@ -12,173 +15,173 @@ gradient, that enters each segment. The order is fixed, so the bits are the same
 import triton
 import triton.language as tl
 
-from cmimtl_kernels.triton.lanes import load_four, no_states, store_four
-from cmimtl_kernels.triton.math import LOG2E, silu, step_size, valid_steps
+from cmimtl_kernels.triton.lanes import load_four, load_states, no_states, scaled, store_states
+from cmimtl_kernels.triton.math import LOG2E, next_state, silu, step_size, valid_steps
+from cmimtl_kernels.triton.streams import load, load_pair, move, pointers, product, token
 
 
 @triton.jit
-def segment_totals(
+def _summarize_step(
+    b_h, b_step_sum, b_A, b_pair, b_gate, b_bias, p_delta, p_M, m_channel, o_n, s_delta_step,
+    s_M_step, N: tl.constexpr, STATES: tl.constexpr, SUM: tl.constexpr, SOFTPLUS: tl.constexpr,
+    GRADIENT: tl.constexpr,
+):  # fmt: skip
+    """One step of either recurrence, without a carry. -> (the new h, the sum of step sizes).
+
+    h is the state, and with GRADIENT its gradient.
+    """
+    if SUM:  # the second token in memory
+        p_delta += s_delta_step
+        p_M += s_M_step
+    b_step_size = step_size(load(p_delta, m_channel), b_bias, SOFTPLUS)
+    b_step_sum += b_step_size
+    if GRADIENT:
+        b_x = b_pair[1] if SUM else b_pair[0]
+        if b_gate is not None:
+            b_x *= b_gate
+    else:
+        b_x = token(b_pair, SUM) * b_step_size
+    b_new = ()
+    for q in tl.static_range(0, STATES, 4):
+        b_M = load_four(p_M + q, None if N % STATES == 0 else o_n + q < N)
+        for i in tl.static_range(4):
+            if GRADIENT:
+                b_decay = tl.exp2(b_step_size * b_A[q + i])
+                b_new = b_new + (b_decay * (b_h[q + i] + b_x * b_M[i]),)
+            else:
+                b_new = b_new + (next_state(b_h[q + i], b_A[q + i], b_step_size, b_x, b_M[i]),)
+    return b_new, b_step_sum
+
+
+@triton.jit
+def segment_summary(
     x0,  # (batch, length, dim): u or v; with GRADIENT the gradient of out or out_v
     x1,  # None, or t; with GRADIENT the gradient of out_t
     delta,  # (batch, steps, dim)
     A,  # (dim, N), contiguous
-    M,  # (batch, steps, ngroups, N): B, with GRADIENT C
+    M,  # (batch, steps, ngroups, N): the map B, with GRADIENT C
     z0,  # (batch, length, dim): with GRADIENT the gates, or None
     z1,
     bias,  # (dim,) or None
     lengths,  # (batch,) int64 or None
-    edges,  # (batch, segments, dim, N): what each segment adds
-    sizes,  # (batch, segments, dim): the sum of d over each segment
+    carry,  # (batch, segments, dim, N): what each segment adds to the carry
+    step_sums,  # (batch, segments, dim): the sum of the step sizes of each segment
     length,
     dim,
     dim_per_group,
     tiles_per_group,
-    span,  # number of steps of a segment; a multiple of 2 in the cross scan
-    x0_batch,  # strides in elements
-    x0_step,
-    x1_batch,
-    x1_step,
-    delta_batch,
-    delta_step,
-    M_batch,
-    M_step,
-    M_group,
-    z0_batch,
-    z0_step,
-    z1_batch,
-    z1_step,
+    steps_per_segment,  # a multiple of 2 in the cross scan
+    s_x0_batch,  # strides in elements
+    s_x0_step,
+    s_x1_batch,
+    s_x1_step,
+    s_delta_batch,
+    s_delta_step,
+    s_M_batch,
+    s_M_step,
+    s_M_group,
+    s_z0_batch,
+    s_z0_step,
+    s_z1_batch,
+    s_z1_step,
     N: tl.constexpr,
     STATES: tl.constexpr,  # as in scan_forward
     CROSS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
-    # Whether the recurrence is g_{t-1} = exp(d A) (g_t + C dy), from the last step to the first.
+    # Whether the recurrence is that of the gradient, from the last step to the first:
+    # carry_{t-1} = exp(d A) (carry_t + C dy).
     GRADIENT: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    PER: tl.constexpr = 2 if CROSS else 1
+    TOKENS: tl.constexpr = 2 if CROSS else 1  # of a pair
     BACKWARDS: tl.constexpr = REVERSE != GRADIENT  # whether it goes back in time
-    sample = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
-    segment = tl.program_id(2)
-    group = tile // tiles_per_group
-    lane = tl.arange(0, LANES)
-    channel = tile % tiles_per_group * LANES + lane
-    mask = channel < dim_per_group
-    d = group * dim_per_group + channel
-    valid = valid_steps(lengths, sample, length)
-    group = group.to(tl.int64)
-    shift = None
+    i_sample = tl.program_id(0).to(tl.int64)
+    i_tile = tl.program_id(1)
+    i_segment = tl.program_id(2)
+    i_group = i_tile // tiles_per_group
+    o_lane = tl.arange(0, LANES)
+    o_channel = i_tile % tiles_per_group * LANES + o_lane
+    m_channel = o_channel < dim_per_group
+    o_dim = i_group * dim_per_group + o_channel
+    valid = valid_steps(lengths, i_sample, length)
+    i_group = i_group.to(tl.int64)
+    b_bias = None
     if bias is not None:
-        shift = tl.load(bias + d, mask=mask, other=0.0)
+        b_bias = tl.load(bias + o_dim, mask=m_channel, other=0.0)
 
-    begin = segment * (span // PER)
-    count = tl.minimum(span // PER, valid - begin)
+    # The segment's pair that is processed first, and how many it has.
+    first_pair = i_segment * (steps_per_segment // TOKENS)
+    pairs = tl.minimum(steps_per_segment // TOKENS, valid - first_pair)
     if GRADIENT:
-        begin += tl.maximum(count, 1) - 1
-    step = (valid - 1 - begin if REVERSE else begin).to(tl.int64)
-    ahead = -1 if BACKWARDS else 1
-    x0 += sample * x0_batch + step * x0_step + d
-    delta += sample * delta_batch + step * PER * delta_step + d
-    M += sample * M_batch + group * M_group + step * PER * M_step + lane * 0
-    if CROSS:
-        x1 += sample * x1_batch + step * x1_step + d
-    if z0 is not None:
-        z0 += sample * z0_batch + step * z0_step + d
-        if CROSS:
-            z1 += sample * z1_batch + step * z1_step + d
-    of_segment = sample * tl.num_programs(2) + segment
+        first_pair += tl.maximum(pairs, 1) - 1
+    t = (valid - 1 - first_pair if REVERSE else first_pair).to(tl.int64)
+    direction = -1 if BACKWARDS else 1
+    first_x = pointers(
+        x0, x1, i_sample * s_x0_batch + t * s_x0_step + o_dim,
+        i_sample * s_x1_batch + t * s_x1_step + o_dim,
+    )  # fmt: skip
+    first_z = pointers(
+        z0, z1, i_sample * s_z0_batch + t * s_z0_step + o_dim,
+        i_sample * s_z1_batch + t * s_z1_step + o_dim,
+    )  # fmt: skip
+    delta += i_sample * s_delta_batch + t * TOKENS * s_delta_step + o_dim
+    M += i_sample * s_M_batch + i_group * s_M_group + t * TOKENS * s_M_step + o_lane * 0
+    s_x, s_z = (s_x0_step, s_x1_step), (s_z0_step, s_z1_step)
+    o_segment = i_sample * tl.num_programs(2) + i_segment
 
-    for first_state in range(0, N, STATES):
-        first = tl.multiple_of(tl.cast(first_state, tl.int32), 4)  # the interpreter has an int here
-        n = first + tl.arange(0, 4)[None, :] + (lane * 0)[:, None]
-        a = ()
-        for q in tl.static_range(0, STATES, 4):
-            live = mask[:, None] & (n + q < N)
-            a = a + load_four(A + d.to(tl.int64) * N + first + q, live)
-        for i in tl.static_range(STATES):
-            a = a[:i] + (a[i] * LOG2E,) + a[i + 1 :]
-        h = no_states(STATES, LANES)
-        size_sum = tl.zeros([LANES], dtype=tl.float32)
-        at_x0, at_x1, at_z0, at_z1, at_delta, at_M = x0, x1, z0, z1, delta, M + first
-        for _ in range(0, count):
-            value0 = tl.load(at_x0, mask=mask, other=0.0).to(tl.float32)
-            if CROSS:
-                value1 = tl.load(at_x1, mask=mask, other=0.0).to(tl.float32)
+    for i in range(0, N, STATES):
+        first_state = tl.multiple_of(tl.cast(i, tl.int32), 4)  # the interpreter has an int here
+        o_n = first_state + tl.arange(0, 4)[None, :] + (o_lane * 0)[:, None]
+        p_A = A + o_dim.to(tl.int64) * N + first_state
+        b_A = scaled(load_states(p_A, o_n, (m_channel,), N, STATES, LANES), LOG2E)
+        b_h = no_states(STATES, LANES)
+        b_step_sum = tl.zeros([LANES], dtype=tl.float32)
+        p_x, p_z, p_delta, p_M = first_x, first_z, delta, M + first_state
+        for _ in range(0, pairs):
+            b_pair = load_pair(p_x, m_channel)
+            b_gate = None
             if z0 is not None:
-                gate = tl.load(at_z0, mask=mask, other=0.0).to(tl.float32)
-                if CROSS:
-                    gate *= tl.load(at_z1, mask=mask, other=0.0).to(tl.float32)
-                gate = silu(gate)
-            for turn in tl.static_range(PER):
-                # The product comes before the sum, and after it where time runs backwards.
-                at_size = at_delta
-                row = at_M
-                if CROSS and turn != BACKWARDS:
-                    at_size += delta_step
-                    row += M_step
-                    value = value1 if GRADIENT else value0 + value1
-                elif CROSS and not GRADIENT:
-                    value = value0 * value1
-                else:
-                    value = value0
-                size = tl.load(at_size, mask=mask, other=0.0).to(tl.float32)
-                size = step_size(size, shift, SOFTPLUS)
-                size_sum += size
-                if not GRADIENT:
-                    value *= size
-                elif z0 is not None:
-                    value *= gate
-                new = ()
-                for q in tl.static_range(0, STATES, 4):
-                    exists = None if N % STATES == 0 else n + q < N
-                    m = load_four(row + q, exists)
-                    for i in tl.static_range(4):
-                        decay = tl.exp2(size * a[q + i])
-                        if GRADIENT:
-                            new = new + (decay * (h[q + i] + value * m[i]),)
-                        else:
-                            new = new + (decay * h[q + i] + value * m[i],)
-                h = new
-            at_x0 += ahead * x0_step
-            at_delta += ahead * PER * delta_step
-            at_M += ahead * PER * M_step
-            if CROSS:
-                at_x1 += ahead * x1_step
-            if z0 is not None:
-                at_z0 += ahead * z0_step
-                if CROSS:
-                    at_z1 += ahead * z1_step
-        at = edges + (of_segment * dim + d) * N + first
-        for q in tl.static_range(0, STATES, 4):
-            live = mask[:, None] & (n + q < N)
-            store_four(at + q, h[q], h[q + 1], h[q + 2], h[q + 3], live)
-        tl.store(sizes + of_segment * dim + d, size_sum, mask=mask)
+                b_gate = silu(product(load_pair(p_z, m_channel)))
+            for turn in tl.static_range(TOKENS):
+                b_h, b_step_sum = _summarize_step(
+                    b_h, b_step_sum, b_A, b_pair, b_gate, b_bias, p_delta, p_M, m_channel, o_n,
+                    s_delta_step, s_M_step, N, STATES, SUM=CROSS and turn != BACKWARDS,
+                    SOFTPLUS=SOFTPLUS, GRADIENT=GRADIENT,
+                )  # fmt: skip
+            p_x = move(p_x, direction, s_x)
+            p_z = move(p_z, direction, s_z)
+            p_delta += direction * TOKENS * s_delta_step
+            p_M += direction * TOKENS * s_M_step
+        p_carry = carry + (o_segment * dim + o_dim) * N + first_state
+        store_states(p_carry, b_h, o_n, (m_channel,), N, STATES, LANES)
+        tl.store(step_sums + o_segment * dim + o_dim, b_step_sum, mask=m_channel)
 
 
 @triton.jit
-def carry_over(
-    edges,  # (batch, segments, dim, N): what each segment adds; becomes what enters it
-    sizes,  # (batch, segments, dim)
+def segment_carry(
+    carry,  # (batch, segments, dim, N): what each segment adds; becomes what enters it
+    step_sums,  # (batch, segments, dim)
     A,  # (dim, N), contiguous
-    start,  # (batch, dim, N): what enters the first segment, or None for 0
+    first_carry,  # (batch, dim, N): what enters the first segment, or None for 0
     dim,
     segments,
     N: tl.constexpr,
     GRADIENT: tl.constexpr,  # whether to go from the last segment to the first
     BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < dim * N
-    a = tl.load(A + i, mask=mask, other=0.0) * LOG2E
-    if start is None:
-        state = tl.zeros([BLOCK], dtype=tl.float32)
+    i_sample = tl.program_id(0).to(tl.int64)
+    o_state = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # of dim x N
+    m_state = o_state < dim * N
+    b_A = tl.load(A + o_state, mask=m_state, other=0.0) * LOG2E
+    if first_carry is None:
+        b_carry = tl.zeros([BLOCK], dtype=tl.float32)
     else:
-        state = tl.load(start + sample * dim * N + i, mask=mask, other=0.0)
+        b_carry = tl.load(first_carry + i_sample * dim * N + o_state, mask=m_state, other=0.0)
     for turn in range(0, segments):
-        segment = sample * segments + (segments - 1 - turn if GRADIENT else turn)
-        added = tl.load(edges + segment * dim * N + i, mask=mask, other=0.0)
-        size = tl.load(sizes + segment * dim + i // N, mask=mask, other=0.0)
-        tl.store(edges + segment * dim * N + i, state, mask=mask)
-        state = tl.exp2(size * a) * state + added
+        o_segment = i_sample * segments + (segments - 1 - turn if GRADIENT else turn)
+        p_carry = carry + o_segment * dim * N + o_state
+        b_added = tl.load(p_carry, mask=m_state, other=0.0)
+        b_step_sum = tl.load(step_sums + o_segment * dim + o_state // N, mask=m_state, other=0.0)
+        tl.store(p_carry, b_carry, mask=m_state)
+        b_carry = tl.exp2(b_step_sum * b_A) * b_carry + b_added

@@ -1,5 +1,5 @@
-// AVX2 with FMA. Every header of the system comes before the target switch, so that none of its inline functions is
-// compiled for AVX2 and then chosen by the linker for everybody.
+// AVX2 with FMA. Every header of the system comes before the target switch, so that none of its
+// inline functions is compiled for AVX2 and then chosen by the linker for everybody.
 #include <cstdint>
 #include <initializer_list>
 
@@ -11,7 +11,7 @@
 #endif
 #define CMIMTL_ISA avx2
 #define CMIMTL_VECTOR_BYTES 32
-#include "table.h"
+#include "dispatch.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -1,5 +1,5 @@
-// AVX-512 (F, BW, DQ, VL). Every header of the system comes before the target switch, so that none of its inline
-// functions is compiled for AVX-512 and then chosen by the linker for everybody.
+// AVX-512 (F, BW, DQ, VL). Every header of the system comes before the target switch, so that none
+// of its inline functions is compiled for AVX-512 and then chosen by the linker for everybody.
 #include <cstdint>
 #include <initializer_list>
 
@@ -13,7 +13,7 @@
 #endif
 #define CMIMTL_ISA avx512
 #define CMIMTL_VECTOR_BYTES 64
-#include "table.h"
+#include "dispatch.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -4,4 +4,4 @@
 
 #define CMIMTL_ISA baseline
 #define CMIMTL_VECTOR_BYTES 16
-#include "table.h"
+#include "dispatch.h"

@@ -36,12 +36,13 @@ void each(int64_t count, int64_t grain, const F& task) {
   });
 }
 
-// Large results are new memory on every call, and the operating system hands it out page by page. With pages of 4 KiB
-// that takes a third of the time of a long scan. So pages of 2 MiB are asked for, where a whole page will be written.
-// For kAlwaysNew bytes and more, glibc always takes new memory from the system; its pages are asked for here, and each
-// thread asks for a part of them. Otherwise threads that go through the same rows would come to a new page together,
-// and the system would zero one for each: on two threads a scan of 16384 steps and 1536 channels took 23 % longer, and
-// 22 % with its backward pass. All of this is a hint and may fail.
+// Large results are new memory on every call, and the operating system hands it out page by page.
+// With pages of 4 KiB that takes a third of the time of a long scan. So pages of 2 MiB are asked
+// for, where a whole page will be written. For kAlwaysNew bytes and more, glibc always takes new
+// memory from the system; its pages are asked for here, and each thread asks for a part of them.
+// Otherwise threads that go through the same rows would come to a new page together, and the system
+// would zero one for each: on two threads a scan of 16384 steps and 1536 channels took 23 % longer,
+// and 22 % with its backward pass. All of this is a hint and may fail.
 void prepare_pages(void* memory, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t(2) << 20;
@@ -54,8 +55,8 @@ void prepare_pages(void* memory, int64_t bytes) {
   if (bytes < kAlwaysNew) return;
   each(int64_t((last - first) / kPage), 1, [&](int64_t i) {
     void* page = reinterpret_cast<void*>(first + uintptr_t(i) * kPage);
-    // Whether the page has been touched before, as with an allocator that keeps memory. To ask for 512 small pages
-    // again takes 80 us.
+    // Whether the page has been touched before, as with an allocator that keeps memory. To ask for
+    // 512 small pages again takes 80 us.
     unsigned char there;
     if (mincore(page, 1, &there) || !(there & 1)) madvise(page, kPage, MADV_POPULATE_WRITE);
   });
@@ -79,10 +80,11 @@ void each_with_scratch(int64_t count, int64_t bytes, const F& task) {
   });
 }
 
-// Calls task(batch, first, last, scratch) for the pieces first … last - 1 of every sample, on all threads. A sample's
-// pieces are dealt to as few tasks as possible with which every thread gets as many. Which thread and which task
-// computes a piece changes no bit of the result. bytes(count) is the size of the scratch memory of a task of `count`
-// pieces; each thread has one scratch memory for all of its tasks.
+// Calls task(batch, first, last, scratch) for the pieces first … last - 1 of every sample, on all
+// threads. A sample's pieces are dealt to as few tasks as possible with which every thread gets as
+// many. Which thread and which task computes a piece changes no bit of the result. bytes(count) is
+// the size of the scratch memory of a task of `count` pieces; each thread has one scratch memory
+// for all of its tasks.
 template <class Bytes, class F>
 void each_task(int64_t batch, int64_t pieces, const Bytes& bytes, const F& task) {
   const int64_t threads = torch::stable::get_num_threads();
@@ -95,8 +97,8 @@ void each_task(int64_t batch, int64_t pieces, const Bytes& bytes, const F& task)
   });
 }
 
-// Adds up dweight and dbias of all samples in the order of the batch. Threads take blocks of elements, so that a cache
-// line has one writer.
+// Adds up dweight and dbias of all samples in the order of the batch. Threads take blocks of
+// elements, so that a cache line has one writer.
 void sum_samples(const ConvKernels& k, const void* parts, int64_t samples, int64_t size, void* out) {
   constexpr int64_t kElements = 4096;
   each((size + kElements - 1) / kElements, 1, [&](int64_t i) {
@@ -113,28 +115,30 @@ Memory prepare(const Kernels& k, const ScanForward& p) {
   return weights;
 }
 
-// Whether a scan of `pieces` lines or blocks of one sample is split finer, see scan_split.h. It is where threads would
-// be idle otherwise, and where there are so many chunks that it does not matter that threads wait for each other three
-// times in a segment (256 chunks of one line take 260 us).
-constexpr int64_t kSegment = 256;
-bool worth_splitting(const ScanSizes& s, int64_t pieces, int64_t steps_of_chunk) {
-  return s.batch * pieces < torch::stable::get_num_threads() && s.steps >= kSegment / 2 * steps_of_chunk;
+// Whether a scan of `pieces` lines or blocks of one sample goes through the phases of
+// scan_phases.h. It does where threads would be idle otherwise, and where there are so many chunks
+// that it does not matter that threads wait for each other three times in a segment (256 chunks of
+// one line take 260 us).
+constexpr int64_t kSegmentChunks = 256;
+bool worth_phases(const ScanSizes& s, int64_t pieces, int64_t steps_of_chunk) {
+  return s.batch * pieces < torch::stable::get_num_threads() && s.steps >= kSegmentChunks / 2 * steps_of_chunk;
 }
 
-// Calls run(split, phase) for every phase of every segment of every sample; bytes(split) is the memory of a segment.
+// Calls run(segment, phase) for every phase of every segment of every sample; bytes(segment) is the
+// memory of a segment.
 template <class Bytes, class Run>
 void each_segment(const Kernels& k, const ScanForward& p, const Bytes& bytes, const Run& run) {
-  Split split{0, 0, 0, kSegment, nullptr};
-  const Memory memory = allocate(bytes(split));
-  split.memory = memory.get();
-  for (split.batch = 0; split.batch < p.size.batch; ++split.batch) {
-    const int64_t chunks = k.chunks(p, split.batch);
-    split.first = 0;
+  Segment segment{.batch = 0, .first = 0, .count = 0, .most = kSegmentChunks, .memory = nullptr};
+  const Memory memory = allocate(bytes(segment));
+  segment.memory = memory.get();
+  for (segment.batch = 0; segment.batch < p.size.batch; ++segment.batch) {
+    const int64_t chunks = k.chunks(p, segment.batch);
+    segment.first = 0;
     do {
-      split.count = chunks - split.first < kSegment ? chunks - split.first : kSegment;
-      for (int phase = 0; phase < Split::kPhases; ++phase) run(split, phase);
-      split.first += split.count;
-    } while (split.first < chunks);
+      segment.count = chunks - segment.first < kSegmentChunks ? chunks - segment.first : kSegmentChunks;
+      for (int phase = 0; phase < Segment::kPhases; ++phase) run(segment, phase);
+      segment.first += segment.count;
+    } while (segment.first < chunks);
   }
 }
 
@@ -155,13 +159,13 @@ struct CpuKernels {
     const Kernels& k = kernels(p.dtype);
     const auto& s = p.size;
     const Memory weights = prepare(k, p);
-    if (worth_splitting(s, k.lines(s), s.checkpoint_every ? s.checkpoint_every : k.most_steps)) {
+    if (worth_phases(s, k.lines(s), s.checkpoint_every ? s.checkpoint_every : k.most_steps)) {
       each_segment(
-          k, p, [&](const Split& split) { return k.forward_split_bytes(p, split); },
-          [&](const Split& split, int phase) {
+          k, p, [&](const Segment& segment) { return k.forward_phases_bytes(p, segment); },
+          [&](const Segment& segment, int phase) {
             each_with_scratch(
-                k.forward_split_tasks(p, split, phase), k.forward_bytes(p.dtype, s.dstate, 1),
-                [&](int64_t task, void* scratch) { k.forward_split(p, weights.get(), split, phase, task, scratch); });
+                k.forward_phase_tasks(p, segment, phase), k.forward_bytes(p.dtype, s.dstate, 1),
+                [&](int64_t task, void* scratch) { k.forward_phase(p, weights.get(), segment, phase, task, scratch); });
           });
       return;
     }
@@ -186,16 +190,20 @@ struct CpuKernels {
     const auto take = [&](int64_t count) {
       return static_cast<void*>(std::exchange(next, next + count * k.lane_bytes));
     };
-    const BackwardParts parts{take(map), take(map), take(channels * s.dstate), take(channels), take(channels)};
+    const BackwardParts parts{.dB = take(map),
+                              .dC = take(map),
+                              .dA = take(channels * s.dstate),
+                              .dD = take(channels),
+                              .dbias = take(channels)};
 
     const Memory weights = prepare(k, p);
-    if (worth_splitting(s, blocks, s.checkpoint_every)) {
+    if (worth_phases(s, blocks, s.checkpoint_every)) {
       each_segment(
-          k, p, [&](const Split& split) { return k.backward_split_bytes(q, split); },
-          [&](const Split& split, int phase) {
-            each_with_scratch(k.backward_split_tasks(q, split, phase), k.backward_bytes(q, 1),
+          k, p, [&](const Segment& segment) { return k.backward_phases_bytes(q, segment); },
+          [&](const Segment& segment, int phase) {
+            each_with_scratch(k.backward_phase_tasks(q, segment, phase), k.backward_bytes(q, 1),
                               [&](int64_t task, void* scratch) {
-                                k.backward_split(q, weights.get(), parts, split, phase, task, scratch);
+                                k.backward_phase(q, weights.get(), parts, segment, phase, task, scratch);
                               });
           });
     } else {
@@ -237,11 +245,19 @@ struct CpuKernels {
 };
 
 std::string isa() { return level().name; }
+int64_t checkpoint_every() { return level().single->most_steps; }
 
 }  // namespace
 }  // namespace cmimtl::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(cmimtl, CPU, m) { cmimtl::Ops<cmimtl::cpu::CpuKernels>::implement(m); }
 
-STABLE_TORCH_LIBRARY(cmimtl_cpu, m) { m.def("isa() -> str"); }
-STABLE_TORCH_LIBRARY_IMPL(cmimtl_cpu, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&cmimtl::cpu::isa)); }
+// What the library tells of itself.
+STABLE_TORCH_LIBRARY(cmimtl_cpu, m) {
+  m.def("isa() -> str");
+  m.def("checkpoint_every() -> int");  // steps between two states that the forward pass keeps
+}
+STABLE_TORCH_LIBRARY_IMPL(cmimtl_cpu, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&cmimtl::cpu::isa));
+  m.impl("checkpoint_every", TORCH_BOX(&cmimtl::cpu::checkpoint_every));
+}

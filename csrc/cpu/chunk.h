@@ -1,14 +1,15 @@
-// What forward and backward pass share: the geometry of a task, the chunks of processed steps, and the weights, laid
-// out for all samples.
+// What forward and backward pass share: the geometry of a task, the chunks of processed steps, and
+// the weights, laid out for all samples.
 //
-// A task is one sample and some neighbouring lines of channels. It goes through the sample's valid steps in the order
-// of the recurrence, one chunk at a time, and in each chunk through its lines, so that rows stream from memory. A chunk
-// is `chunk` processed steps; where there are checkpoints, it is the steps between two of them. Processed step i is
-// step i of the sequence; with `reverse` it is counted from the last valid step. In the cross scan, two neighbouring
-// steps are the product and the sum of one pair.
+// A task is one sample and some neighbouring lines of channels. It goes through the sample's valid
+// steps in the order of the recurrence, one chunk at a time, and in each chunk through its lines,
+// so that rows stream from memory. A chunk is `chunk` processed steps; where there are checkpoints,
+// it is the steps between two of them. Processed step i is step i of the sequence; with `reverse`
+// it is counted from the last valid step. In the cross scan, two neighbouring steps are the product
+// and the sum of one pair.
 #pragma once
 
-#include "tile.h"
+#include "rows.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
@@ -36,12 +37,15 @@ inline Line line_at(const ScanSizes& s, int64_t index) {
     per_group /= s.ngroups, group = index / lines, place = index % lines;
   }
   const int64_t offset = place * Simd<T>::kLine, left = per_group - offset;
-  return {index, group * per_group + offset, int(left < Simd<T>::kLine ? left : Simd<T>::kLine), group};
+  return {.index = index,
+          .channel = group * per_group + offset,
+          .channels = int(left < Simd<T>::kLine ? left : Simd<T>::kLine),
+          .group = group};
 }
 
-// A block: the lines first … last - 1, of one group. The size of blocks changes the rounding, so it depends on nothing
-// but the channels. Where there are few lines, a block is a quarter of them, so that several threads have blocks. How
-// blocks are dealt out to tasks changes no result.
+// A block: the lines first … last - 1, of one group. The size of blocks changes the rounding, so it
+// depends on nothing but the channels. Where there are few lines, a block is a quarter of them, so
+// that several threads have blocks. How blocks are dealt out to tasks changes no result.
 struct Block {
   int64_t first, last, group;
 };
@@ -58,7 +62,7 @@ template <class T>
 inline Block block_at(const ScanSizes& s, int64_t index) {
   const int64_t lines = lines_per_group<T>(s), size = lines_of_block<T>(s), blocks = ceil_div(lines, size);
   const int64_t group = index / blocks, first = index % blocks * size, last = first + size;
-  return {group * lines + first, group * lines + (last < lines ? last : lines), group};
+  return {.first = group * lines + first, .last = group * lines + (last < lines ? last : lines), .group = group};
 }
 
 inline int64_t valid_length(const int64_t* lengths, int64_t length, int64_t batch) {
@@ -75,11 +79,12 @@ inline int64_t elements(const ScanSizes& s) { return s.batch * s.length * s.dim;
 
 inline int chunk_steps(const ScanSizes& s) { return s.checkpoint_every ? int(s.checkpoint_every) : kSteps; }
 
-// The rows of the processed steps begin … begin + count - 1: those of delta, B and C, and those of the streams.
+// The rows of the processed steps begin … begin + count - 1: those of delta, B and C, and those of
+// the streams.
 struct Chunk {
   int64_t begin;
   int count;
-  Span steps, pairs;  // of the step axis; of each stream: as steps, or pairs of them
+  Steps steps, pairs;  // of the step axis; of each stream: as steps, or pairs of them
 };
 
 inline Chunk chunk_at(const ScanForward& p, int64_t valid, int64_t begin) {
@@ -87,16 +92,16 @@ inline Chunk chunk_at(const ScanForward& p, int64_t valid, int64_t begin) {
   const int chunk = chunk_steps(p.size), count = int(left < chunk ? left : chunk);
   const int log = p.streams - 1;  // 1 or 2 streams
   const int64_t pair = begin >> log;
-  return {begin,
-          count,
-          {p.reverse ? total - 1 - begin : begin, sign, count},
-          {p.reverse ? valid - 1 - pair : pair, sign, count >> log}};
+  return {.begin = begin,
+          .count = count,
+          .steps = {.origin = p.reverse ? total - 1 - begin : begin, .sign = sign, .count = count},
+          .pairs = {.origin = p.reverse ? valid - 1 - pair : pair, .sign = sign, .count = count >> log}};
 }
 
-// The order in which a task visits its pieces (lines or blocks) of every chunk. Where channels are neighbours in
-// memory, it visits all pieces of a chunk, then the next chunk, so that rows stream. Where steps are neighbours, as in
-// mamba's layout, it visits all chunks of a piece, then the next piece, so that few pages are in use at a time. The
-// order changes no result.
+// The order in which a task visits its pieces (lines or blocks) of every chunk. Where channels are
+// neighbours in memory, it visits all pieces of a chunk, then the next chunk, so that rows stream.
+// Where steps are neighbours, as in mamba's layout, it visits all chunks of a piece, then the next
+// piece, so that few pages are in use at a time. The order changes no result.
 class Visits {
  public:
   Visits(const In& stream, int64_t chunks, int64_t pieces)
@@ -112,10 +117,11 @@ class Visits {
     inner = 0;
     ++outer;
   }
-  Visits ahead(int count) const {
-    Visits later = *this;
-    for (int i = 0; i < count; ++i) later.advance();
-    return later;
+  // Where it will be after `count` more visits.
+  Visits later(int count) const {
+    Visits at = *this;
+    for (int i = 0; i < count; ++i) at.advance();
+    return at;
   }
 
  private:
@@ -149,7 +155,8 @@ inline T* checkpoint(const ScanForward& p, const Chunk& c, int64_t batch, int64_
   return static_cast<T*>(p.checkpoints) + ((batch * s.nchunks + c.begin / chunk_steps(s)) * s.dim + channel) * s.dstate;
 }
 
-// Calls f(j, i, v) for row j of the streams, the processed step i that it is, or the first of the two, and lane v.
+// Calls f(j, i, v) for row j of the streams, the processed step i that it is, or the first of the
+// two, and lane v.
 template <class T, class F>
 inline void each_row(const ScanForward& p, const Chunk& c, F f) {
   for (int j = 0; j < c.pairs.count; ++j)
@@ -157,8 +164,9 @@ inline void each_row(const ScanForward& p, const Chunk& c, F f) {
     for (int v = 0; v < Simd<T>::kLine; v += Simd<T>::kLanes) f(j, j * p.streams, v);
 }
 
-// Calls f(i, v) for processed step i and lane v. What is done for every step before anything else is worth a loop of
-// its own: a core holds some hundred waiting operations, and of shorter chains those are more steps.
+// Calls f(i, v) for processed step i and lane v. What is done for every step before anything else
+// is worth a loop of its own: a core holds some hundred waiting operations, and of shorter chains
+// those are more steps.
 template <class T, class F>
 inline void each_step(const Chunk& c, F f) {
   for (int i = 0; i < c.count; ++i)
@@ -166,15 +174,15 @@ inline void each_step(const Chunk& c, F f) {
     for (int v = 0; v < Simd<T>::kLine; v += Simd<T>::kLanes) f(i, v);
 }
 
-// The product and the sum of pair j are processed steps 2 j + product and 2 j + sum: time reversed, the sum comes
-// first.
+// The product and the sum of pair j are processed steps 2 j + product and 2 j + sum: time reversed,
+// the sum comes first.
 struct Order {
   int product, sum;
   explicit Order(const ScanForward& p) : product(p.reverse), sum(!p.reverse) {}
 };
 
-// The weights in the order of the lines, [line][state][lane] and [line][lane]. They are made once per call, and all
-// tasks read them.
+// The weights in the order of the lines, [line][state][lane] and [line][lane]. They are made once
+// per call, and all tasks read them.
 template <class T>
 struct Weights {
   T *A2, *largest;  // A * log2(e), and the largest magnitude of each channel's
@@ -190,14 +198,16 @@ struct Weights {
   static int64_t bytes(const ScanSizes& s) { return s.ngroups * lines_per_group<T>(s) * kLineBytes * (s.dstate + 3); }
 };
 
-// Loads one value for each channel of a line; 0 past the last channel, and where there is no tensor.
+// Loads one value for each channel of a line; 0 past the last channel, and where there is no
+// tensor.
 template <class T>
 void load_channels(const void* data, const Line& line, T* out) {
   for (int c = 0; c < Simd<T>::kLine; ++c)
     out[c] = data && c < line.channels ? static_cast<const T*>(data)[line.channel + c] : T(0);
 }
 
-// States of a line: (channel, dstate) in memory, [state][lane] here; lanes past the last channel are 0.
+// States of a line: (channel, dstate) in memory, [state][lane] here; lanes past the last channel
+// are 0.
 template <class T>
 void load_states(const T* from, int64_t dstate, int channels, T* to) {
   constexpr int kLine = Simd<T>::kLine;
@@ -226,8 +236,9 @@ void prepare_weights(const ScanForward& p, const Weights<T>& w, const Line& line
   load_channels(p.delta_bias, line, w.bias + at_line);
 }
 
-// The largest magnitude of the step sizes of each lane, and whether d_t * A then stays in the range of exp2_decay.
-// Magnitudes are compared as integers: they have the same order as the numbers, and a NaN is larger than all numbers.
+// The largest magnitude of the step sizes of each lane, and whether d_t * A then stays in the range
+// of exp2_decay. Magnitudes are compared as integers: they have the same order as the numbers, and
+// a NaN is larger than all numbers.
 template <class T>
 class Magnitude {
   using V = typename Simd<T>::V;
@@ -281,9 +292,10 @@ void sum_lanes(const T* from, int64_t states, T* to) {
 
 // Hands out pieces of a task's scratch memory, aligned to a cache line.
 struct Scratch {
-  // Without the gap, pieces of a whole number of pages would be read and written at the same offset in a page.
-  // Depending on the physical pages behind them, a Zen 4 then takes up to twice as long: the backward pass ran at one
-  // of two speeds from process to process. The gap moves apart what one step reads of each piece.
+  // Without the gap, pieces of a whole number of pages would be read and written at the same offset
+  // in a page. Depending on the physical pages behind them, a Zen 4 then takes up to twice as long:
+  // the backward pass ran at one of two speeds from process to process. The gap moves apart what
+  // one step reads of each piece.
   static constexpr int64_t kGapLines = 5;
   uintptr_t next;
   template <class T>

@@ -1,6 +1,7 @@
-// The depthwise causal convolution with bias and SiLU, forward and backward, each in one pass over the data. Rows are
-// processed in the order of the recurrence, so `reverse` is the same convolution on rows that are read from the last
-// valid one on. A task is one sample and some lines of channels, which it goes through chunk by chunk, as in the scans.
+// The depthwise causal convolution with bias and SiLU, forward and backward, each in one pass over
+// the data. Rows are processed in the order of the recurrence, so `reverse` is the same convolution
+// on rows that are read from the last valid one on. A task is one sample and some lines of
+// channels, which it goes through chunk by chunk, as in the scans.
 #pragma once
 
 #include "chunk.h"
@@ -15,15 +16,16 @@ template <class T>
 struct ConvLine {
   T *weight, *dweight;  // [k][lane]
   T *bias, *dbias;      // [lane]
-  T* halo;              // [row][lane]: width - 1 rows of x before the next chunk, or gradients after it
+  // [row][lane]: width - 1 rows of x before the next chunk, or of gradients after it.
+  T* halo;
 };
 
 template <class S>
 struct ConvScratch {
   using T = typename Storage<S>::T;
   T* lines;  // as at() takes them apart
-  T *rows,
-      *gradients;  // [row][lane], of a chunk: x after the width - 1 rows before it, gradients before as many after it
+  // [row][lane], of a chunk: x, and before it width - 1 rows; gradients, and after them as many.
+  T *rows, *gradients;
   S *in, *out;
   int64_t width;
 
@@ -41,7 +43,7 @@ struct ConvScratch {
       next += rows * kLine;
       return piece;
     };
-    return {take(width), take(width), take(1), take(1), take(width - 1)};
+    return {.weight = take(width), .dweight = take(width), .bias = take(1), .dbias = take(1), .halo = take(width - 1)};
   }
 
  private:
@@ -51,20 +53,21 @@ struct ConvScratch {
 template <class T>
 Line conv_line(const ConvForward& p, int64_t index) {
   const int64_t channel = index * Simd<T>::kLine, left = p.dim - channel;
-  return {index, channel, int(left < Simd<T>::kLine ? left : Simd<T>::kLine), 0};
+  return {
+      .index = index, .channel = channel, .channels = int(left < Simd<T>::kLine ? left : Simd<T>::kLine), .group = 0};
 }
 
 // Processed rows begin … begin + count - 1.
-inline Span conv_span(const ConvForward& p, int64_t valid, int64_t begin, int64_t count) {
-  return {p.reverse ? valid - 1 - begin : begin, p.reverse ? -1 : 1, int(count)};
+inline Steps conv_steps(const ConvForward& p, int64_t valid, int64_t begin, int64_t count) {
+  return {.origin = p.reverse ? valid - 1 - begin : begin, .sign = p.reverse ? -1 : 1, .count = int(count)};
 }
 
-// Loads the rows of a span as T, [row][lane].
+// Loads the rows of these steps as T, [row][lane].
 template <class S, class T>
-void load_rows(const In& x, int64_t batch, const Line& line, const Span& span, S* buffer, T* to) {
+void load_rows(const In& x, int64_t batch, const Line& line, const Steps& steps, S* buffer, T* to) {
   constexpr int kLine = Simd<T>::kLine;
-  const Rows<const S> from = gather(x, batch, line.channel, line.channels, span, buffer);
-  for (int j = 0; j < span.count; ++j)
+  const Rows<const S> from = gather(x, batch, line.channel, line.channels, steps, buffer);
+  for (int j = 0; j < steps.count; ++j)
 #pragma GCC unroll 8
     for (int v = 0; v < kLine; v += Simd<T>::kLanes) at(to + j * kLine + v) = load(from[j] + v);
 }
@@ -78,24 +81,24 @@ inline typename Simd<T>::V convolve(const T* rows, const T* weight, const T* bia
   return sum;
 }
 
-// Calls visit(line's place, line, begin, count, what comes next) for each chunk of rows and line of a task;
-// `backwards`, the last chunk comes first.
+// Calls visit(line's place, line, begin, count, what comes next) for each chunk of rows and line of
+// a task; `backwards`, the last chunk comes first.
 template <class S, class F>
 void each_conv_chunk(const ConvForward& p, const In& second, const Out& result, int64_t batch, int64_t valid,
                      int64_t first, int64_t last, bool backwards, F visit) {
   using T = typename Storage<S>::T;
   const int64_t chunks = ceil_div(valid, kSteps);
-  Visits at(p.x, chunks, last - first), later = at.ahead(1);
+  Visits at(p.x, chunks, last - first), later = at.later(1);
   const auto begin_of = [&](const Visits& at) { return (backwards ? chunks - 1 - at.chunk() : at.chunk()) * kSteps; };
   const auto count_at = [&](int64_t begin) { return valid - begin < kSteps ? valid - begin : kSteps; };
   for (; at.more(); at.advance(), later.advance()) {
     Prefetch next;
     if (later.more()) {
       const int64_t begin = begin_of(later), channel = conv_line<T>(p, first + later.piece()).channel;
-      const Span span = conv_span(p, valid, begin, count_at(begin));
-      next.add<S>(p.x, batch, channel, span);
-      next.add<S>(second, batch, channel, span);
-      next.add<S>(result, batch, channel, span);
+      const Steps steps = conv_steps(p, valid, begin, count_at(begin));
+      next.add<S>(p.x, batch, channel, steps);
+      next.add<S>(second, batch, channel, steps);
+      next.add<S>(result, batch, channel, steps);
     }
     const int64_t begin = begin_of(at);
     visit(at.piece(), conv_line<T>(p, first + at.piece()), begin, int(count_at(begin)), next);
@@ -123,11 +126,11 @@ void conv_forward_task(const ConvForward& p, int64_t batch, int64_t first, int64
   each_conv_chunk<S>(p, In{}, p.out, batch, valid, first, last, false,
                      [&](int64_t place, const Line& line, int64_t begin, int count, const Prefetch& next) {
                        const ConvLine<T> kept = w.at(place);
-                       const Span span = conv_span(p, valid, begin, count);
+                       const Steps steps = conv_steps(p, valid, begin, count);
                        for (int64_t i = 0; i < halo * kLine; ++i) w.rows[i] = kept.halo[i];
-                       load_rows(p.x, batch, line, span, w.in, w.rows + halo * kLine);
+                       load_rows(p.x, batch, line, steps, w.in, w.rows + halo * kLine);
                        for (int64_t i = 0; i < halo * kLine; ++i) kept.halo[i] = w.rows[count * kLine + i];
-                       const Target<S> out = target(p.out, batch, line.channel, line.channels, span, w.out);
+                       const Target<S> out = target(p.out, batch, line.channel, line.channels, steps, w.out);
                        for (int j = 0; j < count; ++j) {
                          next.row(j, 0, 1);
 #pragma GCC unroll 8
@@ -137,12 +140,13 @@ void conv_forward_task(const ConvForward& p, int64_t batch, int64_t first, int64
                            out.put(j, v, y);
                          }
                        }
-                       scatter(out, p.out, batch, line.channel, line.channels, span);
+                       scatter(out, p.out, batch, line.channel, line.channels, steps);
                      });
 }
 
-// Goes from the last chunk to the first, so that the gradients of the later outputs that an x reaches are known. The
-// weights' gradients of one sample are written to its parts: dweight (batch, dim, width), dbias (batch, dim).
+// Goes from the last chunk to the first, so that the gradients of the later outputs that an x
+// reaches are known. The weights' gradients of one sample are written to its parts: dweight (batch,
+// dim, width), dbias (batch, dim).
 template <int kWidth, class S>
 void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_parts,
                         typename Storage<S>::T* dbias_parts, int64_t batch, int64_t first, int64_t last, void* memory) {
@@ -168,9 +172,9 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
   each_conv_chunk<S>(p, q.dout, q.dx, batch, valid, first, last, true,
                      [&](int64_t place, const Line& line, int64_t begin, int count, const Prefetch& next) {
                        const ConvLine<T> kept = w.at(place);
-                       const Span span = conv_span(p, valid, begin, count);
-                       // The rows before the chunk, in pieces that a buffer holds; before the first one there are
-                       // zeros.
+                       const Steps steps = conv_steps(p, valid, begin, count);
+                       // The rows before the chunk, in pieces that a buffer holds; before the first
+                       // one there are zeros.
                        for (int64_t done = 0; done < halo;) {
                          const int64_t row = begin - halo + done, left = halo - done;
                          T* to = w.rows + done * kLine;
@@ -180,13 +184,13 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
                            continue;
                          }
                          const int64_t some = left < kSteps ? left : kSteps;
-                         load_rows(p.x, batch, line, conv_span(p, valid, row, some), w.in, to);
+                         load_rows(p.x, batch, line, conv_steps(p, valid, row, some), w.in, to);
                          done += some;
                        }
-                       load_rows(p.x, batch, line, span, w.in, w.rows + halo * kLine);
-                       load_rows(q.dout, batch, line, span, w.in, w.gradients);
+                       load_rows(p.x, batch, line, steps, w.in, w.rows + halo * kLine);
+                       load_rows(q.dout, batch, line, steps, w.in, w.gradients);
                        for (int64_t i = 0; i < halo * kLine; ++i) w.gradients[count * kLine + i] = kept.halo[i];
-                       const Target<S> dx = target(q.dx, batch, line.channel, line.channels, span, w.out);
+                       const Target<S> dx = target(q.dx, batch, line.channel, line.channels, steps, w.out);
 #pragma GCC unroll 8
                        for (int v = 0; v < kLine; v += Simd<T>::kLanes) {
                          V dbias = at(kept.dbias + v);
@@ -217,7 +221,7 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
                        }
                        // The chunk before needs the first ones of these gradients.
                        for (int64_t i = 0; i < halo * kLine; ++i) kept.halo[i] = w.gradients[i];
-                       scatter(dx, q.dx, batch, line.channel, line.channels, span);
+                       scatter(dx, q.dx, batch, line.channel, line.channels, steps);
                      });
   for (int64_t index = first; index < last; ++index) {
     const Line line = conv_line<T>(p, index);

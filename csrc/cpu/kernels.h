@@ -1,5 +1,6 @@
-// The kernels of one instruction set, as the rest of the library sees them. Each is a plain function that computes one
-// task. Any thread may call it, with scratch memory that no other call uses.
+// The kernels of one instruction set, as the rest of the library sees them. Each is a plain
+// function that computes one task. Any thread may call it, with scratch memory that no other call
+// uses.
 #pragma once
 
 #include <cstdint>
@@ -8,15 +9,16 @@
 
 namespace cmimtl::cpu {
 
-// Each backward task writes its part of the sums over tasks here. The pointers are to the accumulation type; see
-// Partial in scan_backward.h.
+// Each backward task writes its part of the sums over tasks here. The pointers are to the
+// accumulation type; see Partial in scan_backward.h.
 struct BackwardParts {
   void *dB, *dC, *dA, *dD, *dbias;
 };
 
-// A segment of a scan that is split finer than by lines. It is the chunks first … first + count - 1 of one sample, in
-// the order of the pass. `memory`, for `most` chunks, holds what one phase leaves for the next. See scan_split.h.
-struct Split {
+// A segment of a scan that goes through phases. It is the chunks first … first + count - 1 of one
+// sample, in the order of the pass. `memory`, for `most` chunks, holds what one phase leaves for
+// the next. See scan_phases.h.
+struct Segment {
   static constexpr int kPhases = 4;
   int64_t batch, first, count, most;
   void* memory;
@@ -37,8 +39,9 @@ struct ConvKernels {
   void (*reduce_samples)(const void* parts, int64_t samples, int64_t size, int64_t begin, int64_t end, void* out);
 };
 
-// The scans, for one accumulation type, float or double. A line is some neighbouring channels, which are computed
-// together; a block is some neighbouring lines, whose parts of dB and dC are added up before they are stored.
+// The scans, for one accumulation type, float or double. A line is some neighbouring channels,
+// which are computed together; a block is some neighbouring lines, whose parts of dB and dC are
+// added up before they are stored.
 struct Kernels {
   int64_t lane_bytes;                   // size of the accumulation type
   int64_t (*lines)(const ScanSizes&);   // number of lines of all channels
@@ -59,15 +62,17 @@ struct Kernels {
   void (*reduce_maps)(const ScanBackward&, const BackwardParts&, int64_t batch, int64_t step, void* row);
   void (*reduce_weights)(const ScanBackward&, const BackwardParts&, int64_t line);
 
-  // Scans that are split finer than by lines. The phases come one after the other, and the tasks of a phase run side by
-  // side. A task has the scratch memory of a task of one line (forward) or of one block (backward).
+  // Scans that go through phases. The phases come one after the other, and the tasks of a phase run
+  // side by side. A task has the scratch memory of a task of one line (forward) or of one block
+  // (backward).
   int64_t (*chunks)(const ScanForward&, int64_t batch);
-  int64_t (*forward_split_bytes)(const ScanForward&, const Split&);
-  int64_t (*forward_split_tasks)(const ScanForward&, const Split&, int phase);
-  void (*forward_split)(const ScanForward&, const void* weights, const Split&, int phase, int64_t task, void* scratch);
-  int64_t (*backward_split_bytes)(const ScanBackward&, const Split&);
-  int64_t (*backward_split_tasks)(const ScanBackward&, const Split&, int phase);
-  void (*backward_split)(const ScanBackward&, const void* weights, const BackwardParts&, const Split&, int phase,
+  int64_t (*forward_phases_bytes)(const ScanForward&, const Segment&);
+  int64_t (*forward_phase_tasks)(const ScanForward&, const Segment&, int phase);
+  void (*forward_phase)(const ScanForward&, const void* weights, const Segment&, int phase, int64_t task,
+                        void* scratch);
+  int64_t (*backward_phases_bytes)(const ScanBackward&, const Segment&);
+  int64_t (*backward_phase_tasks)(const ScanBackward&, const Segment&, int phase);
+  void (*backward_phase)(const ScanBackward&, const void* weights, const BackwardParts&, const Segment&, int phase,
                          int64_t task, void* scratch);
 
   const ConvKernels* conv;
@@ -81,17 +86,18 @@ extern const Kernels kFloat, kDouble;
 namespace avx2 {
 extern const Kernels kFloat, kDouble;
 }
-// float64 is for checks of gradients and of float32: AVX2's kernels run it on any processor that has more, at half the
-// width of AVX-512's vectors, and a quarter of each AVX-512 file's compilation is spared.
+// float64 is for checks of gradients and of float32: AVX2's kernels run it on any processor that
+// has more, at half the width of AVX-512's vectors, and a quarter of each AVX-512 file's
+// compilation is spared.
 namespace avx512 {
 extern const Kernels kFloat;
 extern const ConvKernels kConvFloat;
 using avx2::kDouble;
 }  // namespace avx512
-namespace avx512_fp16 {
+namespace avx512_sapphire_rapids {
 extern const Kernels kFloat;
 using avx2::kDouble;
-}  // namespace avx512_fp16
+}  // namespace avx512_sapphire_rapids
 #endif
 
 }  // namespace cmimtl::cpu

@@ -1,7 +1,7 @@
-// The backward pass of one task, chunk by chunk from the last. The states of a chunk are computed again from its
-// checkpoint, and stay in the first-level cache with their decays. Each lane is a channel. So the sums over states (for
-// du and ddelta) are plain additions, and the sums over channels (dB, dC) add up in vectors until a block of lines
-// ends.
+// The backward pass of one task, chunk by chunk from the last. The states of a chunk are computed
+// again from its checkpoint, and stay in the first-level cache with their decays. Each lane is a
+// channel. So the sums over states (for du and ddelta) are plain additions, and the sums over
+// channels (dB, dC) add up in vectors until a block of lines ends.
 #pragma once
 
 #include "scan_forward.h"
@@ -11,16 +11,16 @@ namespace cmimtl::cpu::CMIMTL_ISA {
 // The values of one line in a chunk, [step][lane] each.
 template <class T>
 struct Columns {
-  T *delta, *slope;  // d, and its derivative by the raw step size
-  T* delta_x;        // d x
-  T *dy, *y;         // the gradient of y = <C, h> + D x, and y
-  T *dx, *ddelta;    // sums over the states
-  T *gate, *dgate;   // silu(z), kept where out is wanted, and dout times its derivative
-  T* state;          // [state][lane], before the chunk
+  T *step_size, *slope;    // d = softplus(delta + bias), and its derivative by delta
+  T* input;                // d x
+  T *dy, *y;               // the gradient of y = <C, h> + D x, and y
+  T *dinput, *dstep_size;  // sums over the states: gradients of d x, and of d through decays
+  T *gate, *dgate;         // silu(z), kept where out is wanted, and dout times its derivative
+  T* state;                // [state][lane], before the chunk
 
   Columns() = default;
   Columns(Scratch& memory, int64_t dstate) {
-    for (T** column : {&delta, &slope, &delta_x, &dy, &y, &dx, &ddelta, &gate, &dgate})
+    for (T** column : {&step_size, &slope, &input, &dy, &y, &dinput, &dstep_size, &gate, &dgate})
       *column = memory.take<T>(kSteps * Simd<T>::kLine);
     state = memory.take<T>(dstate * Simd<T>::kLine);
   }
@@ -58,8 +58,8 @@ bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Wei
   constexpr int kLine = Simd<T>::kLine;
   const ScanForward& p = q.forward;
   const T *D = weights.D + line.index * kLine, *bias = weights.bias + line.index * kLine;
-  const auto rows = [&](const In& x, const Span& span, int buffer) {
-    return gather(x, batch, line.channel, line.channels, span, w.in[buffer]);
+  const auto rows = [&](const In& x, const Steps& steps, int buffer) {
+    return gather(x, batch, line.channel, line.channels, steps, w.in[buffer]);
   };
   const bool gated = p.z[0].data, wanted = p.out[0].data;
   const Rows<const S> delta = rows(p.delta, c.steps, 0);
@@ -72,20 +72,20 @@ bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Wei
 
   Magnitude<T> magnitude;
   each_step<T>(c, [&](int i, int v) {
-    const V d = load(delta[i] + v) + at(bias + v);
-    at(to.delta + i * kLine + v) = d;
-    if (p.delta_softplus) at(to.slope + i * kLine + v) = exp_of_minus_magnitude<T, V, I>(d);
+    const V biased = load(delta[i] + v) + at(bias + v);
+    at(to.step_size + i * kLine + v) = biased;
+    if (p.delta_softplus) at(to.slope + i * kLine + v) = exp_of_minus_magnitude<T, V, I>(biased);
   });
   const auto token = [&](int i, int v, V x, V dout, V gate, V slope_of_gate) {
     const int place = i * kLine + v;
-    V d = at(to.delta + place), slope = 1 - V{};
-    if (p.delta_softplus) softplus<T>(V(d), V(at(to.slope + place)), d, slope);
-    magnitude.add(v, d);
-    at(to.delta + place) = d;
+    V step_size = at(to.step_size + place), slope = 1 - V{};
+    if (p.delta_softplus) softplus<T>(V(step_size), V(at(to.slope + place)), step_size, slope);
+    magnitude.add(v, step_size);
+    at(to.step_size + place) = step_size;
     at(to.slope + place) = slope;
-    at(to.delta_x + place) = d * x;
+    at(to.input + place) = step_size * x;
     at(to.y + place) = at(D + v) * x;
-    at(to.dx + place) = at(to.ddelta + place) = V{};
+    at(to.dinput + place) = at(to.dstep_size + place) = V{};
     at(to.dy + place) = dout * gate;
     if (wanted) at(to.gate + place) = gate;
     at(to.dgate + place) = dout * slope_of_gate;
@@ -125,8 +125,8 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   const auto rows = [&](const In& x, int buffer) {
     return gather(x, batch, line.channel, line.channels, c.pairs, w.in[buffer]);
   };
-  const auto to = [&](const Out& x, const Span& span, int buffer) {
-    return target(x, batch, line.channel, line.channels, span, w.out[buffer], elements(p.size));
+  const auto to = [&](const Out& x, const Steps& steps, int buffer) {
+    return target(x, batch, line.channel, line.channels, steps, w.out[buffer], elements(p.size));
   };
   Rows<const S> u[2], z[2];
   const Target<S> ddelta = to(q.ddelta, c.steps, 0);
@@ -143,12 +143,12 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   for (int v = 0; v < kLine; v += kLanes) dD[v / kLanes] = dbias[v / kLanes] = V{};
   const auto token = [&](int i, int v, V x) {
     const int place = i * kLine + v;
-    const V sum = at(from.dx + place), dy = at(from.dy + place);
-    const V dd = (x * sum + at(from.ddelta + place) * T(kLn2)) * at(from.slope + place);
-    ddelta.put(i, v, dd);
+    const V dinput = at(from.dinput + place), dy = at(from.dy + place);
+    const V ddelta_i = (x * dinput + at(from.dstep_size + place) * T(kLn2)) * at(from.slope + place);
+    ddelta.put(i, v, ddelta_i);
     dD[v / kLanes] += dy * x;
-    dbias[v / kLanes] += dd;
-    return V(at(from.delta + place) * sum + at(D + v) * dy);
+    dbias[v / kLanes] += ddelta_i;
+    return V(at(from.step_size + place) * dinput + at(D + v) * dy);
   };
   const auto dgate = [&](int i, int v) { return V(at(from.dgate + i * kLine + v) * at(from.y + i * kLine + v)); };
   const auto gated_y = [&](int i, int v) { return V(at(from.gate + i * kLine + v) * at(from.y + i * kLine + v)); };
@@ -179,8 +179,8 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   }
   for (int v = 0; v < kLine; v += kLanes) at(dD_of + v) += dD[v / kLanes], at(dbias_of + v) += dbias[v / kLanes];
 
-  const auto done = [&](const Rows<S>& rows, const Out& x, const Span& span) {
-    if (x.data) scatter(rows, x, batch, line.channel, line.channels, span);
+  const auto done = [&](const Rows<S>& rows, const Out& x, const Steps& steps) {
+    if (x.data) scatter(rows, x, batch, line.channel, line.channels, steps);
   };
   done(ddelta, q.ddelta, c.steps);
   for (int m = 0; m < p.streams; ++m) {
@@ -190,14 +190,14 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   }
 }
 
-// Collects the rows that a line of a chunk reads, and the rows of gradients that it writes through the caches, to
-// prefetch them.
+// Collects the rows that a line of a chunk reads, and the rows of gradients that it writes through
+// the caches, to prefetch them.
 template <class S>
 Prefetch next_rows(const ScanBackward& q, const Chunk& c, int64_t batch, int64_t channel) {
   const ScanForward& p = q.forward;
   Prefetch next;
-  const auto result = [&](const Out& x, const Span& span) {
-    if (!past_caches<S>(x, elements(p.size), batch, channel, span)) next.add<S>(x, batch, channel, span);
+  const auto result = [&](const Out& x, const Steps& steps) {
+    if (!past_caches<S>(x, elements(p.size), batch, channel, steps)) next.add<S>(x, batch, channel, steps);
   };
   next.add<S>(p.delta, batch, channel, c.steps);
   result(q.ddelta, c.steps);
@@ -209,8 +209,8 @@ Prefetch next_rows(const ScanBackward& q, const Chunk& c, int64_t batch, int64_t
   return next;
 }
 
-// The parts that tasks leave for the sums over tasks: dB and dC of a block of lines, and the weights' gradients of a
-// sample.
+// The parts that tasks leave for the sums over tasks: dB and dC of a block of lines, and the
+// weights' gradients of a sample.
 template <class T>
 struct Partial {
   T *dB, *dC;     // (blocks, batch, steps, dstate)
@@ -230,7 +230,8 @@ void clear_backward(const ScanBackward& q, int64_t batch, const Line& line, int6
     for (const Out* x : {&q.du[m], &q.dz[m], &p.out[m]}) clear(*x, valid, p.size.length);
 }
 
-// Adds up dB and dC of a block and a group of states, [step][state][lane], over the lanes, into the block's parts.
+// Adds up dB and dC of a block and a group of states, [step][state][lane], over the lanes, into the
+// block's parts.
 template <class T>
 void store_maps(const ScanForward& p, const Partial<T>& partial, const Chunk& c, int64_t batch, int64_t block,
                 int64_t n, int group_size, const T* dB, const T* dC) {
@@ -242,9 +243,10 @@ void store_maps(const ScanForward& p, const Partial<T>& partial, const Chunk& c,
   }
 }
 
-// Computes one block of lines in one chunk. The outer loop is over groups of states and the inner one over lines, so
-// that the sums dB and dC of one group stay in the first-level cache. The elementwise work of a line is done beside its
-// first and its last group, while the line's columns are in the cache.
+// Computes one block of lines in one chunk. The outer loop is over groups of states and the inner
+// one over lines, so that the sums dB and dC of one group stay in the first-level cache. The
+// elementwise work of a line is done beside its first and its last group, while the line's columns
+// are in the cache.
 template <class S, class T>
 void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, const ScanBackward& q,
                     const Partial<T>& partial, const Chunk& c, int64_t batch, int64_t block_index, int64_t first_line,
@@ -268,25 +270,25 @@ void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, cons
       }
       const int64_t of_task = (index - first_line) * kLine, states = of_task * dstate + n * kLine;
       for (int v = 0; v < line.channels; v += kLanes, first = false) {
-        const BackwardSlice<T> slice{c.count,
-                                     columns.delta + v,
-                                     columns.delta_x + v,
-                                     columns.dy + v,
-                                     columns.y + v,
-                                     columns.dx + v,
-                                     columns.ddelta + v,
-                                     w.B + n,
-                                     w.C + n,
-                                     dstate,
-                                     weights.A2 + (index * dstate + n) * kLine + v,
-                                     columns.state + n * kLine + v,
-                                     w.carry + states + v,
-                                     w.dA + states + v,
-                                     w.dB,
-                                     w.dC,
-                                     w.decay,
-                                     w.history,
-                                     {next + k, group, groups}};
+        const BackwardSlice<T> slice{.count = c.count,
+                                     .step_size = columns.step_size + v,
+                                     .input = columns.input + v,
+                                     .dy = columns.dy + v,
+                                     .y = columns.y + v,
+                                     .dinput = columns.dinput + v,
+                                     .dstep_size = columns.dstep_size + v,
+                                     .B = w.B + n,
+                                     .C = w.C + n,
+                                     .dstate = dstate,
+                                     .A2 = weights.A2 + (index * dstate + n) * kLine + v,
+                                     .state = columns.state + n * kLine + v,
+                                     .carry = w.carry + states + v,
+                                     .dA = w.dA + states + v,
+                                     .dB = w.dB,
+                                     .dC = w.dC,
+                                     .decay = w.decay,
+                                     .history = w.history,
+                                     .prefetch = {.rows = next + k, .part = group, .parts = groups}};
         replay_any<kGroup>(slice, moderate[k], first);
         gradient_any<kGroup>(slice, first);
       }
@@ -320,7 +322,7 @@ void backward_task(const ScanBackward& q, const void* prepared, const Partial<ty
   for (int64_t i = 0; i < (last - first) * kLine; ++i) w.dD[i] = w.dbias[i] = 0;
 
   const int64_t chunks = ceil_div(total, chunk);
-  Visits visit(p.u[0], chunks, last_block - first_block), later = visit.ahead(1);
+  Visits visit(p.u[0], chunks, last_block - first_block), later = visit.later(1);
   const auto chunk_of = [&](const Visits& at) { return chunk_at(p, valid, (chunks - 1 - at.chunk()) * chunk); };
   Maps<S, T> maps(p, batch, w.B, w.C);
   for (; visit.more(); visit.advance(), later.advance()) {

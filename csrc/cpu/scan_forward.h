@@ -1,4 +1,5 @@
-// The forward pass of one task: for each line and chunk, the recurrence and the elementwise work before and after it.
+// The forward pass of one task: for each line and chunk, the recurrence and the elementwise work
+// before and after it.
 #pragma once
 
 #include "scan_groups.h"
@@ -8,9 +9,9 @@ namespace cmimtl::cpu::CMIMTL_ISA {
 // The values of one line in a chunk, [step][lane] each: step sizes d, inputs d x, and y.
 template <class T>
 struct ForwardColumns {
-  T *delta, *delta_x, *y;
+  T *step_size, *input, *y;
   explicit ForwardColumns(Scratch& memory) {
-    for (T** column : {&delta, &delta_x, &y}) *column = memory.take<T>(kSteps * Simd<T>::kLine);
+    for (T** column : {&step_size, &input, &y}) *column = memory.take<T>(kSteps * Simd<T>::kLine);
   }
 };
 
@@ -21,7 +22,8 @@ struct ForwardScratch {
   T *B, *C;  // [step][state]
   ForwardColumns<T> columns;
   T* decay;
-  S *in[5], *out[2];  // rows of delta, the streams and the gates, and of the outputs, that cannot be used in place
+  // Rows of delta, the streams and the gates, and of the outputs, that cannot be used in place.
+  S *in[5], *out[2];
 
   ForwardScratch(Scratch& memory, int64_t dstate, int64_t lines) : columns(memory) {
     constexpr int kLine = Simd<T>::kLine;
@@ -33,8 +35,8 @@ struct ForwardScratch {
   }
 };
 
-// Computes the step sizes d = softplus(delta + bias), the inputs d x, and y = D x, for the steps of a chunk. Returns
-// whether every decay is moderate.
+// Computes the step sizes d = softplus(delta + bias), the inputs d x, and y = D x, for the steps of
+// a chunk. Returns whether every decay is moderate.
 template <class S, class T>
 bool stage_forward(const ForwardScratch<S>& w, const ForwardColumns<T>& to, const Weights<T>& weights,
                    const ScanForward& p, const Chunk& c, int64_t batch, const Line& line) {
@@ -46,16 +48,16 @@ bool stage_forward(const ForwardScratch<S>& w, const ForwardColumns<T>& to, cons
   const Rows<const S> delta = gather(p.delta, batch, line.channel, line.channels, c.steps, w.in[0]);
   const auto stream = [&](int m) { return gather(p.u[m], batch, line.channel, line.channels, c.pairs, w.in[1 + m]); };
   each_step<T>(c, [&](int i, int v) {
-    const V d = load(delta[i] + v) + at(bias + v);
-    at(to.delta + i * kLine + v) = d;
-    if (p.delta_softplus) at(to.delta_x + i * kLine + v) = exp_of_minus_magnitude<T, V, I>(d);
+    const V biased = load(delta[i] + v) + at(bias + v);
+    at(to.step_size + i * kLine + v) = biased;
+    if (p.delta_softplus) at(to.input + i * kLine + v) = exp_of_minus_magnitude<T, V, I>(biased);
   });
   const auto token = [&](int i, int v, V x) {
-    V d = at(to.delta + i * kLine + v), slope;
-    if (p.delta_softplus) softplus<T>(V(d), V(at(to.delta_x + i * kLine + v)), d, slope);
-    magnitude.add(v, d);
-    at(to.delta + i * kLine + v) = d;
-    at(to.delta_x + i * kLine + v) = d * x;
+    V step_size = at(to.step_size + i * kLine + v), slope;
+    if (p.delta_softplus) softplus<T>(V(step_size), V(at(to.input + i * kLine + v)), step_size, slope);
+    magnitude.add(v, step_size);
+    at(to.step_size + i * kLine + v) = step_size;
+    at(to.input + i * kLine + v) = step_size * x;
     at(to.y + i * kLine + v) = at(D + v) * x;
   };
   if (p.streams == 1) {
@@ -134,11 +136,19 @@ void forward_line(const ForwardScratch<S>& w, const Weights<T>& weights, const S
   const T* A2 = weights.A2 + line.index * kLine * dstate;
   const int groups = int(ceil_div(dstate, kForwardGroup));
   each_group<kForwardGroup>(dstate, [&]<int kGroup>(int64_t n) {
-    const Ahead<kForwardLocality> ahead{&next, int(n / kForwardGroup), groups};
+    const PrefetchShare<kForwardLocality> prefetch{.rows = &next, .part = int(n / kForwardGroup), .parts = groups};
     for (int v = 0; v < line.channels; v += kLanes) {
-      const ForwardSlice<T> slice{
-          c.count, w.columns.delta + v, w.columns.delta_x + v, w.columns.y + v, w.B + n, w.C + n,
-          dstate,  A2 + n * kLine + v,  state + n * kLine + v, w.decay,         ahead};
+      const ForwardSlice<T> slice{.count = c.count,
+                                  .step_size = w.columns.step_size + v,
+                                  .input = w.columns.input + v,
+                                  .y = w.columns.y + v,
+                                  .B = w.B + n,
+                                  .C = w.C + n,
+                                  .dstate = dstate,
+                                  .A2 = A2 + n * kLine + v,
+                                  .state = state + n * kLine + v,
+                                  .decay = w.decay,
+                                  .prefetch = prefetch};
       moderate ? forward_group<kGroup, true>(slice) : forward_group<kGroup, false>(slice);
     }
   });
@@ -163,7 +173,7 @@ void forward_task(const ScanForward& p, const void* prepared, int64_t batch, int
     if (initial) initial += (batch * dim + line.channel) * dstate;
     load_states(initial, dstate, line.channels, state_of(index));
   }
-  Visits visit(p.u[0], ceil_div(total, chunk), last - first), later = visit.ahead(kVisitsAhead);
+  Visits visit(p.u[0], ceil_div(total, chunk), last - first), later = visit.later(kPrefetchVisits);
   const auto chunk_of = [&](const Visits& at) { return chunk_at(p, valid, at.chunk() * chunk); };
   const auto line_of = [&](const Visits& at) { return line_at<T>(p.size, first + at.piece()); };
   Maps<S, T> maps(p, batch, w.B, w.C);

@@ -1,5 +1,5 @@
-// exp2, softplus and sigmoid on vectors of float and double. The compilers' vector extensions, and AVX-512 where it has
-// something better. Everything is branch-free.
+// exp2, softplus and sigmoid on vectors of float and double. The compilers' vector extensions, and
+// AVX-512 where it has something better. Everything is branch-free.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@ namespace cmimtl::cpu::CMIMTL_ISA {
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 
-// What differs between float and double. kRound, 1.5 * 2^mantissa bits, added to x leaves round(x) in the low bits.
+// What differs between float and double. kRound, 1.5 * 2^mantissa bits, added to x leaves round(x)
+// in the low bits.
 template <class T>
 struct FloatTraits;
 template <>
@@ -29,8 +30,9 @@ struct FloatTraits<double> {
   static constexpr double kUnderflow = -1075.0, kOverflow = 1024.0;
 };
 
-// 2^f on [-1/2, 1/2]. The constant term is exactly 1: a recurrence amplifies the error of 1 - 2^f, which with it is
-// float32's own (4e-5 after 1e4 steps); the plain minimax polynomial of the same degree is five times worse.
+// 2^f on [-1/2, 1/2]. The constant term is exactly 1: a recurrence amplifies the error of 1 - 2^f,
+// which with it is float32's own (4e-5 after 1e4 steps); the plain minimax polynomial of the same
+// degree is five times worse.
 template <class V>
 inline V exp2_polynomial(V f, float) {
   V p = 1.34004359e-3f - V{};
@@ -59,14 +61,15 @@ inline V exp2_polynomial(V f, double) {
 }
 
 #if CMIMTL_VECTOR_BYTES == 64
-// 2^(a * b) of 16 floats, which AVX-512 can look up in a register: a * b, rounded to sixteenths, leaves a rest f near 0
-// to a polynomial of degree 3 instead of 5. The sum with kRoundToSixteenths has the table's index in its four lowest
-// bits. Every FMA is written as one: left to the compiler, not all copies would contract a * b alike, and the bits
-// would differ.
+// 2^(a * b) of 16 floats, which AVX-512 can look up in a register: a * b, rounded to sixteenths,
+// leaves a rest f near 0 to a polynomial of degree 3 instead of 5. The sum with kRoundToSixteenths
+// has the table's index in its four lowest bits. Every FMA is written as one: left to the compiler,
+// not all copies would contract a * b alike, and the bits would differ.
 //
-// A table rounds to 2^-25, and with A and delta constant the recurrence adds the same error at every step. So entry k
-// is 2^(k/16 - shift), and the polynomial is of 2^(f + shift). Of the shifts for which the decay 1, at a * b = 0, has
-// an error of no more than 2e-10, that one was taken for which no entry has more than 2e-8.
+// A table rounds to 2^-25, and with A and delta constant the recurrence adds the same error at
+// every step. So entry k is 2^(k/16 - shift), and the polynomial is of 2^(f + shift). Of the shifts
+// for which the decay 1, at a * b = 0, has an error of no more than 2e-10, that one was taken for
+// which no entry has more than 2e-8.
 constexpr float kRoundToSixteenths = FloatTraits<float>::kRound / 16;
 typedef int32_t Entries __attribute__((vector_size(64)));
 
@@ -75,19 +78,22 @@ inline V look_up(Entries entries, V index) {
   return V(_mm512_maskz_permutexvar_epi32(0xFFFF, __m512i(index), __m512i(entries)));
 }
 
-#if CMIMTL_AVX512_FP16
-// On cores with FP16 a multiplication by 2^n is one operation, and all operations wait for the same two pipes.
+#if CMIMTL_SAPPHIRE_RAPIDS
+// On Sapphire Rapids a multiplication by 2^n is one operation, and all operations wait for the same
+// two pipes.
 template <class V>
 inline V exp2_product16(V a, V b) {
+  // The shift is 0.0264416193.
   constexpr Entries kPowers = {0x3F7B59CD, 0x3F833D51, 0x3F890CCC, 0x3F8F1E22, 0x3F95743E, 0x3F9C122B,
                                0x3FA2FB17, 0x3FAA3254, 0x3FB1BB5A, 0x3FB999C8, 0x3FC1D165, 0x3FCA6625,
-                               0x3FD35C27, 0x3FDCB7BA, 0x3FE67D5C, 0x3FF0B1C0};  // shift 0.0264416193
+                               0x3FD35C27, 0x3FDCB7BA, 0x3FE67D5C, 0x3FF0B1C0};
   const V shifted = _mm512_fmadd_ps(a, b, kRoundToSixteenths - V{}), whole = shifted - kRoundToSixteenths;
   const V f = _mm512_fmsub_ps(a, b, whole), power = look_up(kPowers, shifted);
   V p = _mm512_fmadd_ps(f, 5.65287545e-2f - V{}, 2.44677886e-1f - V{});
   p = _mm512_fmadd_ps(p, f, 7.05968261e-1f - V{});
   p = _mm512_fmadd_ps(p, f, 1.84969213e-2f - V{});
-  return _mm512_maskz_scalef_ps(0xFFFF, _mm512_fmadd_ps(p, power, power), whole);  // by floor(whole)
+  // It scales by 2^floor(whole).
+  return _mm512_maskz_scalef_ps(0xFFFF, _mm512_fmadd_ps(p, power, power), whole);
 }
 template <class V>
 inline V exp2_decay16(V a, V b) {
@@ -96,9 +102,9 @@ inline V exp2_decay16(V a, V b) {
 #else
 constexpr float kShift = -0x1.acadeap-8f;
 
-// 2^(a * b) from its parts: `shifted`, the sum with kRoundToSixteenths, and the rest f, which includes the shift.
-// floor(a * b), which stands above the index in the sum, is added to the exponent of the table's entry. The index is
-// added with it, so the entries leave it out.
+// 2^(a * b) from its parts: `shifted`, the sum with kRoundToSixteenths, and the rest f, which
+// includes the shift. floor(a * b), which stands above the index in the sum, is added to the
+// exponent of the table's entry. The index is added with it, so the entries leave it out.
 template <class V>
 inline V exp2_of_parts(V shifted, V f) {
   constexpr int kBits = FloatTraits<float>::kMantissaBits - 4;
@@ -117,8 +123,8 @@ inline V exp2_product16(V a, V b) {
   const V shifted = _mm512_fmadd_ps(a, b, kRoundToSixteenths - V{});
   return exp2_of_parts(shifted, V(_mm512_fmsub_ps(a, b, shifted - kRoundToSixteenths) + kShift));
 }
-// An addition takes the place of an FMA, because everything waits for the pipes of FMAs, and additions have pipes of
-// their own. a * b is rounded once more, which costs a decay 2e-8 at most.
+// An addition takes the place of an FMA, because everything waits for the pipes of FMAs, and
+// additions have pipes of their own. a * b is rounded once more, which costs a decay 2e-8 at most.
 template <class V>
 inline V exp2_decay16(V a, V b) {
   const V x = _mm512_fmadd_ps(a, b, kShift - V{}), shifted = x + kRoundToSixteenths;
@@ -127,8 +133,8 @@ inline V exp2_decay16(V a, V b) {
 #endif
 #endif
 
-// 2^(a * b) for |a * b| <= kMaxExponent. The product is folded into the rounding (two FMAs and no multiplication), and
-// round(a * b), in the low bits of the sum, is added to the exponent.
+// 2^(a * b) for |a * b| <= kMaxExponent. The product is folded into the rounding (two FMAs and no
+// multiplication), and round(a * b), in the low bits of the sum, is added to the exponent.
 template <class T, class V, class I>
 inline V exp2_product(V a, V b) {
 #if CMIMTL_VECTOR_BYTES == 64
@@ -190,8 +196,9 @@ inline V log1p_unit(V y, V z, double) {
 // a / b, for a normal b from 1 to 2^125.
 template <class V>
 inline V quotient(V a, V b, float) {
-#if CMIMTL_AVX512_FP16
-  // These cores divide 16 floats in 16 cycles. The guess is 2^-14 away, and one step of Newton's method squares that.
+#if CMIMTL_SAPPHIRE_RAPIDS
+  // These cores divide 16 floats in 16 cycles. The guess is 2^-14 away, and one step of Newton's
+  // method squares that.
   const V guess = _mm512_maskz_rcp14_ps(0xFFFF, b);
   return a * V(_mm512_fmadd_ps(guess, _mm512_fnmadd_ps(b, guess, 1 - V{}), guess));
 #else
@@ -203,8 +210,8 @@ inline V quotient(V a, V b, double) {
   return a / b;
 }
 
-// e^-|x|, but not below the smallest normal number. For NaN it is some number. Without their signs, numbers have the
-// order of their bits as integers.
+// e^-|x|, but not below the smallest normal number. For NaN it is some number. Without their signs,
+// numbers have the order of their bits as integers.
 template <class T, class V, class I>
 inline V exp_of_minus_magnitude(V x) {
   using Int = typename FloatTraits<T>::Int;
@@ -229,8 +236,8 @@ inline V positive_part(V x) {
   return x < 0 ? V{} : x;
 }
 
-// softplus(x) = log(1 + e^x) and its slope, the sigmoid, from e = exp_of_minus_magnitude(x). For NaN the value is NaN,
-// and the slope is some number.
+// softplus(x) = log(1 + e^x) and its slope, the sigmoid, from e = exp_of_minus_magnitude(x). For
+// NaN the value is NaN, and the slope is some number.
 template <class T, class V>
 inline void softplus(V x, V e, V& value, V& slope) {
   value = log1p_unit(e, positive_part<T>(x), T());

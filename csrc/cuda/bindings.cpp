@@ -1,19 +1,22 @@
-// The ops on CUDA tensors: what the kernels can run, workspaces, the stream.
+// The ops on CUDA tensors: they check what the kernels can run, allocate workspaces, and find the
+// stream.
 #include "bindings_common.h"
 #include "conv.h"
 #include "kernels.h"
 #include "stream.h"
 
-// Tests register the same kernels, run on a CPU, under a namespace of their own.
+// Tests register the same kernels, run on a CPU, under namespaces of their own.
 #ifndef CMIMTL_CUDA_NAMESPACE
 #define CMIMTL_CUDA_NAMESPACE cmimtl
 #define CMIMTL_CUDA_KEY CUDA
+#define CMIMTL_CUDA_LIBRARY cmimtl_cuda
 #endif
 
 namespace cmimtl::cuda {
 namespace {
 
-constexpr int64_t kBelow = int64_t(1) << 31;  // steps, channels and strides of a step are 32 bits wide in the kernels
+// The kernels hold steps, channels and strides of a step in 32 bits.
+constexpr int64_t kBelow = int64_t(1) << 31;
 
 void check_dtype(const char* op, const char* name, DType dtype) {
   STD_TORCH_CHECK(dtype != DType::kFloat64, op, ": ", name, " must be float32, bfloat16 or float16, got float64");
@@ -49,7 +52,8 @@ struct CudaKernels {
                     kChunk, ", got ", s.checkpoint_every);
     check_size(op, "steps", s.steps);
     check_size(op, "dim", s.dim);
-    // Pairs of channels, of which the forward pass decides when its results are there, make no more blocks.
+    // The forward pass decides on pairs of channels when its results have been allocated; pairs
+    // never make more blocks.
     check_blocks(op, (backward ? plan_backward(s) : plan_forward(s)).blocks(s));
     for (int m = 0; m < p.streams; ++m) {
       check_strides(op, "u", p.u[m]);
@@ -70,8 +74,8 @@ struct CudaKernels {
     check_strides(op, "x", p.x);
   }
 
-  // The memory is handed back to PyTorch's allocator on return, which gives it out again on this stream alone, so after
-  // the kernels.
+  // On return the memory goes back to PyTorch's allocator, which gives it out again only on this
+  // stream, so only after the kernels.
   static Tensor workspace(const Tensor& like, int64_t elements) { return empty(like, {elements}, ScalarType::Float); }
   static float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
 
@@ -97,9 +101,24 @@ struct CudaKernels {
   }
 };
 
+int64_t checkpoint_every() { return kChunk; }
+int64_t most_states_of(int64_t shared_bytes) { return most_states(shared_bytes); }
+
 }  // namespace
 }  // namespace cmimtl::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(CMIMTL_CUDA_NAMESPACE, CMIMTL_CUDA_KEY, m) {
   cmimtl::Ops<cmimtl::cuda::CudaKernels>::implement(m);
+}
+
+// What the library tells of itself.
+STABLE_TORCH_LIBRARY(CMIMTL_CUDA_LIBRARY, m) {
+  // The steps between two states that the forward pass keeps.
+  m.def("checkpoint_every() -> int");
+  // The largest dstate, by the shared memory that a block gets.
+  m.def("most_states(int shared_bytes) -> int");
+}
+STABLE_TORCH_LIBRARY_IMPL(CMIMTL_CUDA_LIBRARY, CompositeExplicitAutograd, m) {
+  m.impl("checkpoint_every", TORCH_BOX(&cmimtl::cuda::checkpoint_every));
+  m.impl("most_states", TORCH_BOX(&cmimtl::cuda::most_states_of));
 }

@@ -1,4 +1,5 @@
-// The convolution: dispatch, and the sums over samples and tiles.
+// The host's part of the convolution: it chooses the kernels, and launches the sums over samples
+// and tiles.
 #include "conv.h"
 #include "kernels.h"
 #include "split.h"
@@ -6,6 +7,7 @@
 namespace cmimtl::cuda {
 namespace {
 
+// The number of tiles of all samples, each of which leaves a part of the sums.
 int64_t parts(const ConvForward& p) { return p.batch * ceil_div(p.length, kConvBackwardSteps); }
 
 }  // namespace
@@ -29,7 +31,11 @@ void conv_backward(const ConvBackward& q, float* workspace, void* stream) {
                                                    : launch_conv_backward<float16>;
     run(q, dweight, dbias, stream);
   }
-  sum_parts({{{dweight, p.dim * p.width, q.dweight}, {dbias, p.dim, q.dbias}}}, parts(p), stream);
+  const PartsOfWeights weights{{
+      {.parts = dweight, .size = p.dim * p.width, .out = q.dweight},
+      {.parts = dbias, .size = p.dim, .out = q.dbias},
+  }};
+  sum_parts(weights, parts(p), stream);
 }
 
 }  // namespace cmimtl::cuda

@@ -1,5 +1,6 @@
-// Depthwise causal convolution with bias and SiLU, forward and backward: a thread goes along one channel for a tile of
-// steps, the last inputs in registers. Both passes wait for memory: 8 bytes and 12 instructions for each element, float32.
+// The depthwise causal convolution with bias and SiLU, forward and backward. A thread goes along
+// one channel for a tile of steps, and keeps the last inputs in registers. Memory bounds both
+// passes: an element in float32 is 8 bytes and 12 instructions.
 #pragma once
 
 #include "conv.h"
@@ -7,23 +8,25 @@
 #include "plan.h"
 #include "selective_scan.h"
 #include "step_math.cuh"
-#include "walk.cuh"
+#include "strided_pointer.cuh"
 
 namespace cmimtl::cuda {
 
-constexpr int kConvGroup = 8;  // steps whose loads are under way together
-// Of Mamba's convolution. Other widths are padded to 8 or kMostTaps: more taps take less time than the memory does.
+constexpr int kConvGroup = 8;  // steps whose loads are in flight together
+// The width of Mamba's convolution. Other widths are padded to 8 or kMostTaps, as the added taps
+// take less time than the memory does.
 constexpr int kCommonTaps = 4;
 
-// One channel of one sample from step `begin` on, in the order of processing.
+// The convolution of one channel of one sample, for the steps of one tile, in the order of
+// processing.
 template <class T, int kWidth>
 struct Conv {
-  static constexpr int kBefore = kWidth - 1;  // steps before a step that it depends on
+  static constexpr int kBefore = kWidth - 1;  // a step depends on so many steps before it
   static constexpr bool kExact = kWidth == kCommonTaps;
   const ConvForward& p;
   int64_t sample, tile, channel, valid;
   bool live;
-  int unused;  // leading taps that the padded weights have and the op has not
+  int unused;  // the number of leading taps that only the padded weights have
   float weight[kWidth], bias;
 
   __device__ Conv(const ConvForward& p, int64_t steps_of_tile) : p(p), unused(kExact ? 0 : kWidth - int(p.width)) {
@@ -40,18 +43,20 @@ struct Conv {
     bias = p.bias ? static_cast<const float*>(p.bias)[channel] : 0.0f;
   }
 
-  // Of any tensor of the op, at processed step j.
+  // A pointer into any tensor of the op, at processed step j.
   template <class U, class Tensor>
-  __device__ Walk<U> walk(const Tensor& x, int64_t j) const {
-    return Walk<U>(x, sample, channel, p.reverse ? valid - 1 - j : j, p.reverse);
+  __device__ StridedPointer<U> pointer(const Tensor& x, int64_t j) const {
+    return StridedPointer<U>(x, sample, channel, p.reverse ? valid - 1 - j : j, p.reverse);
   }
-  // The kBefore inputs before step j, the group's own after them.
+  // These fill x, which holds the kBefore inputs before a group of steps and then those of the
+  // group. start() loads the inputs before step j, load() those of the group, and shift() makes the
+  // last inputs those before the next group.
   __device__ void start(int64_t j, float (&x)[kBefore + kConvGroup]) const {
-    const Walk<const T> from = walk<const T>(p.x, j);
+    const StridedPointer<const T> from = pointer<const T>(p.x, j);
 #pragma unroll
     for (int i = 0; i < kBefore; ++i) x[i] = j - kBefore + i >= 0 && i >= unused ? to_float(from[i - kBefore]) : 0.0f;
   }
-  __device__ void load(const Walk<const T>& from, int left, float (&x)[kBefore + kConvGroup]) const {
+  __device__ void load(const StridedPointer<const T>& from, int left, float (&x)[kBefore + kConvGroup]) const {
 #pragma unroll
     for (int i = 0; i < kConvGroup; ++i) x[kBefore + i] = i < left ? to_float(from[i]) : 0.0f;
   }
@@ -59,10 +64,11 @@ struct Conv {
 #pragma unroll
     for (int i = 0; i < kBefore; ++i) x[i] = x[i + kConvGroup];
   }
-  // A tap that is not the op's must not turn a NaN into another step's.
+  // Whether the op has this tap. A padded tap must not be multiplied, or a NaN would reach steps
+  // that do not see it.
   __device__ bool used(int k) const { return kExact || k >= unused; }
 
-  // The sum of the i-th step of a group.
+  // The output of the i-th step of a group, before SiLU.
   __device__ float sum(const float (&x)[kBefore + kConvGroup], int i) const {
     float y = bias;
 #pragma unroll
@@ -77,8 +83,8 @@ struct Conv {
     clear_steps<T>(p.out, sample, channel, max(begin, valid), end);
     int left = int(min(end, valid) - begin);
     if (left <= 0) return;
-    Walk<const T> from = walk<const T>(p.x, begin);
-    Walk<T> to = walk<T>(p.out, begin);
+    StridedPointer<const T> from = pointer<const T>(p.x, begin);
+    StridedPointer<T> to = pointer<T>(p.out, begin);
     float x[kBefore + kConvGroup];
     start(begin, x);
 #pragma unroll 1
@@ -104,7 +110,8 @@ struct Conv {
     }
   }
 
-  // dx[s] = sum_k weight[k] dy[s + width - 1 - k], so the tile goes kBefore steps further than its own.
+  // As dx[s] = sum_k weight[k] dy[s + width - 1 - k], a tile reads dy of kBefore steps more than it
+  // writes dx of.
   __device__ void backward(const ConvBackward& q, float* dweight_parts, float* dbias_parts) const {
     if (!live) return;
     const int64_t begin = tile * kConvBackwardSteps, end = min(begin + kConvBackwardSteps, p.length);
@@ -113,18 +120,19 @@ struct Conv {
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) dweight[k] = 0.0f;
 
-    int own = int(min(end, valid) - begin);  // steps whose dx this thread writes, from those of the next group on
+    int own = int(min(end, valid) - begin);  // the number of steps whose dx this thread writes
     if (own > 0) {
-      int left = int(min(begin + own + kBefore, valid) - begin);  // steps whose dy it needs
-      Walk<const T> from = walk<const T>(p.x, begin), dout = walk<const T>(q.dout, begin);
-      Walk<T> to = walk<T>(q.dx, begin);
+      // The number of steps whose dy it needs.
+      int left = int(min(begin + own + kBefore, valid) - begin);
+      StridedPointer<const T> from = pointer<const T>(p.x, begin), dout = pointer<const T>(q.dout, begin);
+      StridedPointer<T> to = pointer<T>(q.dx, begin);
       to.advance(-kBefore);
       float x[kBefore + kConvGroup], dy[kBefore + kConvGroup];
       start(begin, x);
 #pragma unroll
-      for (int i = 0; i < kBefore; ++i) dy[i] = 0.0f;  // of no use: their dx are another tile's
+      for (int i = 0; i < kBefore; ++i) dy[i] = 0.0f;  // never used: another tile writes their dx
 #pragma unroll 1
-      for (int at = -kBefore; at < own; at += kConvGroup) {  // the first dx of the group
+      for (int at = -kBefore; at < own; at += kConvGroup) {  // the first step of the group's dx
         load(from, left, x);
         load(dout, left, dy);
         if (p.silu) {
@@ -176,7 +184,7 @@ __global__ void __launch_bounds__(kThreads) conv_backward_kernel(const ConvBackw
   Conv<T, kWidth>(q.forward, kConvBackwardSteps).backward(q, dweight, dbias);
 }
 
-// f(Width<w>) with the padded width of the kernel.
+// Calls f(Width<w>()) with the padded width w of the kernel.
 template <int kWidth>
 struct Width {
   static constexpr int value = kWidth;

@@ -1,4 +1,4 @@
-// Sizes of the convolution's launches, and what conv_<type>.cu instantiate.
+// The sizes of the convolution's launches, and the functions that conv_<type>.cu instantiate.
 #pragma once
 
 #include "plan.h"
@@ -6,8 +6,9 @@
 
 namespace cmimtl::cuda {
 
-// Steps of a thread. A tile reads width - 1 steps of its neighbour: 9 % more for 32 steps and 4 taps, but from the L2
-// cache; backward it also leaves its width + 1 sums in the workspace.
+// The number of steps of a tile, which is a thread's. A tile also reads width - 1 steps of its
+// neighbour: 9 % more for 32 steps and 4 taps, but from the L2 cache. Backward it also leaves its
+// width + 1 sums in the workspace.
 constexpr int64_t kConvForwardSteps = 32, kConvBackwardSteps = 64;
 
 inline int64_t conv_blocks(const ConvForward& p, int64_t steps_of_tile) {
@@ -16,7 +17,7 @@ inline int64_t conv_blocks(const ConvForward& p, int64_t steps_of_tile) {
 
 template <class T>
 void launch_conv_forward(const ConvForward& p, void* stream);
-// dweight: (batch * tiles, dim, width), dbias: (batch * tiles, dim), float.
+// dweight is (batch * tiles, dim, width) and dbias (batch * tiles, dim), float.
 template <class T>
 void launch_conv_backward(const ConvBackward& q, float* dweight, float* dbias, void* stream);
 

@@ -1,4 +1,5 @@
-// The host's part of device.h where nvcc compiles it: launches, and what is thrown where the device refuses one.
+// The host's part of device.h, where nvcc compiles it: launches, and the exceptions where the
+// device refuses one.
 #include "device.h"
 
 #ifdef __CUDACC__
@@ -10,7 +11,7 @@ namespace cmimtl::cuda {
 namespace {
 
 [[noreturn]] void refused(const std::string& what, cudaError_t status) {
-  cudaGetLastError();  // what a refused launch leaves would be blamed on the next one
+  cudaGetLastError();  // takes the error away, or the next launch would be blamed for it
   throw std::runtime_error("cmimtl: CUDA refused " + what + ": " + cudaGetErrorString(status));
 }
 

@@ -1,14 +1,16 @@
-// What the kernels need of the device, and the host functions that launch them. With device.cu, the only file that knows
-// which compiler reads it: nvcc, or a host compiler with the engine of tests/cuda_on_cpu, which runs the same text thread by
-// thread on a CPU. Kernels use CUDA's own names (threadIdx, __syncthreads, __shfl_xor_sync, float4, ...) for the rest.
+// The functions of the device that the kernels need, and the host functions that launch them. Only
+// this file and device.cu know which compiler reads them: nvcc, or a host compiler with the engine
+// of tests/cuda_on_cpu, which runs the same text on a CPU, thread by thread. For all else, kernels
+// use CUDA's own names (threadIdx, __syncthreads, __shfl_xor_sync, float4, ...).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
-// nvcc reads this for each file four times, so it has no header that it can be without: cuda_fp16.h, cuda_bf16.h and <string>
-// cost 3 s of a file's compilation, half of that of a file with few kernels.
+// nvcc reads this four times for each file, so it includes only what it must: cuda_fp16.h,
+// cuda_bf16.h and <string> would cost 3 s of a file's compilation, half of the time of a file with
+// few kernels.
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #else
@@ -24,12 +26,13 @@ namespace cmimtl::cuda {
 #ifdef __CUDA_ARCH__
 constexpr int kArch = __CUDA_ARCH__;  // 900 is compute capability 9.0
 #else
-constexpr int kArch = 0;  // the host, and the engine
+constexpr int kArch = 0;  // 0 is the host, and the engine
 #endif
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// bfloat16 and float16 as they lie in memory. Arithmetic is in float; float -> T rounds to nearest, ties to even.
+// bfloat16 and float16 as they lie in memory. Arithmetic is in float. The conversion from float
+// rounds to nearest, ties to even.
 struct bfloat16 {
   uint16_t bits;
 };
@@ -37,7 +40,7 @@ struct float16 {
   uint16_t bits;
 };
 
-// kCount elements that one instruction moves: 4, 8 or 16 bytes.
+// A vector of kCount elements that one instruction moves: 4, 8 or 16 bytes.
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount) Vector {
   static_assert(sizeof(T) * kCount <= 16, "the widest access has 16 bytes");
@@ -48,14 +51,15 @@ struct alignas(sizeof(T) * kCount) Vector {
 
 #ifdef __CUDACC__
 
-// The block's dynamic shared memory, 16-byte aligned: the only kind, so that its size is known at launch.
+// The dynamic shared memory of the block, aligned to 16 bytes. The kernels use no other kind, so
+// that its size is known at launch.
 template <class T = unsigned char>
 __device__ __forceinline__ T* shared_memory() {
   extern __shared__ __align__(16) unsigned char cmimtl_shared[];
   return reinterpret_cast<T*>(cmimtl_shared);
 }
 
-// 2^x and 1 / x on the MUFU pipe; subnormal numbers are 0.
+// 2^x and 1 / x on the MUFU pipe. Subnormal numbers count as 0.
 __device__ __forceinline__ float ex2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -82,7 +86,7 @@ __device__ __forceinline__ void from_float(float x, float16& out) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
 }
 
-// One access of sizeof(V) bytes; p must be aligned to it.
+// These access sizeof(V) bytes at once; p must be aligned to as many.
 template <class V>
 __device__ __forceinline__ V load_vector(const void* p) {
   return *static_cast<const V*>(p);
@@ -92,45 +96,48 @@ __device__ __forceinline__ void store_vector(void* p, V value) {
   *static_cast<V*>(p) = value;
 }
 
-// Copies kBytes from global to shared memory in the background, or writes zeros where `valid` is false (`global` is not
-// read then). Both addresses are aligned to kBytes. The calling thread sees the bytes after copies_wait, the other
-// threads after a barrier that follows it.
+// Copies kBytes from global to shared memory in the background, or writes zeros where `valid` is
+// false (`global` is not read then). Both addresses are aligned to kBytes. The calling thread sees
+// the bytes after copies_wait, the other threads after a barrier that follows it.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   const int from_bytes = valid ? kBytes : 0;
-  if constexpr (kBytes == 16) {  // past L1, which a tile that is read once would only evict from
+  if constexpr (kBytes == 16) {
+    // These go past L1, where a tile that is read once would only evict others.
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(from_bytes) : "memory");
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes), "r"(from_bytes)
                  : "memory");
   }
 }
-// Makes the thread's copies since the last commit one group.
+// Makes one group of the thread's copies since the last commit.
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most kGroups of the thread's groups, the latest, are under way.
+// Waits until no more than the latest kGroups of the thread's groups are in flight.
 template <int kGroups>
 __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
-// p, of which the compiler no longer sees where it points to.
+// p, but the compiler knows only that it points to global memory.
 template <class T>
 __device__ __forceinline__ T* in_global_memory(T* p) {
   __builtin_assume(__isGlobal(p));
   return p;
 }
 
-// p, `bytes` on: the two instructions of a sum of 64 bits, whatever the compiler knows of how they came about.
+// p moved by `bytes`. This is always the two instructions of a sum of 64 bits, whatever the
+// compiler knows of p and `bytes`.
 template <class T>
 __device__ __forceinline__ T* bytes_on(T* p, int64_t bytes) {
   asm("add.s64 %0, %0, %1;" : "+l"(p) : "l"(bytes));
   return in_global_memory(p);
 }
 
-// p + steps * stride, in one instruction where `steps` is a constant. The compiler makes up to six of it where it knows the
-// stride to be the same in all lanes, or the product to be a shift.
+// p + steps * stride, in one instruction where `steps` is a constant. Left to itself, the compiler
+// takes up to six, where it knows the stride to be the same in all lanes, or the product to be a
+// shift.
 template <class T>
 __device__ __forceinline__ T* step_on(T* p, int steps, int stride) {
   T* q;
@@ -138,8 +145,8 @@ __device__ __forceinline__ T* step_on(T* p, int steps, int stride) {
   return in_global_memory(q);
 }
 
-// blockIdx.x and threadIdx.x, read anew each time: what is computed from them again at the end of a kernel needs no
-// registers in between.
+// blockIdx.x and threadIdx.x, which are read anew each time. So what is computed from them again at
+// the end of a kernel needs no registers in between.
 __device__ __forceinline__ unsigned block_again() {
   unsigned x;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
@@ -151,30 +158,35 @@ __device__ __forceinline__ unsigned thread_again() {
   return x;
 }
 
-// x, of which the compiler no longer knows that it is the same as before, so that it keeps nothing made of it.
+// x, but the compiler does not know that it is the same as before, so no register keeps what was
+// computed from it.
 __device__ __forceinline__ int anew(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
 
-// log2 of a power of two, so that a division by one is a shift: by an integer that is not known it takes 25 instructions.
+// log2 of a power of two. With it a division by that power is a shift; a division by an integer
+// that is not known to the compiler takes 25 instructions.
 __device__ __forceinline__ int log2_of(int power) { return 31 - __clz(power); }
 
-// Ends the kernel with an error: for what cannot be. The compiler moves no computation across the branch to it.
+// Ends the kernel with an error, in a case that cannot occur. The compiler moves no computation
+// across the branch to it.
 __device__ __forceinline__ void give_up() { asm volatile("trap;"); }
 
-// x, in a way that the compiler cannot know to be the same in all lanes: addresses from a stride of which it knows that
-// take four uniform instructions and two others. x > 2^10 - 2^31.
+// x, but the compiler cannot know that it is the same in all lanes. Of a stride that it knows to be
+// the same, it would make addresses with four uniform instructions and two others. x must be above
+// 2^10 - 2^31.
 __device__ __forceinline__ int stride_of_lane(int x) { return max(x, static_cast<int>(threadIdx.x) - 0x7fffffff); }
 
-// Zeros `bytes` of device memory, on `stream` (a cudaStream_t). Throws std::runtime_error where the device refuses.
+// Sets `bytes` bytes of device memory to zero, on `stream`, a cudaStream_t. Throws
+// std::runtime_error where the device refuses.
 void clear_memory(void* p, size_t bytes, void* stream);
 
-// The warps that fill a machine of which `most` are known to: tests of the engine have a smaller one.
+// The number of warps that fill the GPU: `most`. In the engine, tests may set a smaller one.
 constexpr int64_t warps_to_fill(int64_t most) { return most; }
 
-// Runs a kernel, of which `arguments` are pointers to its parameters, with `shared` bytes of dynamic shared memory on
-// `stream`. Throws std::runtime_error where the device refuses the launch.
+// Runs a kernel on `stream`, with `shared` bytes of dynamic shared memory. `arguments` are pointers
+// to its parameters. Throws std::runtime_error where the device refuses the launch.
 void launch(const void* kernel, dim3 grid, dim3 block, size_t shared, void* stream, void** arguments);
 
 template <class... Params>
@@ -184,14 +196,14 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, voi
   launch(reinterpret_cast<const void*>(kernel), grid, block, shared, stream, const_cast<void**>(arguments));
 }
 
-#else  // the engine
+#else  // what follows is the engine's
 
 template <class T = unsigned char>
 T* shared_memory() {
   return reinterpret_cast<T*>(simt::shared_memory());
 }
 
-// As far from the exact value as the device may be.
+// These results are as far from the exact values as those of the device may be.
 inline float ex2(float x) { return simt::approximate_exp2(x); }
 inline float rcp(float x) { return simt::approximate_reciprocal(x); }
 
@@ -213,7 +225,7 @@ void store_vector(void* p, V value, simt::Where where = simt::Where::current()) 
   *static_cast<V*>(p) = value;
 }
 
-// Done when it is waited for, so that a wait which is missing is seen.
+// The engine copies only when the copy is waited for, so that a missing wait is seen.
 template <int kBytes>
 void copy_async(void* shared, const void* global, bool valid = true, simt::Where where = simt::Where::current()) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
@@ -265,7 +277,8 @@ __device__ __forceinline__ T from_float(float x) {
   return out;
 }
 
-// A vector of the same bytes as one number, or two, as one instruction moves it and the compiler does not take it apart.
+// The type of a vector's bytes as one number, or two, which one instruction moves and the compiler
+// does not take apart.
 template <size_t kBytes>
 struct PackedOf;
 template <>

@@ -1,4 +1,5 @@
-// The backward scan: dispatch, the passes of one that is split in time, and the sums that it does not make itself.
+// The host's part of the backward scan: it chooses the kernels, launches the passes of a scan that
+// is split over time, and the sums that the scan does not add up itself.
 #include "kernels.h"
 #include "split.h"
 
@@ -10,12 +11,13 @@ BackwardKernels kernels_of_type(const ScanPlan& plan, int streams, bool gate) {
   return streams == 1 ? backward_kernels<T, 1>(plan, gate) : backward_kernels<T, 2>(plan, gate);
 }
 
+// The functions that differ between the storage types.
 struct OfType {
   BackwardKernels (*kernels)(const ScanPlan& plan, int streams, bool gate);
   void (*sum_tiles)(const ScanBackward& q, const Partial& partial, void* stream);
 };
 template <class T>
-constexpr OfType kOf{kernels_of_type<T>, launch_sum_tiles<T>};
+constexpr OfType kOf{.kernels = kernels_of_type<T>, .sum_tiles = launch_sum_tiles<T>};
 
 OfType of_type(DType dtype) {
   return dtype == DType::kFloat32 ? kOf<float> : dtype == DType::kBFloat16 ? kOf<bfloat16> : kOf<float16>;
@@ -49,9 +51,9 @@ void scan_backward(const ScanBackward& q, float* workspace, void* stream) {
   if (!plan.sums_maps(s)) of.sum_tiles(q, partial, stream);
   if (plan.sums_weights(s)) return;
   const PartsOfWeights weights{{
-      {partial.dA, s.dim * s.dstate, q.dA},
-      {partial.dD, s.dim, q.dD},
-      {partial.dbias, s.dim, q.ddelta_bias},
+      {.parts = partial.dA, .size = s.dim * s.dstate, .out = q.dA},
+      {.parts = partial.dD, .size = s.dim, .out = q.dD},
+      {.parts = partial.dbias, .size = s.dim, .out = q.ddelta_bias},
   }};
   sum_parts(weights, s.batch * plan.segments, stream);
 }

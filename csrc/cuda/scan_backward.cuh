@@ -1,29 +1,48 @@
-// The backward scan: chunks of kChunk steps from the last to the first, a thread holds kStates states of one channel.
-// With q_t = g_t + C_t dy_t the gradient of the state after step t, and g_{t-1} = e_t q_t that of the state before it,
+// The backward scan. It goes through chunks of kChunk steps, from the last chunk to the first. A
+// thread holds kStates states of one channel. With dstate_t the gradient of the state h_t, and the
+// decays e_t = exp(d_t A):
 //
-//     dB_t = sum_channels q_t d_t x_t        dC_t = sum_channels h_t dy_t
-//     dA   = sum_t d_t g_{t-1} h_{t-1}       d(d_t) = sum_n A g_{t-1} h_{t-1} + x_t sum_n q_t B_t
-//     dx_t = d_t sum_n q_t B_t + D dy_t
+//     carry_{t-1} = e_t dstate_t                what step t hands to the step before it
+//     dstate_t    = carry_t + C_t dy_t
+//     dB_t        = sum_channels dstate_t d_t x_t
+//     dC_t        = sum_channels h_t dy_t
+//     dA          = sum_t d_t carry_{t-1} h_{t-1}
+//     dx_t        = d_t sum_n dstate_t B_t + D dy_t
+//     d(d_t)      = sum_n A carry_{t-1} h_{t-1} + x_t sum_n dstate_t B_t
 //
-// A chunk goes through:
-//     states      from the checkpoint on: decays e stay in registers, states h go to shared memory (kept)
-//     dC          sums over the channels of a warp, of h dy
-//     gradients   backwards in time; each q takes the place of the h that was read before it
-//     loads       of the chunk before it are started
-//     dB          sums over the channels of a warp, of q dx; dB and dC of the block to the workspace
-//     sizes       of the chunk before it, once for a channel and step: see scan_backward_inputs.cuh
-// Only the last chunk can have fewer steps. It comes first, so its inputs, with their masks, are loaded before the loop.
+// A chunk goes through these parts:
 //
-// Issue slots for each element (one state of one channel at one step), float32, dstate 16, all options, on sm_90:
-//     states      p = d a, e = 2^p, w = dx B, h = e h + w; B, h to shared memory                   4.5
-//     gradients   q, y, sum q B, g, g h, sum A g h, dA; B, C, h, q through shared memory           8.1
-//     decays      an eighth of them again                                                          0.3
-//     dB, dC      2 products; h and q from shared memory, dx and dy for four channels at once      2.8
-//     sizes       4 loads, 8 for addresses, softplus 11, slopes 4, gate 7, 4 more: a 16th of 40    2.6
-//     end         9, 3 stores, 6 for addresses, mask, y: a 16th of 23                              1.4
-//     rest        tiles, checkpoint, sums over warps, the loop                                     1.2
-// so 20.9; bfloat16 takes 0.4 more to convert, the cross scan 0.6 for its pairs. The MUFU pipe takes 11 cycles of it.
-// No atomics on floats: sums over blocks, samples and segments go through the workspace and are added in a fixed order.
+//     states      computes states from the checkpoint on: decays e stay in registers, states h go
+//                 to shared memory (`kept`)
+//     dC          sums h dy over the channels of a warp
+//     gradients   goes back in time; each dstate takes the place of the h that was read before it
+//     loads       starts to load the chunk that is next, the one before it in time
+//     dB          sums dstate d x over the channels of a warp; the block's dB and dC go to the
+//                 workspace
+//     inputs      prepares the next chunk, once for a channel and step: scan_backward_inputs.cuh
+//
+// Only the last chunk can have fewer steps. It comes first, so its inputs, with their masks, are
+// loaded before the loop.
+//
+// The issue slots of each element (one state of one channel at one step), for float32, dstate 16
+// and all options, on sm_90:
+//
+//     states      p = d a, e = 2^p, w = d x B, h = e h + w; B, h to shared memory             4.5
+//     gradients   dstate, y, sum dstate B, carry, carry h, sum A carry h, dA;
+//                 B, C, h, dstate through shared memory                                       8.1
+//     decays      an eighth of them again                                                     0.3
+//     dB, dC      2 products; h and dstate from shared memory, d x and dy of four channels
+//                 at once                                                                     2.8
+//     inputs      4 loads, 8 for addresses, softplus 11, slopes 4, gate 7, 4 more:
+//                 a 16th of 40                                                                2.6
+//     end         9, 3 stores, 6 for addresses, mask, y: a 16th of 23                         1.4
+//     rest        tiles, checkpoint, sums over warps, the loop                                1.2
+//
+// The sum is 20.9. bfloat16 takes 0.4 more to convert, and the cross scan 0.6 for its pairs. The
+// MUFU pipe takes 11 cycles of it.
+//
+// There are no atomics on floats: sums over blocks, samples and segments go through the workspace
+// and are added in a fixed order.
 #pragma once
 
 #include "scan_backward_inputs.cuh"
@@ -37,23 +56,25 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
   using Inputs = BackwardInputs<T, kStates, kShare, kStreams, kGate>;
   using Shared = typename Inputs::Shared;
   using Inputs::kOwn, Inputs::q, Inputs::p, Inputs::place, Inputs::shared, Inputs::count;
-  using Inputs::steps_of, Inputs::owner, Inputs::sum_over_lanes;
+  using Inputs::steps_of, Inputs::owner, Inputs::sum_over_channel_lanes;
   using Sums = BackwardSums<kStates, kShare, kStreams, kGate>;
-  // Decays of the last steps that are computed again, since no more of them fit the registers: the fewest without spills.
+  // The number of decays of the last steps that are computed a second time, because they do not fit
+  // the registers. It is the smallest number without spills.
   static constexpr int kAgain = kStates < 16 ? 0 : kStreams == 2 && kArch >= 1000 ? 48 : 16;
 
-  float a[kStates], g[kStates], dA[kStates];
-  float d[kOwn], dx[kOwn];  // of the next chunk
+  float a[kStates], carry[kStates], dA[kStates];
+  float step_size[kOwn], input[kOwn];  // d and d x of the chunk that is next
 
   __device__ Backward(const ScanBackward& q, const Split& split, const Partial& partial) : Inputs(q, split, partial) {
     place.load(static_cast<const float*>(p.A) + place.channel * p.size.dstate, int(p.size.dstate), a);
 #pragma unroll
-    for (int i = 0; i < kStates; ++i) g[i] = dA[i] = 0.0f;
+    for (int i = 0; i < kStates; ++i) carry[i] = dA[i] = 0.0f;
   }
 
-  // Starts to copy the state before a chunk to where that after its last step will be kept, or was.
+  // Starts to copy the state before a chunk to shared memory, to the place of the state after its
+  // last step.
   __device__ void fetch(const float* checkpoint) const {
-    const int dstate = anew(int(p.size.dstate));  // else all comparisons with it are kept in registers
+    const int dstate = anew(int(p.size.dstate));  // else registers keep all comparisons with it
     if (dstate % 4 == 0) {
 #pragma unroll
       for (int i = 0; i < kStates; i += 4) {
@@ -72,45 +93,48 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     copies_commit();
   }
 
-  // The steps' places in the results, from the last of this lane's on.
+  // Pointers into the results, at the last of this lane's steps.
   struct Outputs {
-    WalkBack<T> ddelta, du[kStreams], dz[kStreams];
+    BackwardPointer<T> ddelta, du[kStreams], dz[kStreams];
   };
   __device__ Outputs outputs(int k) const {
     Outputs to;
-    to.ddelta = this->template walk<T>(Shared::kDdelta, k, 1);
+    to.ddelta = this->template pointer<T>(Shared::kDdelta, k, 1);
 #pragma unroll
     for (int m = 0; m < kStreams; ++m) {
-      to.du[m] = this->template walk<T>(Shared::kDu + m, k, kStreams);
-      if constexpr (kGate) to.dz[m] = this->template walk<T>(Shared::kDz + m, k, kStreams);
+      to.du[m] = this->template pointer<T>(Shared::kDu + m, k, kStreams);
+      if constexpr (kGate) to.dz[m] = this->template pointer<T>(Shared::kDz + m, k, kStreams);
     }
     return to;
   }
-  static __device__ void store_if(bool in, WalkBack<T>& to, float x) {
+  static __device__ void store_if(bool in, BackwardPointer<T>& to, float x) {
     T* const at = to.next();
     if (in) *at = from_float<T>(x);
   }
 
-  // What step t of a chunk adds to each gradient, from its sizes {d, x, slope, dz / y}, y = sum C h, qB = sum q B ln 2 and
-  // dd = sum A g h; `in` where it is to be stored. Steps come backwards, so of a pair the second one first: it leaves its
-  // share behind.
+  // What the steps of a chunk leave for each other, and for the sums over all steps.
   struct Added {
     float u[kStreams], x[kStreams];
     float skip, pair_dx = 0.0f, pair_dgate = 0.0f, dD = 0.0f, dbias = 0.0f;
   };
-  __device__ void finish(Outputs& to, bool in, int t, float4 sizes, float dy, float y, float qB, float dd,
-                         Added& added) const {
-    float x = sizes.y;
+  // Makes the gradients of step t of a chunk, and stores them where `in` says that the step is the
+  // sample's. They are made of the step's values {d, x, slope of softplus, dz / y}, of y = sum C h,
+  // dstate_B = sum dstate B ln 2, and dstep_size = sum A carry h. Steps come backwards, so the
+  // second step of a pair comes first, and leaves its share in `added`.
+  __device__ void finish(Outputs& to, bool in, int t, float4 values, float dy, float y, float dstate_B,
+                         float dstep_size, Added& added) const {
+    float x = values.y;
     if constexpr (kStreams == 2) {
       if (t % 2 == 1) {
-        added.u[0] = shared.sizes(t - 1)[1], added.u[1] = x;
+        added.u[0] = shared.step_values(t - 1)[1], added.u[1] = x;
         this->tokens(added.u, added.x);
       }
       x = added.x[t % 2];
     }
-    const float ddelta = fmaf(qB, x * kLog2E, dd) * sizes.z, dx = fmaf(sizes.x, qB, added.skip * dy);
+    const float ddelta = fmaf(dstate_B, x * kLog2E, dstep_size) * values.z,
+                dx = fmaf(values.x, dstate_B, added.skip * dy);
     y = fmaf(added.skip, x, y);
-    const float dgate = y * sizes.w;
+    const float dgate = y * values.w;
     added.dD = fmaf(dy, x, added.dD);
     added.dbias += ddelta;
     store_if(in, to.ddelta, ddelta);
@@ -130,17 +154,17 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
         store_if(in, to.dz[1], dw * z.x);
       }
     }
-    shared.sizes(t)[3] = y;  // for output()
+    shared.step_values(t)[3] = y;  // output() reads it
   }
 
-  // The forward's output of the chunk at k again, for callers that did not keep it.
+  // Writes the output of the chunk that begins at step k again, for callers that did not keep it.
   __device__ void output(int k) const {
     const int left = place.live_again() ? count - k : 0;
 #pragma unroll 1
     for (int t = 0; t < kChunk; ++t) {
       if (t >= left || !owner(t)) continue;
       const int point = (k + t) / kStreams;
-      float y = shared.sizes(t)[3];
+      float y = shared.step_values(t)[3];
       if (this->gated()) {
         float w = 1.0f;
         for (int m = 0; m < kStreams; ++m)
@@ -151,7 +175,8 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     }
   }
 
-  // The chunk at k, whose inputs are in shared memory and whose checkpoint is on its way there.
+  // Computes the chunk that begins at step k. Its inputs are in shared memory, and its checkpoint
+  // is being copied there.
   __device__ void chunk(int k, const float* checkpoint) {
     float h[kStates], e[kChunk][kStates];
 #pragma unroll
@@ -163,20 +188,20 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     const float* const C = shared.C_tile();
 #pragma unroll
     for (int t = 0; t < kChunk; ++t) {
-      const float d_t = kShare == 1 ? d[t % kOwn] : *shared.sizes(t);
-      const float dx_t = kShare == 1 ? dx[t % kOwn] : shared.row(Shared::kSizeX, t);
+      const float step_size_t = kShare == 1 ? step_size[t % kOwn] : *shared.step_values(t);
+      const float input_t = kShare == 1 ? input[t % kOwn] : shared.row(Shared::kInput, t);
 #pragma unroll
       for (int i = 0; i < kStates; i += 4) {
         const float4 b = load_vector<float4>(B + t * place.states + place.state(i));
 #pragma unroll
-        for (int j = i; j < i + 4; ++j) e[t][j] = ex2(d_t * a[j]);
-        h[i] = fmaf(e[t][i], h[i], dx_t * b.x), h[i + 1] = fmaf(e[t][i + 1], h[i + 1], dx_t * b.y);
-        h[i + 2] = fmaf(e[t][i + 2], h[i + 2], dx_t * b.z), h[i + 3] = fmaf(e[t][i + 3], h[i + 3], dx_t * b.w);
+        for (int j = i; j < i + 4; ++j) e[t][j] = ex2(step_size_t * a[j]);
+        h[i] = fmaf(e[t][i], h[i], input_t * b.x), h[i + 1] = fmaf(e[t][i + 1], h[i + 1], input_t * b.y);
+        h[i + 2] = fmaf(e[t][i + 2], h[i + 2], input_t * b.z), h[i + 3] = fmaf(e[t][i + 3], h[i + 3], input_t * b.w);
         store_vector(shared.keep(t, i / 4), make_float4(h[i], h[i + 1], h[i + 2], h[i + 3]));
       }
     }
     __syncwarp();
-    Sums::template over_channels<false>(place.lanes);
+    Sums::template over_channels<false>(place.channel_lanes);
     __syncwarp();
 
     Outputs to = outputs(k);
@@ -187,10 +212,11 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     for (int t = kChunk - 1; t >= 0; --t) {
       if (t == kChunk / 2) fetch(checkpoint);
       if (t == 0) copies_wait<0>();
-      // Other lanes than the owner need d alone, and the owner replaces what is behind it.
-      const float4 sizes = owner(t) ? load_vector<float4>(shared.sizes(t)) : make_float4(*shared.sizes(t), 0, 0, 0);
+      // Lanes other than the owner need only d, and the owner replaces the value that stands last.
+      const float4 values =
+          owner(t) ? load_vector<float4>(shared.step_values(t)) : make_float4(*shared.step_values(t), 0, 0, 0);
       const float dy = shared.row(Shared::kDy, t);
-      float y = 0.0f, qB = 0.0f, dd = 0.0f;
+      float y = 0.0f, dstate_B = 0.0f, dstep_size = 0.0f;
 #pragma unroll
       for (int i = 0; i < kStates; i += 4) {
         const int at = t * place.states + place.state(i);
@@ -199,37 +225,39 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
         const float4 h_before = load_vector<float4>(before);
         if ((kChunk - 1 - t) * kStates + i < kAgain) {
 #pragma unroll
-          for (int j = i; j < i + 4; ++j) e[t][j] = ex2(sizes.x * a[j]);
+          for (int j = i; j < i + 4; ++j) e[t][j] = ex2(values.x * a[j]);
         }
-        float4 dh;
-        dh.x = gradient(i, sizes.x, dy, e[t][i], b.x, c.x, h_before.x, h[i], y, qB, dd);
-        dh.y = gradient(i + 1, sizes.x, dy, e[t][i + 1], b.y, c.y, h_before.y, h[i + 1], y, qB, dd);
-        dh.z = gradient(i + 2, sizes.x, dy, e[t][i + 2], b.z, c.z, h_before.z, h[i + 2], y, qB, dd);
-        dh.w = gradient(i + 3, sizes.x, dy, e[t][i + 3], b.w, c.w, h_before.w, h[i + 3], y, qB, dd);
-        store_vector(before, dh);
+        float4 dstates;
+        dstates.x = gradient(i, values.x, dy, e[t][i], b.x, c.x, h_before.x, h[i], y, dstate_B, dstep_size);
+        dstates.y = gradient(i + 1, values.x, dy, e[t][i + 1], b.y, c.y, h_before.y, h[i + 1], y, dstate_B, dstep_size);
+        dstates.z = gradient(i + 2, values.x, dy, e[t][i + 2], b.z, c.z, h_before.z, h[i + 2], y, dstate_B, dstep_size);
+        dstates.w = gradient(i + 3, values.x, dy, e[t][i + 3], b.w, c.w, h_before.w, h[i + 3], y, dstate_B, dstep_size);
+        store_vector(before, dstates);
       }
-      y = sum_over_lanes(y), qB = sum_over_lanes(qB), dd = sum_over_lanes(dd);
-      if (owner(t)) finish(to, t / kStreams * kStreams < left, t, sizes, dy, y, qB, dd, added);
+      y = sum_over_channel_lanes(y), dstate_B = sum_over_channel_lanes(dstate_B),
+      dstep_size = sum_over_channel_lanes(dstep_size);
+      if (owner(t)) finish(to, t / kStreams * kStreams < left, t, values, dy, y, dstate_B, dstep_size, added);
     }
     shared.own_value(Shared::kSumD) += added.dD;
     shared.own_value(Shared::kSumBias) += added.dbias;
   }
 
-  // One state at one step; h becomes that before the step. -> q
-  __device__ float gradient(int i, float d, float dy, float e, float b, float c, float h_before, float& h, float& y,
-                            float& qB, float& dd) {
-    const float dh = fmaf(c, dy, g[i]);
+  // Computes the gradient of one state at one step, which it returns. h becomes the state before
+  // the step.
+  __device__ float gradient(int i, float step_size, float dy, float e, float b, float c, float h_before, float& h,
+                            float& y, float& dstate_B, float& dstep_size) {
+    const float dstate_t = fmaf(c, dy, carry[i]);
     y = fmaf(c, h, y);
-    qB = fmaf(dh, b, qB);
-    g[i] = e * dh;
-    const float gh = g[i] * h_before;
-    dd = fmaf(a[i], gh, dd);
-    dA[i] = fmaf(d, gh, dA[i]);
+    dstate_B = fmaf(dstate_t, b, dstate_B);
+    carry[i] = e * dstate_t;
+    const float through_decay = carry[i] * h_before;
+    dstep_size = fmaf(a[i], through_decay, dstep_size);
+    dA[i] = fmaf(step_size, through_decay, dA[i]);
     h = h_before;
-    return dh;
+    return dstate_t;
   }
 
-  // Chunks from the last to the first.
+  // Goes through the chunks, from the last to the first.
   __device__ void chunks(const Split& split) {
     const int64_t first = place.segment * split.segment_steps;
     const int dstate = int(p.size.dstate);
@@ -241,7 +269,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     this->template load<true>(k, count - k, loaded);
     fetch(checkpoint);
     tiles.template store<true>(shared.B_tile(), shared.C_tile());
-    this->template prepare<true>(loaded, count - k, d, dx);
+    this->template prepare<true>(loaded, count - k, step_size, input);
     copies_wait<0>();
     __syncthreads();
 #pragma unroll 1
@@ -252,9 +280,9 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
       typename Inputs::Loaded next;
       const auto next_tiles = this->load_tiles(max(k - kChunk, 0));
       this->template load<false>(k - kChunk, kChunk, next);
-      Sums::template over_channels<true>(place.lanes);
+      Sums::template over_channels<true>(place.channel_lanes);
       __syncthreads();
-      Sums::over_warps(place.lanes, [&](int t, int n, float dB, float dC) {
+      Sums::over_warps(place.channel_lanes, [&](int t, int n, float dB, float dC) {
         if (n >= dstate || k + t >= count) return;
         const Start B = load_vector<Start>(shared.start(Shared::kPartB)),
                     C = load_vector<Start>(shared.start(Shared::kPartC));
@@ -265,7 +293,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
       checkpoint = step_on(checkpoint, -dstate, int(p.size.dim));
       fetch(checkpoint);
       next_tiles.template store<true>(shared.B_tile(), shared.C_tile());
-      this->template prepare<false>(next, kChunk, d, dx);
+      this->template prepare<false>(next, kChunk, step_size, input);
       copies_wait<0>();
       __syncthreads();
     }
@@ -274,30 +302,32 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
   __device__ void run(const Split& split, const Partial& partial) {
     const int dstate = int(p.size.dstate);
     if (place.segment < split.last()) {
-      place.load(place.row(split.states, p.size, split.segments, place.segment), dstate, g);
+      place.load(place.row(split.states, p.size, split.segments, place.segment), dstate, carry);
     } else if (q.dlast_state) {
-      place.load(place.row(static_cast<const float*>(q.dlast_state), p.size, 1, 0), dstate, g);
+      place.load(place.row(static_cast<const float*>(q.dlast_state), p.size, 1, 0), dstate, carry);
     }
     if (count > 0) chunks(split);
-    const float dD = sum_over_lanes(shared.own_value(Shared::kSumD)),
-                dbias = sum_over_lanes(shared.own_value(Shared::kSumBias));
-    const Place<kStates, kShare> again(p.size, split.all());  // `place` would keep registers that the chunks need
+    const float dD = sum_over_channel_lanes(shared.own_value(Shared::kSumD)),
+                dbias = sum_over_channel_lanes(shared.own_value(Shared::kSumBias));
+    // `place` would keep registers that the chunks need, so it is computed again.
+    const Place<kStates, kShare> again(p.size, split.all());
     finish_segment(again, split, partial, dD, dbias);
     if (partial.samples_done)
-      SumsOfBlocks<T, Place<kStates, kShare>, Shared::kAnyStates>{q, partial, again}.add_if_last();
+      SumsOfBlocks<T, Place<kStates, kShare>, Shared::kAnyStates>{.q = q, .partial = partial, .place = again}
+          .add_if_last();
   }
 
-  // Results of the whole segment.
+  // Stores the results of the whole segment.
   __device__ void finish_segment(const Place<kStates, kShare>& place, const Split& split, const Partial& partial,
                                  float dD, float dbias) {
     const int dstate = int(p.size.dstate);
     const int64_t channel = (place.sample * split.segments + place.segment) * p.size.dim + place.channel;
     if (q.dinitial_state && place.segment == 0)
-      place.store(place.row(static_cast<float*>(q.dinitial_state), p.size, 1, 0), dstate, g);
+      place.store(place.row(static_cast<float*>(q.dinitial_state), p.size, 1, 0), dstate, carry);
 #pragma unroll
     for (int i = 0; i < kStates; ++i) dA[i] *= kLn2;
     place.store(partial.dA + channel * dstate, dstate, dA);
-    if (!place.live || place.lane > 0) return;
+    if (!place.live || place.channel_lane > 0) return;
     partial.dD[channel] = dD;
     partial.dbias[channel] = dbias;
     const int64_t steps = steps_of(place.sample), valid = steps / kStreams, first = place.segment * split.segment_steps;

@@ -1,7 +1,8 @@
-// What the blocks of the backward scan leave in the workspace, added up: dB and dC over the tiles of channels, dA, dD and
-// ddelta_bias over samples and segments. Launches of their own do it, or, where the plan says so, the scan: of the blocks
-// that share a sum the last one to end, while the cache has the parts. Which one that is differs from run to run; the order
-// of the sums does not.
+// Adds up the parts that the blocks of the backward scan leave in the workspace: dB and dC over the
+// tiles of channels, dA, dD and ddelta_bias over samples and segments. Kernels of their own do
+// that, or, where the plan says so, the scan itself: of the blocks that share a sum, the last one
+// to end adds it up, while the cache still has the parts. Which block that is differs from run to
+// run, but the order of the sum does not.
 #pragma once
 
 #include "ordered_sum.cuh"
@@ -9,7 +10,8 @@
 
 namespace cmimtl::cuda {
 
-// dB and dC of kCount neighbouring states at one step; zero at steps past the sample's own.
+// Adds up dB and dC of kCount neighbouring states at one step. They are zero at steps past the
+// sample's own.
 template <class T, int kCount>
 __device__ void sum_tiles(const ScanBackward& q, const Partial& partial, int64_t sample, int64_t group, int64_t step,
                           int64_t state) {
@@ -24,12 +26,12 @@ __device__ void sum_tiles(const ScanBackward& q, const Partial& partial, int64_t
     dC = ordered_sum<kCount>(partial.dC + from, tile, partial.tiles);
   }
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) dB[i] *= kLn2;  // as d was times log2 e
+  for (int i = 0; i < kCount; ++i) dB[i] *= kLn2;  // since d was times log2 e
   store_vector(static_cast<T*>(q.dB) + at, from_floats<T, kCount>(dB.data));
   store_vector(static_cast<T*>(q.dC) + at, from_floats<T, kCount>(dC.data));
 }
 
-// One thread for each element.
+// A thread adds up one element of dB and one of dC.
 template <class T>
 __global__ void __launch_bounds__(kThreads) sum_tiles_kernel(const ScanBackward q, const Partial partial) {
   const ScanSizes& s = q.forward.size;
@@ -46,8 +48,9 @@ void launch_sum_tiles(const ScanBackward& q, const Partial& partial, void* strea
   launch(sum_tiles_kernel<T>, dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0, stream, q, partial);
 }
 
-// Every block ends with it, all of its threads together: takes its tickets and adds up where it is the last. kAnyStates:
-// without, 4 divides dstate, and the code for other rows is spared.
+// What all threads of a block do together at its end: the block takes its tickets, and adds up the
+// sums for which it is the last one. Without kAnyStates, 4 divides dstate, so the code for other
+// rows is spared.
 template <class T, class Place, bool kAnyStates>
 struct SumsOfBlocks {
   const ScanBackward& q;
@@ -62,8 +65,9 @@ struct SumsOfBlocks {
     const int64_t together = place.sample / kSamplesOfLast, begin = together * kSamplesOfLast;
     const int64_t samples = min(s.batch - begin, kSamplesOfLast);
     if (!is_last(partial.samples_done + together * tiles + tile, samples)) return;
-    // Samples, then their sums where there is more than one. What comes once at the end of a kernel is written out once in
-    // it, here and in sum_weights: all twelve sums by themselves took two fifths of a kernel's compilation.
+    // First the samples are added up, then their sums where there is more than one. The loops here
+    // and in sum_weights keep the code small: twelve sums written out took two fifths of a kernel's
+    // compilation.
     int64_t first = begin, count = samples;
 #pragma unroll 1
     for (bool all = !partial.sums_done;; all = true) {
@@ -76,12 +80,15 @@ struct SumsOfBlocks {
     }
   }
 
-  // Is this the last of `blocks` blocks to come here? If so, it sees what the others have written before.
+  // Whether this is the last of `blocks` blocks to come here. If it is, it sees what the others
+  // have written before.
   __device__ bool is_last(unsigned* ticket, int64_t blocks) const {
     unsigned* const last = shared_memory<unsigned>();
-    __syncthreads();  // all threads have written theirs, and none needs the shared memory any more
+    // By this barrier all threads have written their parts, and none needs the shared memory any
+    // more.
+    __syncthreads();
     if (threadIdx.x == 0) {
-      __threadfence();  // who sees the ticket sees the parts
+      __threadfence();  // a block that sees the ticket also sees the parts
       *last = atomicAdd(ticket, 1u) == unsigned(blocks) - 1;
       __threadfence();
     }
@@ -91,7 +98,8 @@ struct SumsOfBlocks {
 
   __device__ bool fours() const { return !kAnyStates || s.dstate % 4 == 0; }
 
-  // The plan has this where there are few (kMostOfMapsOfLast).
+  // Adds up dB and dC of this sample and group. The plan asks for it only where they are few
+  // (kMostOfMapsOfLast).
   template <int kCount>
   __device__ void sum_maps() const {
     const int dstate = int(s.dstate), size = int(s.steps) * dstate;
@@ -99,7 +107,8 @@ struct SumsOfBlocks {
       sum_tiles<T, kCount>(q, partial, place.sample, place.group, i / dstate, i % dstate);
   }
 
-  // Of this block's channels: rows [first, first + count) of the parts of dA, dD and ddelta_bias; no sum where null.
+  // Adds up rows [first, first + count) of the parts of dA, dD and ddelta_bias, for this block's
+  // channels. A null pointer gets no sum.
   __device__ void sum_weights(int64_t first, int64_t count, float* A, float* D, float* bias) const {
     if (fours()) sum_rows<4>(partial.dA, s.dstate, first, count, A);
 #pragma unroll 1
@@ -110,10 +119,10 @@ struct SumsOfBlocks {
     }
   }
 
-  // parts: rows of (dim, width); out: one.
+  // Adds up rows of (dim, width) of `parts` into the one row `out`.
   template <int kCount>
   __device__ void sum_rows(const float* parts, int64_t width, int64_t first, int64_t count, float* out) const {
-    const int64_t channels = min(place.channels, kThreads / place.lanes), begin = place.first_channel * width;
+    const int64_t channels = min(place.channels, kThreads / place.channel_lanes), begin = place.first_channel * width;
     for (int64_t i = begin + threadIdx.x * kCount; i < begin + channels * width; i += kThreads * kCount)
       store_vector(out + i, ordered_sum<kCount>(row(parts, width, first) + i, s.dim * width, count));
   }

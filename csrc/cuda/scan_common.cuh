@@ -1,4 +1,5 @@
-// What the forward and the backward scan share: which thread has which channel and states, and the tiles of B and C.
+// What the forward and the backward scan share: the place of a thread, which is its channel and
+// states, and the tiles of B and C.
 #pragma once
 
 #include "device.h"
@@ -6,38 +7,39 @@
 #include "selective_scan.h"
 #include "split.h"
 #include "step_math.cuh"
-#include "walk.cuh"
+#include "strided_pointer.cuh"
 
 namespace cmimtl::cuda {
 
-// Lanes of a channel lie kWarp / lanes apart, so that neighbours have neighbouring channels, which lie side by side in
-// memory. Four states at a time go around the lanes: n = (q * lanes + lane) * 4 + i for q = 0 … kStates / 4 - 1.
-// A thread has kChannels neighbouring channels. One past the last channel computes what the last one does and stores
+// The place of a thread. The lanes of a channel are kWarp / channel_lanes lanes of the warp apart,
+// so that neighbouring lanes have neighbouring channels, which lie side by side in memory. The
+// states of a channel go around its lanes in fours, see state(). A thread has kChannels
+// neighbouring channels. A thread past the last channel computes what the last one does, and stores
 // nothing.
 template <int kStates, int kShare, int kChannels = 1>
 struct Place {
   int sample, segment, group;
-  int tile;                        // of the group's channels, this block's
-  int lanes;                       // of a channel; kShare, or more where kShare is 4
-  int lane;                        // of this channel's
-  int column;                      // thread within the warp, of those with the same `lane`
-  int states;                      // of a channel, padded: lanes * kStates
-  int channels;                    // of the group, from this block's on
-  int offset;                      // this thread's first channel within the block's
-  int64_t first_channel, channel;  // of dim: the block's first, this thread's first
-  bool live;
+  int tile;                        // this block's tile, among those of the group's channels
+  int channel_lanes;               // the lanes of a channel: kShare, or more where kShare is 4
+  int channel_lane;                // this lane, among those of its channel
+  int column;                      // this thread, among those of its warp with this channel_lane
+  int states;                      // the states of a channel, padded: channel_lanes * kStates
+  int channels;                    // the channels of the group, from this block's first one on
+  int offset;                      // this thread's first channel, among those of the block
+  int64_t first_channel, channel;  // the first channel of the block and of this thread, of all
+  bool live;                       // whether this thread has a channel of its own
 
-  // `run`: the segments that the launch has blocks for.
+  // `run` has the segments that the launch has blocks for.
   __device__ Place(const ScanSizes& s, const Segments& run) {
-    lanes = kShare;
+    channel_lanes = kShare;
     if constexpr (kShare == 4) {
-      while (lanes * kStates < s.dstate) lanes *= 2;
+      while (channel_lanes * kStates < s.dstate) channel_lanes *= 2;
     }
-    states = lanes * kStates;
-    const int per_warp = kWarp / lanes, thread = int(thread_again());
-    lane = thread % kWarp / per_warp;
+    states = channel_lanes * kStates;
+    const int per_warp = kWarp / channel_lanes, thread = int(thread_again());
+    channel_lane = thread % kWarp / per_warp;
     column = thread % per_warp;
-    const int per_block = kThreads / lanes * kChannels, per_group = int(s.dim / s.ngroups);
+    const int per_block = kThreads / channel_lanes * kChannels, per_group = int(s.dim / s.ngroups);
     const unsigned tiles = unsigned((per_group + per_block - 1) / per_block);
     unsigned index = block_again();
     tile = int(index % tiles);
@@ -55,9 +57,9 @@ struct Place {
     channel = first_channel + offset;
   }
 
-  // The same as `offset`, `live` and `channel`, for where there is no register to keep them in.
+  // `offset`, `live` and `channel` computed again, for code that has no register to keep them in.
   __device__ int offset_again() const {
-    const int per_warp = kWarp / lanes, thread = int(thread_again());
+    const int per_warp = kWarp / channel_lanes, thread = int(thread_again());
     return (thread / kWarp * per_warp + thread % per_warp) * kChannels;
   }
   __device__ bool live_again() const { return offset_again() < channels; }
@@ -67,10 +69,11 @@ struct Place {
   }
   __device__ int64_t channel_again() const { return first_channel + min(offset_again(), channels - kChannels); }
 
-  // Of the i-th of this thread's states.
-  __device__ int state(int i) const { return (i / 4 * lanes + lane) * 4 + i % 4; }
+  // The number of the i-th state of this thread, of those of its channel.
+  __device__ int state(int i) const { return (i / 4 * channel_lanes + channel_lane) * 4 + i % 4; }
 
-  // The states of one (sample, slot) of `slots`, of a (batch, slots, dim, dstate) tensor.
+  // Where a tensor of (batch, slots, dim, dstate) has the states of this sample and channel in one
+  // of its slots.
   template <class T>
   __device__ T* row(T* p, const ScanSizes& s, int64_t slots, int64_t slot) const {
     return p + ((sample * slots + slot) * s.dim + channel) * s.dstate;
@@ -79,7 +82,8 @@ struct Place {
 #pragma unroll
     for (int i = 0; i < kStates; ++i) x[i] = state(i) < dstate ? p[state(i)] : 0.0f;
   }
-  // Into a tensor of our own, so aligned: four states at once where a row is.
+  // Stores the states in a tensor of our own. It is aligned, so four states are one store where
+  // dstate allows it.
   __device__ void store(float* p, int dstate, const float (&x)[kStates]) const {
     dstate = anew(dstate);
     if (!live_now()) return;
@@ -95,46 +99,41 @@ struct Place {
   }
 };
 
-// B and C of a block, from its first step on, in the order of processing.
+// Where a block reads B and C, from its first step on, in the order of processing.
 template <class T>
 struct Maps {
-  const T *B, *C;  // at the first step, for the whole block
+  const T *B, *C;  // at the first step
   int B_step, C_step, B_state, C_state;
   int states, dstate;
 
-  __device__ Maps(const ScanForward& p, int sample, int group, int states, int64_t first)
-      : B(static_cast<const T*>(p.B.data) + sample * p.B.batch + first * p.B.step + group * p.B.group),
-        C(static_cast<const T*>(p.C.data) + sample * p.C.batch + first * p.C.step + group * p.C.group),
-        B_step(int(p.reverse ? -p.B.step : p.B.step)),
-        C_step(int(p.reverse ? -p.C.step : p.C.step)),
-        B_state(int(p.B.state)),
-        C_state(int(p.C.state)),
-        states(states),
-        dstate(int(p.size.dstate)) {}
-  // The same from members that were kept elsewhere.
-  __device__ Maps(const T* B, const T* C, int B_step, int C_step, int B_state, int C_state, int states, int dstate)
-      : B(B),
-        C(C),
-        B_step(B_step),
-        C_step(C_step),
-        B_state(B_state),
-        C_state(C_state),
-        states(states),
-        dstate(dstate) {}
+  static __device__ Maps of_block(const ScanForward& p, int sample, int group, int states, int64_t first) {
+    return {.B = static_cast<const T*>(p.B.data) + sample * p.B.batch + first * p.B.step + group * p.B.group,
+            .C = static_cast<const T*>(p.C.data) + sample * p.C.batch + first * p.C.step + group * p.C.group,
+            .B_step = int(p.reverse ? -p.B.step : p.B.step),
+            .C_step = int(p.reverse ? -p.C.step : p.C.step),
+            .B_state = int(p.B.state),
+            .C_state = int(p.C.state),
+            .states = states,
+            .dstate = int(p.size.dstate)};
+  }
   __device__ const T* B_at(int row, int n) const { return step_on(step_on(B, row, B_step), n, B_state); }
   __device__ const T* C_at(int row, int n) const { return step_on(step_on(C, row, C_step), n, C_state); }
 };
 
-// Tiles of kRows processed steps of B and of C, as float in shared memory: (row, state), padded with zeros; B times ln 2,
-// as d is kept times log2 e. A tile is on its way, in registers, while the one before is used.
+// Tiles of B and of C, kRows processed steps each, as float in shared memory: (row, state), padded
+// with zeros. B is multiplied by ln 2, because d is kept times log2 e. While one tile is used,
+// registers hold the next one.
 template <class T, int kRows, int kMostStatesOfChannel>
 struct MapTiles : Maps<T> {
   static constexpr int kValues = kRows * kMostStatesOfChannel;
   static constexpr int kPerThread = (kValues + kThreads - 1) / kThreads;
-  using Maps<T>::Maps, Maps<T>::states, Maps<T>::dstate;
+  using Maps<T>::states, Maps<T>::dstate;
   T b[kPerThread], c[kPerThread];
 
-  // Rows [row, row + kRows) from the first step on; those from `count` on are zero. Without kWithB, of C alone.
+  __device__ explicit MapTiles(const Maps<T>& maps) : Maps<T>(maps) {}
+
+  // Loads rows [row, row + kRows), counted from the first step; those from `count` on are zero.
+  // Without kWithB it loads only C.
   template <bool kWithB>
   __device__ void load(int row, int count) {
 #pragma unroll
@@ -160,9 +159,11 @@ struct MapTiles : Maps<T> {
   }
 };
 
-// The same, but on its way by asynchronous copies of four bytes to shared memory, as the bytes are. A thread makes its
-// values of the tile of what it has copied itself, so waiting for its copies is enough. Two neighbouring states of a half
-// type are one copy where `paired` says that they lie so, see plan.h; where not, they are loaded and stored at once.
+// The same tiles, but the next one lies in shared memory in the storage type, where asynchronous
+// copies of four bytes put it. A thread converts only what it has copied itself, so it need wait
+// for no other thread's copies. Two neighbouring states of a half type are one copy where `paired`
+// says that they are one aligned word (states_in_pairs of plan.h). Where they are not, they are
+// loaded and stored without a copy.
 template <class T, int kRows, int kMostStatesOfChannel>
 struct AsyncMapTiles : Maps<T> {
   static constexpr int kValues = kRows * kMostStatesOfChannel;
@@ -171,18 +172,21 @@ struct AsyncMapTiles : Maps<T> {
   static constexpr int kRawBytes = 2 * kValues * int(sizeof(T));
   using Maps<T>::states, Maps<T>::dstate;
   bool paired;
-  T* raw;  // kRawBytes of shared memory: B, then C
+  T* raw;  // kRawBytes of shared memory: first B, then C
 
   __device__ AsyncMapTiles(const Maps<T>& maps, bool paired, void* raw)
       : Maps<T>(maps), paired(kTogether == 1 || paired), raw(static_cast<T*>(raw)) {}
 
-  // Rows [row, row + kRows) from the first step on; those from `count` on are zero. Without kWithC, of B alone.
+  // Starts to load rows [row, row + kRows), counted from the first step; those from `count` on are
+  // zero. Without kWithC it loads only B.
   template <bool kWithC>
   __device__ void load(int row, int count) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const int at = (int(threadIdx.x) + i * kThreads) * kTogether, r = row + at / states;
-      const int n = at & anew(states - 1);  // a power of two; what is made of n would be kept in registers
+      // The number of states is a power of two. Without anew() registers would keep what is made of
+      // n.
+      const int n = at & anew(states - 1);
       if (at >= kRows * states) break;
       const int left = r < count ? dstate - n : 0;
       load(raw + at, this->B_at(r, n), this->B_state, left);
@@ -198,7 +202,8 @@ struct AsyncMapTiles : Maps<T> {
       for (int k = 0; k < kTogether; ++k) to[k] = k < left ? from[k * stride] : T{};
     }
   }
-  // kLater: groups of copies that the thread has committed after those of the tile, at least.
+  // Converts the tile that was loaded. Since then the thread has committed at least kLater groups
+  // of copies.
   template <bool kWithC, int kLater>
   __device__ void store(float* B_tile, float* C_tile) const {
     copies_wait<kLater>();

@@ -1,4 +1,5 @@
-// The forward scan: dispatch, and the passes of one that is split in time.
+// The host's part of the forward scan: it chooses the kernels, and launches the passes of a scan
+// that is split over time.
 #include "kernels.h"
 #include "split.h"
 
@@ -19,7 +20,8 @@ ForwardKernels kernels_of(DType dtype, const ScanPlan& plan, int streams, bool g
 
 }  // namespace
 
-// Pairs of channels change nothing here: they fill the chip, so time is not split, nor without them.
+// Channels are paired only where the GPU is full either way, and then the scan is not split over
+// time, so pairing never changes the workspace.
 int64_t forward_elements(const ScanSizes& s) {
   return split_elements(s, plan_forward(s, false, warps_to_fill(kMostWarps)));
 }

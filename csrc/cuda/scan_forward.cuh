@@ -1,105 +1,129 @@
-// The forward scan: sequential in time, a thread holds kStates states of a channel, or of each of two neighbouring channels
-// where they fill the chip and lie in pairs (see plan.h).
+// The forward scan. A thread goes through time step by step, and holds kStates states of one
+// channel, or of each of two neighbouring channels where those fill the GPU and lie in pairs (see
+// plan.h).
 //
-// Issue slots for each element (one state of one channel at one step), float32, dstate 16, all options, two channels in a
-// thread, on sm_90:
-//     recurrence      p = d a, e = 2^p, w = dx B, h = e h + w, y += C h                            5
-//     B and C         2 LDS.128 for 4 states of 2 channels                                         0.25
-//     softplus        2^-|x|, max, polynomial of 8 coefficients: 12 for a step of 16 states        0.75
-//     gate            |z|, 2^z, 1 / (1 + e) shared by four steps, 3 more: 10                       0.6
-//     streams         for a pair 3 copies, 3 loads and a store, 4 times 2 for 64-bit addresses     0.5
-//     the rest        bias, D and gate: 4 for a step; waits, the loop                              0.3
-// so 7.4; half types save three coefficients and pay for conversions. With one channel B and C cost 0.5 and the streams
-// 0.75 and more: 7.9. The MUFU pipe takes 8 cycles for each of 16 + 2.25 instructions in 16 elements: 9.1 an element. The
-// 16 bytes of a step come from memory in about the same time, the 24 of a step with its share of a checkpoint take longer, so
-// nothing here is worth a second pass over the data.
+// The issue slots of each element (one state of one channel at one step), for float32, dstate 16,
+// all options and two channels in a thread, on sm_90:
 //
-// Memory is read ahead by asynchronous copies, double-buffered: the tiles of B and C (scan_common.cuh), and the streams,
-// two stages of kStage steps (ahead.cuh). The last steps of a sequence, fewer than 16, have code of their own (Follow). Of
-// two channels a stage of it takes 7.5 slots, and fewer where it has nothing left to load, as the last stage, the only one
-// that may lack steps. Of one channel all of it is masked, 0.5 slots more: a last stage apart would not fit the registers.
+//     recurrence      p = d a, e = 2^p, w = d x B, h = e h + w, y += C h                      5
+//     B and C         2 LDS.128 for 4 states of 2 channels                                    0.25
+//     softplus        2^-|x|, max, polynomial of 8 coefficients: 12 for a step of 16 states   0.75
+//     gate            |z|, 2^z, 1 / (1 + e) shared by four steps, 3 more: 10                  0.6
+//     streams         for a pair 3 copies, 3 loads and a store, 4 times 2 for 64-bit
+//                     addresses                                                               0.5
+//     the rest        bias, D and gate: 4 for a step; waits, the loop                         0.3
+//
+// The sum is 7.4. Half types save three coefficients and pay for conversions. With one channel in a
+// thread, B and C cost 0.5 and the streams 0.75 or more: 7.9 in all. The MUFU pipe takes 8 cycles
+// for each of 16 + 2.25 instructions in 16 elements, which is 9.1 an element. The 16 bytes of a
+// step come from memory in about the same time, and the 24 bytes of a step with its share of a
+// checkpoint take longer, so a second pass over the data would never pay.
+//
+// Asynchronous copies read memory before it is used, into two buffers: the tiles of B and C
+// (scan_common.cuh), and two stages of kStage steps of the streams (loads_in_flight.cuh). The last
+// steps of a sequence, fewer than 16, have code of their own (Follow). With two channels in a
+// thread, a stage of that code takes 7.5 slots an element, and the last stage, the only one that
+// may lack steps, takes fewer, as it has nothing left to load. With one channel, every such stage
+// is masked, which costs 0.5 slots more, because the registers would not hold a separate last
+// stage.
 #pragma once
 
-#include "ahead.cuh"
+#include "loads_in_flight.cuh"
 #include "scan_common.cuh"
 
 namespace cmimtl::cuda {
 
-constexpr int kStage = 4;  // steps that are loaded together
-
-// What follows a stage. Many steps: the stage that is loaded during it is a whole one. Few: that stage may lack steps, or
-// there is none; with one channel in a thread this stage may lack steps too. Nothing: it loads nothing, and may lack steps.
+// What follows a stage, and so what the stage starts to load.
+//
+//     kMany       at least one more whole stage: this stage loads a whole one
+//     kFew        few steps: the stage that this one loads may lack steps, or there is none; with
+//                 one channel in a thread this stage may lack steps too
+//     kNothing    nothing: this stage loads nothing, and may lack steps
 enum class Follow { kMany, kFew, kNothing };
 
-// kShare: lanes of a channel that share what is done once for a step, 1, 2 or 4; lanes past the fourth repeat it.
-// kChannels: neighbouring channels of a thread, 2 only where kShare is 1.
-// kStreams: 2 for the cross scan, whose steps are the products and the sums of two streams.
-// kGate: there is a gate, or, where not kKnown, there may be one. Options that cost no slot where they are off are tested at
-// run time. The gate costs some, so for dstate from 9 to 16, which is nearly every call, there is a kernel with it and one
-// without; the others test it as well, which spares a fifth of the compilation.
-// kSummary: the first pass of a scan that is split in time (see split.h), which takes neither C nor D nor a gate.
+// The forward scan of one thread. Its template arguments are:
+//
+//     kShare      how many lanes of a channel share what is done once for a step: 1, 2 or 4; lanes
+//                 past the fourth repeat it
+//     kChannels   neighbouring channels of a thread: 1, or 2 where kShare is 1
+//     kStreams    2 for the cross scan, whose steps are the products and the sums of two streams
+//     kGate       whether the call has a gate, or, where kKnown is false, may have one
+//     kSummary    whether this is the first pass of a scan that is split over time (see split.h),
+//                 which takes neither C nor D nor a gate
+//
+// Options that cost no slot where they are off are tested at run time. The gate costs some, so for
+// dstate from 9 to 16, which is nearly every call, there is a kernel with a gate and one without.
+// The other kernels test for it, which spares a fifth of the compilation.
 template <class T, int kStates, int kShare, int kChannels, int kStreams, bool kGate, bool kSummary = false>
 struct Forward {
   static_assert(kChannels == 1 || (kChannels == 2 && kShare == 1), "lanes that share a channel hold one");
-  static_assert(!kSummary || (kChannels == 1 && !kGate), "what fills the chip two channels to a thread is not split");
-  static constexpr int kGroups = kChannels, kGroup = kStage / kGroups;   // steps at a time
-  static constexpr int kOwn = kGroup / kShare;                           // steps of a group that are this lane's
-  static constexpr int kPoints = kOwn < kStreams ? 1 : kOwn / kStreams;  // steps of a stream, and gates, of those
+  static_assert(!kSummary || (kChannels == 1 && !kGate),
+                "a scan with two channels in a thread fills the GPU, so it is not split over time");
+  // A stage is kGroups groups of kGroup steps. This lane prepares kOwn steps of a group, which are
+  // made of kPoints steps of a stream and have as many gates.
+  static constexpr int kGroups = kChannels, kGroup = kStage / kGroups;
+  static constexpr int kOwn = kGroup / kShare;
+  static constexpr int kPoints = kOwn < kStreams ? 1 : kOwn / kStreams;
   static constexpr bool kKnown = kStates * kShare == 16;
   static constexpr int kRows = kShare == 4 ? 4 : 16 / kShare;
-  static constexpr int kUnit = kRows < kChunk ? kRows : kChunk;  // steps between two looks for a checkpoint
-  static constexpr int kApart = kChannels == 2 ? kStage : 0;     // most steps of a last stage apart
+  // The loop looks for a checkpoint every kUnit steps. A separate last stage has at most kApart.
+  static constexpr int kUnit = kRows < kChunk ? kRows : kChunk;
+  static constexpr int kApart = kChannels == 2 ? kStage : 0;
   static constexpr int kWidest = kShare == 4 ? int(kMostStates) : kShare * kStates;
   using Tiles = AsyncMapTiles<T, kRows, kWidest>;
-  using Loads = Ahead<T, kChannels, kGroups*(kOwn + (kGate ? 2 : 1) * kStreams * kPoints)>;
+  using Loads = LoadsInFlight<T, kChannels, kGroups*(kOwn + (kGate ? 2 : 1) * kStreams * kPoints)>;
 
-  // The block's shared memory, in bytes: two buffers of the tiles of B and C, what they are made of, and the stages.
+  // The block's shared memory, in bytes: two buffers of the tiles of B and C, the same in the
+  // storage type (kRaw), and the stages (kRing).
   static constexpr int kRaw = 2 * 2 * Tiles::kValues * int(sizeof(float)), kRing = kRaw + Tiles::kRawBytes;
   static constexpr size_t kShared = kRing + Loads::kBytes;
 
   const ScanForward& p;
   Place<kStates, kShare, kChannels> place;
-  Walk<const T> u[kStreams], z[kStreams], delta;  // at this lane's first step of the next stage to load
-  Walk<T> out[kStreams];                          // of the next group
-  Loads ahead;
+  // They are at this lane's first step: of the next stage to load, and of the next group.
+  StridedPointer<const T> u[kStreams], z[kStreams], delta;
+  StridedPointer<T> out[kStreams];
+  Loads loads;
   bool softplus_delta;
-  bool odd;  // this lane's first step is the second one of its pair, in the order of x
-  int own;   // the first of this lane's steps of a group
+  bool odd;  // whether this lane's first step is the second one of its pair, in the order of x
+  int own;   // the number of this lane's first step, of those of a group
   float a[kChannels][kStates], h[kChannels][kStates];
-  float bias[kChannels], skip[kChannels];  // bias times log2 e
-  float sum = 0.0f;                        // of the step sizes that are this lane's, for a summary
+  float bias[kChannels], skip[kChannels];  // delta_bias times log2 e, and D
+  float step_size_sum = 0.0f;              // the sum of this lane's step sizes, for a summary
 
   __device__ Forward(const ScanForward& p, const Split& split)
       : p(p), place(p.size, segments_of(split)), softplus_delta(p.delta_softplus) {}
   __device__ bool gated() const { return kGate && (kKnown || p.z[0].data); }
   __device__ static Segments segments_of(const Split& split) { return kSummary ? split.summed : split.all(); }
 
-  // The slots of the i-th own step of delta, and of the i-th of stream m of u and of z, of group g.
+  // The slots of group g: of this lane's i-th step of delta, and of its i-th step of stream m of u
+  // and of z.
   __device__ static constexpr int delta_slot(int g, int i) { return g * kOwn + i; }
   __device__ static constexpr int u_slot(int m, int g, int i) {
     return kGroups * kOwn + (m * kGroups + g) * kPoints + i;
   }
   __device__ static constexpr int z_slot(int m, int g, int i) { return u_slot(kStreams + m, g, i); }
 
-  // To the lane's next step of a stream that has kSteps in a group, kCount of them the lane's, from the i-th.
+  // Moves a pointer from the lane's i-th step of a group to its next one. A group has kSteps steps
+  // of the stream, and kCount of them are this lane's.
   template <int kSteps, int kCount, class Along>
-  __device__ static void next(Along& walk, int i) {
+  __device__ static void next(Along& pointer, int i) {
     if (i + 1 < kCount || kSteps == kCount) {
-      walk.next();
+      pointer.next();
     } else {
-      walk.advance(kSteps - kCount + 1);
+      pointer.advance(kSteps - kCount + 1);
     }
   }
 
-  // Starts the loads of a stage, which ends the sequence after `left` of its steps; kMasked: where that may be fewer than
-  // all.
+  // Starts the loads of a stage. With kMasked the sequence may end within it, after `left` of its
+  // steps.
   template <bool kMasked>
   __device__ void load(int left) {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
-        ahead.fetch(delta_slot(g, i), delta.here(), !kMasked || g * kGroup + own + i < left);
+        loads.fetch(delta_slot(g, i), delta.here(), !kMasked || g * kGroup + own + i < left);
         next<kGroup, kOwn>(delta, i);
       }
 #pragma unroll
@@ -107,49 +131,50 @@ struct Forward {
         const bool valid = !kMasked || g * kGroup + own + i * kStreams < left;
 #pragma unroll
         for (int m = 0; m < kStreams; ++m) {
-          ahead.fetch(u_slot(m, g, i), u[m].here(), valid);
+          loads.fetch(u_slot(m, g, i), u[m].here(), valid);
           next<kGroup / kStreams, kPoints>(u[m], i);
           if constexpr (kGate) {
             if (!gated()) continue;
-            ahead.fetch(z_slot(m, g, i), z[m].here(), valid);
+            loads.fetch(z_slot(m, g, i), z[m].here(), valid);
             next<kGroup / kStreams, kPoints>(z[m], i);
           }
         }
       }
     }
-    ahead.commit();
+    loads.commit();
   }
 
-  // Step sizes d, times log2 e, and inputs x of this lane's steps.
+  // Computes the step sizes, times log2 e, and the tokens x of this lane's steps of group g.
   template <bool kMasked>
-  __device__ void prepare(int g, int left, float (&d)[kOwn][kChannels], float (&x)[kOwn][kChannels]) const {
+  __device__ void prepare(int g, int left, float (&step_size)[kOwn][kChannels], float (&x)[kOwn][kChannels]) const {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      ahead.get(delta_slot(g, i), d[i]);
+      loads.get(delta_slot(g, i), step_size[i]);
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) d[i][c] = fmaf(d[i][c], kLog2E, bias[c]);
+      for (int c = 0; c < kChannels; ++c) step_size[i][c] = fmaf(step_size[i][c], kLog2E, bias[c]);
     }
     if (softplus_delta) {
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) d[i][c] = softplus2<T>(d[i][c], ex2(-fabsf(d[i][c])));
+        for (int c = 0; c < kChannels; ++c)
+          step_size[i][c] = softplus2<T>(step_size[i][c], ex2(-fabsf(step_size[i][c])));
       }
     }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c)
-        if (kMasked && own + i >= left) d[i][c] = 0.0f;
+        if (kMasked && own + i >= left) step_size[i][c] = 0.0f;
     }
     if constexpr (kStreams == 1) {
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) ahead.get(u_slot(0, g, i), x[i]);
+      for (int i = 0; i < kOwn; ++i) loads.get(u_slot(0, g, i), x[i]);
     } else {
 #pragma unroll
       for (int i = 0; i < kPoints; ++i) {
         float v[kChannels], t[kChannels];
-        ahead.get(u_slot(0, g, i), v), ahead.get(u_slot(1, g, i), t);
+        loads.get(u_slot(0, g, i), v), loads.get(u_slot(1, g, i), t);
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) {
           x[i * kOwn / kPoints][c] = odd ? v[c] + t[c] : v[c] * t[c];
@@ -165,7 +190,7 @@ struct Forward {
     for (int i = 0; i < kPoints; ++i) {
       float z[kStreams][kChannels];
 #pragma unroll
-      for (int m = 0; m < kStreams; ++m) ahead.get(z_slot(m, g, i), z[m]);
+      for (int m = 0; m < kStreams; ++m) loads.get(z_slot(m, g, i), z[m]);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
         const int k = i * kChannels + c;
@@ -178,28 +203,29 @@ struct Forward {
     for (int i = 0; i < kPoints * kChannels; ++i) gate[i] = silu(w[i], e[i], r[i]);
   }
 
-  // The value of step j of a group, from the lane that has it.
+  // The value of step j of a group, which comes from the lane that has it.
   __device__ float of_step(const float (&x)[kOwn][kChannels], int j, int c) const {
     if constexpr (kShare == 1) {
       return x[j][c];
     } else {
-      return __shfl_sync(kAllLanes, x[j % kOwn][c], j / kOwn * (kWarp / place.lanes) + place.column);
+      return __shfl_sync(kAllLanes, x[j % kOwn][c], j / kOwn * (kWarp / place.channel_lanes) + place.column);
     }
   }
-  __device__ float sum_over_lanes(float y) const {
+  __device__ float sum_over_channel_lanes(float y) const {
     if constexpr (kShare > 1) {
-      for (int o = kWarp / place.lanes; o < kWarp; o *= 2) y += __shfl_xor_sync(kAllLanes, y, o);
+      for (int o = kWarp / place.channel_lanes; o < kWarp; o *= 2) y += __shfl_xor_sync(kAllLanes, y, o);
     }
     return y;
   }
 
-  // Group g of a stage, whose rows of B and C are given, (kGroup, states). The last one starts loads, as all of the stage
-  // has been read.
+  // Computes group g of a stage, with its rows of B and C, (kGroup, states). The last group starts
+  // the loads of another stage, since all of this one has been read.
   template <Follow kFollow>
   __device__ void group(int g, int left, const float* B, const float* C) {
     constexpr bool kMasked = kFollow == Follow::kNothing || (kFollow == Follow::kFew && kApart == 0);
-    float d[kOwn][kChannels], x[kOwn][kChannels], dx[kOwn][kChannels], y[kOwn][kChannels], gate[kPoints * kChannels];
-    prepare<kMasked>(g, left, d, x);
+    float step_size[kOwn][kChannels], x[kOwn][kChannels], input[kOwn][kChannels], y[kOwn][kChannels],
+        gate[kPoints * kChannels];
+    prepare<kMasked>(g, left, step_size, x);
     if constexpr (kGate) {
       if (gated()) gates(g, gate);
     }
@@ -207,7 +233,7 @@ struct Forward {
     for (int i = 0; i < kOwn; ++i) {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        dx[i][c] = kMasked && own + i >= left ? 0.0f : d[i][c] * x[i][c];
+        input[i][c] = kMasked && own + i >= left ? 0.0f : step_size[i][c] * x[i][c];
         y[i][c] = skip[c] * x[i][c];
       }
     }
@@ -218,14 +244,14 @@ struct Forward {
       } else {
         load<false>(kStage);
       }
-      ahead.turn(kRing);
+      loads.turn(kRing);
     }
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
-      float d_j[kChannels], dx_j[kChannels], y_j[kChannels];
+      float step_size_j[kChannels], input_j[kChannels], y_j[kChannels];
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        d_j[c] = of_step(d, j, c), dx_j[c] = of_step(dx, j, c);
+        step_size_j[c] = of_step(step_size, j, c), input_j[c] = of_step(input, j, c);
         y_j[c] = kShare == 1 ? y[j % kOwn][c] : 0.0f;
       }
 #pragma unroll
@@ -235,10 +261,10 @@ struct Forward {
                      c4 = kSummary ? make_float4(0, 0, 0, 0) : load_vector<float4>(C + at);
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) {
-          step(h[c][i], a[c][i], d_j[c], dx_j[c], b4.x, c4.x, y_j[c]);
-          step(h[c][i + 1], a[c][i + 1], d_j[c], dx_j[c], b4.y, c4.y, y_j[c]);
-          step(h[c][i + 2], a[c][i + 2], d_j[c], dx_j[c], b4.z, c4.z, y_j[c]);
-          step(h[c][i + 3], a[c][i + 3], d_j[c], dx_j[c], b4.w, c4.w, y_j[c]);
+          step(h[c][i], a[c][i], step_size_j[c], input_j[c], b4.x, c4.x, y_j[c]);
+          step(h[c][i + 1], a[c][i + 1], step_size_j[c], input_j[c], b4.y, c4.y, y_j[c]);
+          step(h[c][i + 2], a[c][i + 2], step_size_j[c], input_j[c], b4.z, c4.z, y_j[c]);
+          step(h[c][i + 3], a[c][i + 3], step_size_j[c], input_j[c], b4.w, c4.w, y_j[c]);
         }
       }
 #pragma unroll
@@ -246,14 +272,14 @@ struct Forward {
         if constexpr (kShare == 1) {
           y[j % kOwn][c] = y_j[c];
         } else if constexpr (!kSummary) {
-          y_j[c] = sum_over_lanes(y_j[c]);
+          y_j[c] = sum_over_channel_lanes(y_j[c]);
           if (own / kOwn == j / kOwn) y[j % kOwn][c] += y_j[c];
         }
       }
     }
     if constexpr (kSummary) {
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) sum += d[i][0];
+      for (int i = 0; i < kOwn; ++i) step_size_sum += step_size[i][0];
     } else {
       store_outputs<kMasked>(left, gate, y);
     }
@@ -261,7 +287,7 @@ struct Forward {
 
   template <bool kMasked>
   __device__ void store_outputs(int left, const float (&gate)[kPoints * kChannels], float (&y)[kOwn][kChannels]) {
-    const bool mine = place.live_now() && (kShare < 4 || place.lane < kShare);
+    const bool mine = place.live_now() && (kShare < 4 || place.channel_lane < kShare);
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int k = i * kPoints / kOwn, m = kOwn == 1 ? 0 : i % kStreams;
@@ -277,9 +303,11 @@ struct Forward {
   template <Follow kFollow>
   __device__ void stage(int left, const float* B, const float* C) {
     if constexpr (kFollow == Follow::kMany) {
-      ahead.wait();
+      loads.wait();
     } else {
-      ahead.wait_for_all();  // the stage before may have loaded nothing, so how many to wait for is not known
+      // The stage before may have loaded nothing, so the number of groups of copies in flight is
+      // not known.
+      loads.wait_for_all();
     }
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
@@ -288,12 +316,13 @@ struct Forward {
     }
   }
 
-  __device__ static void step(float& h, float a, float d, float dx, float b, float c, float& y) {
-    h = fmaf(ex2(d * a), h, dx * b);
+  __device__ static void step(float& h, float a, float step_size, float input, float b, float c, float& y) {
+    h = fmaf(ex2(step_size * a), h, input * b);
     y = fmaf(c, h, y);
   }
 
-  // Of each of the thread's channels, side by side in memory.
+  // These load and store the states of each of the thread's channels, which lie side by side in
+  // memory.
   __device__ void load_states(const float* from, int dstate, float (&x)[kChannels][kStates]) const {
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) place.load(from + c * dstate, dstate, x[c]);
@@ -331,51 +360,53 @@ struct Forward {
     if (count > 0) {
       const int64_t step = reverse ? steps - 1 - first : first,
                     point = reverse ? valid - 1 - first / kStreams : first / kStreams;
-      own = kShare == 1 ? 0 : place.lane % kShare * kOwn;
+      own = kShare == 1 ? 0 : place.channel_lane % kShare * kOwn;
       odd = reverse != (own % 2 == 1);
-      delta = Walk<const T>(p.delta, place.sample, channel, step, reverse);
+      delta = StridedPointer<const T>(p.delta, place.sample, channel, step, reverse);
       delta.advance(own);
 #pragma unroll
       for (int m = 0; m < kStreams; ++m) {
-        u[m] = Walk<const T>(p.u[m], place.sample, channel, point, reverse);
-        if (gated()) z[m] = Walk<const T>(p.z[m], place.sample, channel, point, reverse);
-        out[m] = Walk<T>(p.out[m], place.sample, channel, point, reverse);
+        u[m] = StridedPointer<const T>(p.u[m], place.sample, channel, point, reverse);
+        if (gated()) z[m] = StridedPointer<const T>(p.z[m], place.sample, channel, point, reverse);
+        out[m] = StridedPointer<T>(p.out[m], place.sample, channel, point, reverse);
         u[m].advance(own / kStreams), out[m].advance(own / kStreams);
         if (gated()) z[m].advance(own / kStreams);
       }
-      // In the order of the steps of x, the first of this lane's first. A lone lane's is odd with `reverse`, which the
-      // compiler sees to be the same in all lanes; for two channels its code is the better without.
+      // The outputs come in the order of x, and the one of this lane's first step comes first. A
+      // channel of a single lane is odd exactly with `reverse`, which the compiler knows to be the
+      // same in all lanes. With two channels in a thread its code is better without that knowledge.
       if (kStreams == 2 && (kShare == 1 && kChannels == 1 ? reverse : odd)) {
-        const Walk<T> first = out[0];
+        const StridedPointer<T> first = out[0];
         out[0] = out[kStreams - 1], out[kStreams - 1] = first;
       }
       steps_of_segment(split, first, step, count);
     }
 
-    const Place<kStates, kShare, kChannels> again(p.size, segments_of(split));  // of what was not kept meanwhile
+    // The place is computed again, so that no register had to keep it during the steps.
+    const Place<kStates, kShare, kChannels> again(p.size, segments_of(split));
     if constexpr (kSummary) {
-      if (kShare > 1) sum = sum_over_lanes(place.lane < kShare ? sum : 0.0f);
+      if (kShare > 1) step_size_sum = sum_over_channel_lanes(place.channel_lane < kShare ? step_size_sum : 0.0f);
       finish_summary(again, split);
     } else {
       finish(again, split);
     }
   }
 
-  // At the segment after this one.
+  // Stores the summary of this segment in the place of the segment after it.
   __device__ void finish_summary(const Place<kStates, kShare, kChannels>& place, const Split& split) const {
     const int64_t slot = place.segment + 1;
     store_states(place, place.row(split.states, p.size, split.segments, slot), int(p.size.dstate), h);
-    if (place.live && place.lane == 0)
-      split.sums[(place.sample * split.segments + slot) * p.size.dim + place.channel] = sum;
+    if (place.live && place.channel_lane == 0)
+      split.step_size_sums[(place.sample * split.segments + slot) * p.size.dim + place.channel] = step_size_sum;
   }
 
-  // Results of the whole segment.
+  // Stores the results of the whole segment.
   __device__ void finish(const Place<kStates, kShare, kChannels>& place, const Split& split) const {
     const int dstate = int(p.size.dstate);
     if (kChannels == 2 || place.segment == split.last())
       store_states(place, place.row(static_cast<float*>(p.last_state), p.size, 1, 0), dstate, h);
-    if (!place.live || place.lane > 0) return;
-    // The rows of `out` that are past the sample's valid steps, a share for each segment.
+    if (!place.live || place.channel_lane > 0) return;
+    // Each segment clears its share of the rows of `out` that are past the sample's valid steps.
     const int64_t valid = p.lengths ? p.lengths[place.sample] : p.size.length;
     const int64_t begin = place.segment * split.segment_steps / kStreams, end = begin + split.segment_steps / kStreams;
     for (int m = 0; m < kStreams; ++m) {
@@ -385,23 +416,25 @@ struct Forward {
   }
 
   __device__ void steps_of_segment(const Split& split, int64_t first, int64_t step, int count) {
-    Tiles tiles(Maps<T>(p, place.sample, place.group, place.states, step), split.paired_maps, shared_memory() + kRaw);
+    Tiles tiles(Maps<T>::of_block(p, place.sample, place.group, place.states, step), split.paired_maps,
+                shared_memory() + kRaw);
     const int dstate = int(p.size.dstate), every = int(p.size.checkpoint_every);
-    int due = p.checkpoints ? 0 : count;  // the step before which a checkpoint is due
+    int due = p.checkpoints ? 0 : count;  // a checkpoint is due before this step
 
     tiles.template load<!kSummary>(0, count);
-    ahead.stage = kRing;
+    loads.stage = kRing;
 #pragma unroll
     for (int i = 0; i < Loads::kStages; ++i) {
       load<true>(count - i * kStage);
-      ahead.turn(kRing);
+      loads.turn(kRing);
     }
     const float* B = nullptr;
     int buffer = 0, k = 0;
     for (int row = 0; row < count; row += kRows, buffer ^= 1) {
       float* const tile = shared_memory<float>() + buffer * 2 * Tiles::kValues;
       tiles.template store<!kSummary, Loads::kCommits>(tile, tile + Tiles::kValues);
-      __syncthreads();  // one is enough: the buffer that is written next was last read before it
+      // One barrier is enough: the buffer that is written next was last read before it.
+      __syncthreads();
       tiles.template load<!kSummary>(row + kRows, count);
       B = tile;
       do {
@@ -427,7 +460,8 @@ struct Forward {
       } while (k % kRows != 0 && (kApart > 0 || k < count));
     }
     if constexpr (kApart > 0) stage<Follow::kNothing>(count - k, B, B + Tiles::kValues);
-    copies_wait<0>();  // those of the stages past the last one: no thread ends before its copies
+    // No thread may end before its copies, those of stages past the last one included.
+    copies_wait<0>();
   }
 };
 

@@ -1,4 +1,4 @@
-// Which instance of the forward scan's kernels runs.
+// The choice of the instance of the forward scan's kernels that runs.
 #pragma once
 
 #include "scan_forward.cuh"
@@ -8,11 +8,13 @@ namespace cmimtl::cuda {
 template <class T, int kStates, int kShare, int kChannels, int kStreams, bool kGate>
 ForwardKernels forward_instance() {
   ForwardKernels kernels{};
-  kernels.scan = {scan_forward_kernel<T, kStates, kShare, kChannels, kStreams, kGate>,
-                  {kThreads, int(Forward<T, kStates, kShare, kChannels, kStreams, kGate>::kShared)}};
-  if constexpr (kChannels == 1 && !fills_the_chip(kStates, kShare)) {
-    kernels.summary = {scan_forward_summary_kernel<T, kStates, kShare, kStreams>,
-                       {kThreads, int(Forward<T, kStates, kShare, 1, kStreams, false, true>::kShared)}};
+  kernels.scan = {.run = scan_forward_kernel<T, kStates, kShare, kChannels, kStreams, kGate>,
+                  .sizes = {.threads = kThreads,
+                            .shared_bytes = int(Forward<T, kStates, kShare, kChannels, kStreams, kGate>::kShared)}};
+  if constexpr (kChannels == 1 && !fills_the_gpu(kStates, kShare)) {
+    kernels.summary = {.run = scan_forward_summary_kernel<T, kStates, kShare, kStreams>,
+                       .sizes = {.threads = kThreads,
+                                 .shared_bytes = int(Forward<T, kStates, kShare, 1, kStreams, false, true>::kShared)}};
   }
   return kernels;
 }
@@ -27,11 +29,11 @@ ForwardKernels forward_kernels_of(bool gate) {
 
 template <class T, int kStreams>
 ForwardKernels forward_kernels(const ScanPlan& plan, bool gate) {
-  if (plan.states == 8 && plan.lanes == 1) return forward_kernels_of<T, 8, 1, 1, kStreams>(gate);
+  if (plan.states == 8 && plan.channel_lanes == 1) return forward_kernels_of<T, 8, 1, 1, kStreams>(gate);
   if (plan.states == 8) return forward_kernels_of<T, 8, 2, 1, kStreams>(gate);
   if (plan.channels == 2) return forward_kernels_of<T, 16, 1, 2, kStreams>(gate);
-  if (plan.lanes == 1) return forward_kernels_of<T, 16, 1, 1, kStreams>(gate);
-  if (plan.lanes == 2) return forward_kernels_of<T, 16, 2, 1, kStreams>(gate);
+  if (plan.channel_lanes == 1) return forward_kernels_of<T, 16, 1, 1, kStreams>(gate);
+  if (plan.channel_lanes == 2) return forward_kernels_of<T, 16, 2, 1, kStreams>(gate);
   return forward_kernels_of<T, 16, 4, 1, kStreams>(gate);
 }
 

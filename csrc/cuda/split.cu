@@ -1,10 +1,12 @@
+// The pass over the carries of a split scan, and the sums of parts that a launch of its own adds
+// up.
 #include "ordered_sum.cuh"
 #include "split.h"
 
 namespace cmimtl::cuda {
 namespace {
 
-// One thread for each (sample, channel, state).
+// A thread goes through the segments of one sample, channel and state.
 __global__ void __launch_bounds__(kThreads)
     carry_kernel(const ScanSizes s, const float* A, const Split split, bool backward, const float* initial) {
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x, per_sample = s.dim * s.dstate;
@@ -15,7 +17,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = 1; i < split.segments; ++i) {
     const int64_t slot = sample * split.segments + (backward ? split.segments - 1 - i : i);
     float& state = split.states[slot * per_sample + in_sample];
-    state = carry = fmaf(ex2(a * split.sums[slot * s.dim + channel]), carry, state);
+    state = carry = fmaf(ex2(a * split.step_size_sums[slot * s.dim + channel]), carry, state);
   }
 }
 

@@ -1,4 +1,5 @@
-// The device and the stream that a call runs on, from PyTorch; or neither, where the kernels run on a CPU in tests.
+// The device and the stream that a call runs on, from PyTorch. There is neither where tests run the
+// kernels on a CPU.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -20,8 +21,9 @@ struct CurrentStream {
 
 #else
 
-// The one function of libtorch_cuda that is needed. It is looked up when the first CUDA tensor is here, so libtorch_cuda is
-// too, and not linked: the library then also loads beside a torch without CUDA.
+// The only function of libtorch_cuda that is needed. It is not linked, so that the library also
+// loads beside a torch without CUDA. It is looked up at the first CUDA tensor, when libtorch_cuda
+// is there too.
 inline decltype(&aoti_torch_get_current_cuda_stream) stream_getter() {
   static const auto getter = [] {
     void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
@@ -32,7 +34,7 @@ inline decltype(&aoti_torch_get_current_cuda_stream) stream_getter() {
   return getter;
 }
 
-// Makes the tensor's device current for as long as it lives.
+// Makes the tensor's device current for as long as this object lives.
 class CurrentStream {
  public:
   explicit CurrentStream(const torch::stable::Tensor& on) : guard_(on.get_device_index()) {

@@ -30,6 +30,7 @@ CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "cuda_on_cpu"
 CXX = "g++"  # and no other: the sanitizers' libraries are found by its name for them
 JOBS = min(2, len(os.sched_getaffinity(0)))  # compilations at once
+WHOLE_MATRIX = os.environ.get("CMIMTL_WHOLE_MATRIX") == "1"  # see conftest.py
 
 COMMON = ["-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-g1", "-fPIC", "-fvisibility=hidden"]
 
@@ -52,6 +53,11 @@ class Build:
     engine: tuple[str, ...] = ()
     runtime: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def few(self) -> bool:
+        """Whether it runs few cases, for memory and order, and leaves values to the plain build."""
+        return self.runtime is not None and not WHOLE_MATRIX
 
     def require(self) -> None:
         """Skip the test where this build cannot be made."""
@@ -184,15 +190,22 @@ def kernels(build: Build) -> Path:
         f"-DTORCH_TARGET_VERSION={torch_target():#x}ULL",
         "-DCMIMTL_CUDA_NAMESPACE=cmimtl_cuda_on_cpu",
         "-DCMIMTL_CUDA_KEY=CPU",
+        "-DCMIMTL_CUDA_LIBRARY=cmimtl_cuda_on_cpu_library",
         "-DCMIMTL_CUDA_ON_CPU",
     ]
     cuda, flags = planted_sources() / "cuda", device_flags(build)
-    objects = compile_all(sorted(cuda.glob("*.cu")), flags)
+    sources = cuda.glob("*.cu")
+    objects = compile_all(without_float16(sources) if build.few else sorted(sources), flags)
     host = [*sorted(cuda.glob("*.cpp")), HERE / "controls.cpp", HERE / "workspaces.cpp"]
     objects += compile_all(host, [*flags, *bindings])
     torch_lib = Path(torch.__file__).parent / "lib"
     arguments = [*build.flags, "-shared", f"-L{torch_lib}", "-ltorch_cpu"]
     return link([*objects, engine(build)], arguments, "libkernels.so")
+
+
+def without_float16(sources: Iterable[Path]) -> list[Path]:
+    """The sources with a refusal in place of what is instantiated for float16."""
+    return [*sorted(s for s in sources if not s.stem.endswith("_float16")), HERE / "no_float16.cpp"]
 
 
 def device_flags(build: Build) -> list[str]:
@@ -206,8 +219,8 @@ def counted() -> Path:
     THREAD.require()
     csrc = planted_sources()
     cuda = csrc / "cuda"
-    sources = [*sorted(cuda.glob("scan_*.cu")), cuda / "split.cu", cuda / "describe.cu"]
-    objects = compile_all(sources, device_flags(THREAD))
+    sources = [*cuda.glob("scan_*.cu"), cuda / "split.cu", cuda / "introspection.cu"]
+    objects = compile_all(without_float16(sources), device_flags(THREAD))
     plain = [*COMMON, f"-I{HERE}", f"-I{csrc}"]
     objects += compile_all(
         [HERE / "engine.cpp", HERE / "counts.cpp", HERE / "controls.cpp"], [*plain, "-O2"]

@@ -21,7 +21,6 @@ from tests.cuda_on_cpu import build
 
 NAMESPACE = "cmimtl_cuda_on_cpu"
 BUILD = build.BUILDS[os.environ.get("CMIMTL_CUDA_ON_CPU", "plain")]
-WHOLE_MATRIX = os.environ.get("CMIMTL_WHOLE_MATRIX") == "1"
 
 
 @pytest.fixture(scope="session")
@@ -41,11 +40,14 @@ def library() -> ctypes.CDLL:
 def cuda_on_cpu(library, monkeypatch) -> ctypes.CDLL:
     """`backend="cuda"` runs on CPU tensors, whose memory starts as NaN, under a schedule of its
     own."""
+    told = torch.ops.cmimtl_cuda_on_cpu_library
     backend = dataclasses.replace(
         backends.BACKENDS["cuda"],
         namespace=NAMESPACE,
         devices=("cpu",),
         unavailable=lambda: None,
+        checkpoint_every=told.checkpoint_every(),
+        max_dstate=lambda: told.most_states(2**31),
     )
     monkeypatch.setitem(backends.BACKENDS, "cuda", backend)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)

@@ -67,7 +67,7 @@ class Call {
     p.size = s, p.dtype = o.dtype, p.streams = o.streams, p.delta_softplus = true;
     each_stream(p.u, "u");
     if (o.gate) each_stream(p.z, "z");
-    p.delta = {make("delta", s.batch * s.steps * s.dim, element_), s.steps * s.dim, s.dim, 1};
+    p.delta = strided<In>("delta", s.steps);
     p.A = make("A", s.dim * s.dstate), p.B = map("B"), p.C = map("C");
     if (o.skip) p.D = make("D", s.dim);
     if (o.bias) p.delta_bias = make("delta_bias", s.dim);
@@ -92,7 +92,7 @@ class Call {
     each_stream(q.du, "du");
     if (o_.gate) each_stream(q.dz, "dz");
     if (o_.output) each_stream(p.out, "out");
-    q.ddelta = {make("ddelta", s_.batch * s_.steps * s_.dim, element_), s_.steps * s_.dim, s_.dim, 1};
+    q.ddelta = strided<Out>("ddelta", s_.steps);
     q.dA = make("dA", s_.dim * s_.dstate), q.dB = map_data("dB"), q.dC = map_data("dC");
     if (o_.skip) q.dD = make("dD", s_.dim);
     if (o_.bias) q.ddelta_bias = make("ddelta_bias", s_.dim);
@@ -140,7 +140,7 @@ class Call {
   void watch(const Split& split, const ScanPlan& plan) {
     if (plan.segments == 1) return;
     watch("states of segments", split.states, states(plan.segments));
-    watch("sums of segments", split.sums, s_.batch * plan.segments * s_.dim);
+    watch("sums of segments", split.step_size_sums, s_.batch * plan.segments * s_.dim);
   }
   float* make(const char* name, int64_t elements, int64_t element = sizeof(float)) {
     float* const data = allocate(size_t(elements * element));
@@ -148,14 +148,18 @@ class Call {
     return data;
   }
   template <class Strided>
+  Strided strided(const char* name, int64_t steps) {
+    float* const data = make(name, s_.batch * steps * s_.dim, element_);
+    return {.data = data, .batch = steps * s_.dim, .step = s_.dim, .dim = 1};
+  }
+  template <class Strided>
   void each_stream(Strided (&x)[2], const char* name) {
-    for (int m = 0; m < o_.streams; ++m)
-      x[m] = {make(name, s_.batch * s_.length * s_.dim, element_), s_.length * s_.dim, s_.dim, 1};
+    for (int m = 0; m < o_.streams; ++m) x[m] = strided<Strided>(name, s_.length);
   }
   void* map_data(const char* name) { return make(name, elements_of_map(), element_); }
   InMap map(const char* name) {
     const int64_t row = s_.ngroups * s_.dstate;
-    return {map_data(name), s_.steps * row, row, s_.dstate, 1};
+    return {.data = map_data(name), .batch = s_.steps * row, .step = row, .group = s_.dstate, .state = 1};
   }
 };
 

@@ -85,10 +85,10 @@ FAULTS = {
         "scan_common.cuh", "copies_wait<kLater>()", NOTHING, "plain", WRONG
     ),
     "forward: a stage is read before its copies are waited for": Fault(
-        "ahead.cuh", "copies_wait<kStages - 1>()", NOTHING, "plain", WRONG, "fills"
+        "loads_in_flight.cuh", "copies_wait<kStages - 1>()", NOTHING, "plain", WRONG, "fills"
     ),
     "forward: the steps past the last one are copied": Fault(
-        "ahead.cuh",
+        "loads_in_flight.cuh",
         "valid",
         "true",
         "address",
@@ -141,7 +141,7 @@ FAULTS = {
         NOTHING,
         "thread",
         RACE,
-        at="__threadfence();  // who sees the ticket sees the parts",
+        at="__threadfence();  // a block that sees the ticket also sees the parts",
     ),
     "backward: the last block reads parts before it has seen the tickets": Fault(
         "scan_backward_parts.cuh",
@@ -176,7 +176,7 @@ FAULTS = {
         NOTHING,
         "thread",
         RACE,
-        at="__syncthreads();  // all threads have written theirs",
+        at="__syncthreads();\n    if (threadIdx.x == 0)",
     ),
     "split: the gradients' carries are in the order of the states'": Fault(
         "split.cu",

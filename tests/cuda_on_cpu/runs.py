@@ -9,25 +9,24 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cuda_on_cpu import build
 from tests.cuda_on_cpu.build import Build
-from tests.cuda_on_cpu.conftest import BUILD, WHOLE_MATRIX
+from tests.cuda_on_cpu.conftest import BUILD
 from tests.cuda_on_cpu.faults import FAULTS, number
 
 # Without -s, what a sanitizer says as it ends the process would be lost.
 OPTIONS = ("-q", "-x", "-s", "-p", "no:cacheprovider", "-p", "no:xdist")
 KERNELS = "tests/cuda_on_cpu/test_kernels.py"
+CLEAN = "no fault"
 
 
 def check_clean(chosen: Build) -> None:
     """All that the build runs passes, with every fault asleep."""
-    # Properties, and bits under other schedules, are of values: no kernel does there what it does
-    # nowhere else.
-    tests = [] if WHOLE_MATRIX else ["-k", "not property and not schedule"]
-    run = chosen.python(build.kernels(chosen), "-m", "pytest", *OPTIONS, KERNELS, *tests)
-    assert run.returncode == 0, run.stdout
-    assert re.search(r"\d+ passed", run.stdout) and "skipped" not in run.stdout, run.stdout
+    status, said = outcomes(chosen)[CLEAN]
+    assert status == 0, said
+    assert re.search(r"\d+ passed", said) and "skipped" not in said, said
 
 
 def faults_of(chosen: Build) -> pytest.MarkDecorator:
@@ -37,46 +36,60 @@ def faults_of(chosen: Build) -> pytest.MarkDecorator:
 
 def check_seen(name: str) -> None:
     """With the fault awake the tests fail, and say what they are to say."""
-    status, said = with_faults(build.BUILDS[FAULTS[name].build])[name]
+    status, said = outcomes(build.BUILDS[FAULTS[name].build])[name]
     assert status != 0, said
     assert re.search(FAULTS[name].message, said), said
 
 
 @functools.cache
-def with_faults(chosen: Build) -> dict[str, tuple[int, str]]:
-    """Exit status and output of the tests of each fault of the build, with that one awake."""
+def outcomes(chosen: Build) -> dict[str, tuple[int, str]]:
+    """Exit status and output of each of the build's runs: by the fault that is awake, or CLEAN."""
     library = build.kernels(chosen)
     with tempfile.TemporaryDirectory() as folder:
         run = chosen.python(library, "-m", "tests.cuda_on_cpu.runs", folder)
         assert run.returncode == 0, run.stdout
-        return json.loads(Path(folder, "runs.json").read_text())
+        return json.loads(Path(folder, "outcomes.json").read_text())
 
 
-def wake_each(folder: Path) -> None:
-    """Runs the tests of each fault of BUILD and writes runs.json.
+def tests_of_each_run() -> dict[str, str]:
+    """What each run of BUILD selects, pytest's -k.
 
-    To import torch and the tests takes several times as long as to see a fault, so one process does
-    it, and its children, which are copies of it, have a fault each.
+    The plain build's clean run is test_kernels.py, started as any other test file.
     """
-    import tests.cuda_on_cpu.test_kernels  # noqa: F401
+    runs = {name: fault.tests for name, fault in FAULTS.items() if fault.build == BUILD.name}
+    if BUILD.runtime is None:
+        return runs
+    # Properties, and bits under other schedules, are of values: no kernel does there what it does
+    # nowhere else.
+    return {CLEAN: "not property and not schedule" if BUILD.few else ""} | runs
 
-    runs = {}
-    for name, fault in FAULTS.items():
-        if fault.build != BUILD.name:
-            continue
+
+def run_each(folder: Path) -> None:
+    """Does the runs of BUILD and writes outcomes.json.
+
+    To import torch, sympy and the tests takes many times as long as to see a fault, so one process
+    does it, and its children, which are copies of it, do a run each. It starts no thread, as root's
+    conftest.py does: the thread sanitizer refuses copies of a process with more than one.
+    """
+    assert pytest.main([*OPTIONS, KERNELS, "--collect-only", "-qq", "--noconftest"]) == 0
+    torch.use_deterministic_algorithms(False)  # the fixtures' call of it is what imports sympy
+
+    found = {}
+    for name, chosen in tests_of_each_run().items():
         output = folder / "output"
         child = os.fork()
         if child == 0:
-            os.environ["CMIMTL_PLANTED_FAULT"] = str(number(name))  # read with the library
+            awake = 0 if name == CLEAN else number(name)
+            os.environ["CMIMTL_PLANTED_FAULT"] = str(awake)  # read with the library
             file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, 1), os.dup2(file, 2)
-            status = pytest.main([*OPTIONS, KERNELS, "-k", fault.tests])
+            status = pytest.main([*OPTIONS, KERNELS, "-k", chosen])
             sys.stdout.flush()
             os._exit(status)
         _, status = os.waitpid(child, 0)
-        runs[name] = os.waitstatus_to_exitcode(status), output.read_text(errors="replace")
-    (folder / "runs.json").write_text(json.dumps(runs))
+        found[name] = os.waitstatus_to_exitcode(status), output.read_text(errors="replace")
+    (folder / "outcomes.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    wake_each(Path(sys.argv[1]))
+    run_each(Path(sys.argv[1]))

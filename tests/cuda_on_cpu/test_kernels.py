@@ -6,22 +6,24 @@ import torch
 
 import cmimtl_kernels
 from cmimtl_kernels import testing
-from tests.cuda_on_cpu.conftest import BUILD, WHOLE_MATRIX
+from tests.cuda_on_cpu.build import WHOLE_MATRIX
+from tests.cuda_on_cpu.conftest import BUILD
 from tests.kernels import matrix
 from tests.kernels import test_scan as properties
 from tests.kernels.matrix import Case
 
 pytestmark = pytest.mark.usefixtures("cuda_on_cpu")
 
-FEW = BUILD.runtime is not None and not WHOLE_MATRIX
 LONGEST = 129  # steps of the matrix's cases here; longer ones below, where they reach other code
 SOFT = {"delta_softplus": True}
 BACK = {"delta_softplus": True, "reverse": True}
 
 
 def chosen(cases: list[Case]) -> list[Case]:
-    """The matrix's cases that are run: none in float64, which the CUDA kernels do not take."""
-    cases = [case for case in cases if case.sizes.get("dtype") != torch.float64]
+    """The matrix's cases that are run: none in float64, which the CUDA kernels do not take, nor in
+    what the build has not."""
+    absent = {torch.float64, torch.float16} if BUILD.few else {torch.float64}
+    cases = [case for case in cases if case.sizes.get("dtype") not in absent]
     return [case for case in cases if WHOLE_MATRIX or case.sizes.get("length", 0) <= LONGEST]
 
 
@@ -32,7 +34,7 @@ def split_cases(op: str) -> list[Case]:
     two = one | {"batch": 2, "dstate": 16}
     half = {"dtype": torch.bfloat16}
     return [
-        Case(op, one, SOFT),
+        Case(op, one | {"batch": 2}, SOFT, "sliced", (600 // steps, 130 // steps)),
         Case(op, one, BACK),
         Case(op, two, SOFT, "sliced", (601 // steps - 1, 130 // steps)),
         Case(op, two, BACK, "sliced", (0, 400 // steps)),
@@ -69,7 +71,7 @@ def full_cases(op: str) -> list[Case]:
         Case(op, {"batch": 1, "length": 9, "dim": 260} | off),
         Case(op, {"batch": 1, "length": 19, "dim": 6, "dstate": 10} | half, BACK, "sliced"),
     ]
-    if FEW:
+    if BUILD.few:
         return cases
     lengths = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 31, 32, 33, 64, 129)
     cases += [Case(op, {"length": n, "dim": 6}, o) for n in lengths for o in (SOFT, BACK)]
@@ -91,12 +93,12 @@ def full_cases(op: str) -> list[Case]:
 
 
 def conv_cases() -> list[Case]:
-    return chosen(matrix.conv_cases())[:: 4 if FEW else 1]
+    return chosen(matrix.conv_cases())[:: 4 if BUILD.few else 1]
 
 
 def scan_cases(op: str) -> list[Case]:
-    if FEW:
-        return [*few_cases(op), split_cases(op)[2]]
+    if BUILD.few:
+        return [*few_cases(op), *split_cases(op)[:1]]
     return [*few_cases(op), *chosen(matrix.scan_cases(op)), *split_cases(op)]
 
 

@@ -28,7 +28,7 @@ class Plan(ctypes.Structure):
 
     _fields_ = [
         ("states", ctypes.c_int),
-        ("lanes", ctypes.c_int),
+        ("channel_lanes", ctypes.c_int),
         ("channels", ctypes.c_int),
         ("channels_per_block", ctypes.c_int64),
         ("tiles_per_group", ctypes.c_int64),
@@ -155,13 +155,16 @@ many = settings(max_examples=300, deadline=None, derandomize=True)
 @many
 def test_every_state_of_every_channel_has_one_thread(functions, which, s):
     plan = getattr(functions, which)(s)
-    assert plan.lanes in (1, 2, 4, 8, 16, 32)
-    assert plan.states * plan.lanes >= s.dstate
+    assert plan.channel_lanes in (1, 2, 4, 8, 16, 32)
+    assert plan.states * plan.channel_lanes >= s.dstate
     # and no lane more, but where the backward kernels of one and two lanes take fours of states
     fours = which == "plan_backward" and s.dstate > 8 and s.dstate % 4 != 0
-    assert plan.lanes == (4 if fours else 1) or plan.states * plan.lanes // 2 < s.dstate
-    assert plan.channels == 1 or (plan.channels, plan.states, plan.lanes) == (2, 16, 1)
-    assert plan.channels_per_block * plan.lanes == THREADS * plan.channels
+    assert (
+        plan.channel_lanes == (4 if fours else 1)
+        or plan.states * plan.channel_lanes // 2 < s.dstate
+    )
+    assert plan.channels == 1 or (plan.channels, plan.states, plan.channel_lanes) == (2, 16, 1)
+    assert plan.channels_per_block * plan.channel_lanes == THREADS * plan.channels
     per_group = s.dim // s.ngroups
     assert 0 <= plan.tiles_per_group * plan.channels_per_block - per_group < plan.channels_per_block
 
@@ -178,7 +181,7 @@ def test_every_step_is_in_one_segment(functions, which, s):
     if s.checkpoint_every:  # a checkpoint belongs to one segment
         assert plan.segment_steps % s.checkpoint_every == 0
     assert plan.segment_steps % 2 == 0  # a segment holds whole pairs of a cross scan
-    if which != "plan_backward" and (plan.states, plan.lanes) == (16, 1):
+    if which != "plan_backward" and (plan.states, plan.channel_lanes) == (16, 1):
         assert plan.segments == 1  # no first pass of a split is compiled for it
 
 

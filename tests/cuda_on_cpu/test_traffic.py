@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from cmimtl_kernels import compiled
 from tests.cuda_on_cpu import build
 
-EVERY = compiled.CUDA_CHECKPOINT_EVERY  # steps between two checkpoints, and of a chunk
 DTYPES = {"float32": 0, "bfloat16": 2, "float16": 3}  # DType of csrc/selective_scan.h
 PASSES = ("forward", "backward")
 SIZES = ("batch", "length", "dim", "dstate", "ngroups")
@@ -37,7 +35,7 @@ class Scan:
     dim: int
     dstate: int = 16
     ngroups: int = 1
-    every: int = EVERY
+    checkpoints: bool = True
     dtype: str = "float32"
     streams: int = 1
     gate: bool = True
@@ -50,19 +48,26 @@ class Scan:
         options = [name for name in ("gate", "optional", "output") if getattr(self, name)]
         return "-".join([op, self.dtype, sizes, *options])
 
-    def arguments(self, which: str) -> tuple:
+    def arguments(self, which: str, every: int) -> tuple:
+        """Those of the library's functions, with a checkpoint `every` so many steps."""
         on = self.optional
         options = Options(
             DTYPES[self.dtype], self.streams, self.gate, on, on, on, on, self.output
         )  # fmt: skip
         sizes = (getattr(self, name) for name in SIZES)
-        return which == "backward", *sizes, self.every, options
+        return which == "backward", *sizes, every * self.checkpoints, options
 
 
-def table(function, which: str, scan: Scan) -> dict[str, Counter]:
-    """Bytes of each tensor by the column of the table that the function returns."""
+def chunk(kernels) -> int:
+    """The number of steps of a chunk of the backward pass, which begins at a checkpoint."""
+    return kernels.cmimtl_cuda_scan_steps(True)
+
+
+def table(kernels, name: str, which: str, scan: Scan) -> dict[str, Counter]:
+    """Bytes of each tensor by the column of the table that a function of the library returns."""
+    text = getattr(kernels, name)(*scan.arguments(which, chunk(kernels))).decode()
     result: dict[str, Counter] = {}
-    for row in csv.DictReader(io.StringIO(function(*scan.arguments(which)).decode())):
+    for row in csv.DictReader(io.StringIO(text)):
         of_tensor = result.setdefault(row.pop("tensor"), Counter())
         of_tensor.update({column: int(n) for column, n in row.items()})  # both streams as one
     return result
@@ -76,6 +81,9 @@ def loaded(path) -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes = [ctypes.c_bool, *[ctypes.c_int64] * (len(SIZES) + 1), Options]
         function.restype = ctypes.c_char_p
+    library.cmimtl_cuda_scan_steps.argtypes = [ctypes.c_bool]
+    library.cmimtl_cuda_most_states.argtypes = [ctypes.c_int64]
+    library.cmimtl_cuda_most_states.restype = ctypes.c_int64
     return library
 
 
@@ -85,11 +93,11 @@ def kernels() -> ctypes.CDLL:
 
 
 def told(kernels, which: str, scan: Scan) -> dict[str, Counter]:
-    return table(kernels.cmimtl_cuda_scan_traffic, which, scan)
+    return table(kernels, "cmimtl_cuda_scan_traffic", which, scan)
 
 
 def counted(kernels, which: str, scan: Scan) -> dict[str, Counter]:
-    return table(kernels.count_scan, which, scan)
+    return table(kernels, "count_scan", which, scan)
 
 
 def check(formula: dict[str, Counter], counts: dict[str, Counter]) -> None:
@@ -108,7 +116,7 @@ CASES = [
     Scan(2, 9, 6, ngroups=3, dstate=5, streams=2),
     Scan(1, 13, 12, ngroups=2, streams=2, dtype="bfloat16", output=True),
     Scan(1, 13, 6, gate=False, optional=False),
-    Scan(1, 11, 6, gate=False, optional=False, streams=2, dtype="float16"),
+    Scan(1, 11, 6, gate=False, optional=False, streams=2, dtype="bfloat16"),
     Scan(1, 9, 5, dstate=40, output=True),
     Scan(34, 3, 5),
     Scan(17, 2, 3, dstate=5, gate=False, optional=False),
@@ -144,7 +152,7 @@ def test_formula_with_two_channels_in_a_thread(kernels, scan):
 
 
 def test_formula_without_checkpoints(kernels):
-    scan = Scan(1, 21, 6, every=0)
+    scan = Scan(1, 21, 6, checkpoints=False)
     formula = told(kernels, "forward", scan)
     assert "checkpoints" not in formula
     check(formula, counted(kernels, "forward", scan))
@@ -170,7 +178,7 @@ def test_what_a_block_reads_again(kernels, dtype):
             assert again == of_tensor["again"] == of_tensor["read"]
         else:
             assert of_tensor["again"] == 0
-            assert again <= count["read_by_blocks"] * EVERY / scan.length, name
+            assert again <= count["read_by_blocks"] * chunk(kernels) / scan.length, name
 
 
 def over_least(kernels, scan: Scan, *passes: str) -> float:
@@ -210,11 +218,11 @@ def test_little_more_than_the_least_is_moved(kernels, dtype, sizes, streams):
     assert over_least(kernels, scan, *PASSES) <= both
 
 
-def shared_bytes(kernels, states: int, lanes: int) -> int:
+def shared_bytes(kernels, states: int, channel_lanes: int) -> int:
     """Of a block of the cross scan's backward pass, with a gate."""
     threads, shared = ctypes.c_int(), ctypes.c_int()
     kernels.cmimtl_cuda_scan_launch(
-        True, DTYPES["float32"], 2, True, states, lanes, 1, ctypes.byref(threads),
+        True, DTYPES["float32"], 2, True, states, channel_lanes, 1, ctypes.byref(threads),
         ctypes.byref(shared),
     )  # fmt: skip
     assert threads.value == 128
@@ -222,8 +230,11 @@ def shared_bytes(kernels, states: int, lanes: int) -> int:
 
 
 def test_shared_memory_of_the_backward_scan(kernels):
-    """What compiled.py asks of a device, and no more than there is."""
-    most = compiled.SHARED_OF_MANY_STATES
-    assert most - 1024 < shared_bytes(kernels, 16, 256 // 16) <= most
+    """What the library asks of a device for the largest dstate is no more than it takes, to a KiB,
+    and every device has what it takes for others."""
     for lanes in (1, 2, 4, 8):
         assert shared_bytes(kernels, 16, lanes) <= 99 * 1024
+    assert kernels.cmimtl_cuda_most_states(99 * 1024) == 16 * 8
+    taken = shared_bytes(kernels, 16, 256 // 16)
+    assert kernels.cmimtl_cuda_most_states(taken - 1) == 16 * 8
+    assert kernels.cmimtl_cuda_most_states(taken + 1024) == 256

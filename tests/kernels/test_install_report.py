@@ -76,6 +76,25 @@ def test_report_of_what_was_built_and_how_long_it_took(monkeypatch):
     )
 
 
+def test_a_library_from_other_sources_is_not_used(monkeypatch):
+    """As after a pull without a build: it lacks what the package asks of it."""
+    monkeypatch.setattr(_library, "load_libraries", lambda: {"cpu": "none", "of_old": None})
+    assert compiled._missing() == {
+        "cpu": "none",
+        "of_old": "was built from other sources than this package has; build it again",
+    }
+
+
+def test_a_gpu_that_is_too_old_is_not_chosen(monkeypatch):
+    note = {"architectures": "8.0+PTX", "least capability": "8.0"}
+    monkeypatch.setattr(_library, "record", lambda name: note)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *index: (7, 5))
+    assert compiled._device_unfit.__wrapped__() == (
+        "runs on compute capability 8.0 or newer, the GPU has 7.5"
+    )
+
+
 INDEX = " --index-url https://download.pytorch.org/whl/cpu"
 
 

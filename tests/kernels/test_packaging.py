@@ -208,6 +208,7 @@ def test_cuda_library_builds_and_loads_without_a_gpu(tree, monkeypatch):
     assert note["built"], note
     assert note["architectures"] == "9.0"
     assert note["architectures for"] == "TORCH_CUDA_ARCH_LIST"
+    assert note["least capability"] == "8.0"
     assert note["compiled"] == 2
     assert re.match(r"nvcc release \d+\.\d+", note["nvcc"])
     assert load(tree, monkeypatch)["cuda"] is None

@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from cmimtl.data import load_dataset
@@ -63,9 +62,7 @@ def test_answer(trained, data, tmp_path, capsys):
 
 def _start(arguments):
     command = [sys.executable, "-c", "import sys; from cmimtl.cli import main; sys.exit(main())"]
-    # With as many threads as this process, which shares the cores with others under xdist.
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen([*command, *arguments], env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen([*command, *arguments], stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("fusion", ["cross-mamba", "transformer"])

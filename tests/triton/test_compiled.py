@@ -12,52 +12,43 @@ ROOT = Path(__file__).parents[2]
 NVIDIA, AMD = ("sm_80", "sm_90", "sm_100", "sm_120"), ("gfx942", "gfx1100")
 
 
-def read_rows(folder: Path, *arguments: str) -> list[dict]:
-    """Rows of benchmarks/static.py, made in a process of their own: see interpreted/conftest.py."""
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """What compiling.py writes, in a process of its own: see interpreted/conftest.py."""
     pytest.importorskip("triton", reason="triton is not installed")
-    file = folder / "static.json"
-    command = [sys.executable, "-m", "benchmarks.static", "--json", str(file)]
-    command += ["--backend", "triton", "--dtype", "float32"]
+    file = tmp_path_factory.mktemp("compiled") / "compiled.json"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    rows = json.loads(file.read_text())["rows"]
-    return [row for row in rows if row["backend"] == "triton"]  # and not the peer's
-
-
-def test_every_kind_of_launch_passes_the_front_end():
-    """The types of a kernel: other dtypes and options than those of the rows below."""
-    pytest.importorskip("triton", reason="triton is not installed")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.triton.lowering"]
+    command = [sys.executable, "-m", "tests.triton.compiling", str(file)]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
+    return json.loads(file.read_text())
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return read_rows(tmp_path_factory.mktemp("static"))
-
-
-def of(rows, **fields):
-    chosen = [row for row in rows if all(row[k] == v for k, v in fields.items())]
-    assert len(chosen) == 2, fields  # both ops
+def of(compiled, **fields):
+    chosen = [row for row in compiled["rows"] if all(row[k] == v for k, v in fields.items())]
+    assert chosen, fields
     return chosen
+
+
+def test_every_kind_of_launch_passes_the_front_end(compiled):
+    """The types of a kernel: other dtypes and options than those of the rows below."""
+    assert compiled["kinds"] >= 70
+    assert compiled["failures"] == {}
 
 
 @pytest.mark.parametrize("which", ["forward", "backward"])
 @pytest.mark.parametrize("target", [*NVIDIA, *AMD])
-def test_no_spills_and_no_atomics(rows, target, which):
-    for row in of(rows, arch=target, **{"pass": which}):
+def test_no_spills_and_no_atomics(compiled, target, which):
+    for row in of(compiled, arch=target, **{"pass": which}):
         assert row["spill_bytes"] == row.get("scratch_bytes", 0) == row["float_atomics"] == 0, row
 
 
-def test_kernels_of_a_split(tmp_path):
-    passes = ("totals", "carry", "totals of gradients", "carry of gradients")
-    rows = read_rows(tmp_path, "--target", "sm_90", "gfx942", "--pass", *passes)
-    assert len(rows) == 2 * 2 * len(passes)
+@pytest.mark.parametrize(
+    "which", ["summary", "carry", "summary of gradients", "carry of gradients"]
+)
+def test_kernels_of_a_split(compiled, which):
+    rows = of(compiled, **{"pass": which})
+    assert len(rows) == 2  # targets
     for row in rows:
         assert row["spill_bytes"] == row.get("scratch_bytes", 0) == row["float_atomics"] == 0, row
         assert row["shared_bytes"] == 0, row
@@ -65,8 +56,8 @@ def test_kernels_of_a_split(tmp_path):
 
 @pytest.mark.parametrize("which", ["forward", "backward"])
 @pytest.mark.parametrize("target", NVIDIA)
-def test_states_stay_in_registers(rows, target, which):
-    for row in of(rows, arch=target, **{"pass": which}):
+def test_states_stay_in_registers(compiled, target, which):
+    for row in of(compiled, arch=target, **{"pass": which}):
         assert row["shared_per_element"] == 0, row
         assert row["shared_bytes"] <= 128, row  # a few numbers of each warp, beside the loops
 
@@ -84,9 +75,9 @@ LIMITS = {
 
 
 @pytest.mark.parametrize(("which", "op"), LIMITS)
-def test_instructions_on_sm_90(rows, which, op):
+def test_instructions_on_sm_90(compiled, which, op):
     everything, slots, mufu, warps = LIMITS[which, op]
-    (row,) = (row for row in of(rows, arch="sm_90", **{"pass": which}) if row["op"] == op)
+    (row,) = of(compiled, arch="sm_90", op=op, **{"pass": which})
     assert row["all_slots_per_element"] <= everything, row
     assert row["slots_per_element"] <= slots, row
     assert row["mufu_cycles_per_element"] <= mufu, row

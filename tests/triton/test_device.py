@@ -27,9 +27,9 @@ def run(function, op: str, **sizes) -> dict:
 def test_long_and_few_is_split(op, monkeypatch):
     from cmimtl_kernels.triton import launch
 
-    entering = launch._entering
+    carry = launch._carry
     splits = []
-    monkeypatch.setattr(launch, "_entering", lambda *a: splits.append(a[-2]) or entering(*a))
+    monkeypatch.setattr(launch, "_carry", lambda *a: splits.append(a[-2]) or carry(*a))
     sizes = {"batch": 1, "length": 2049, "dim": 40}
     matrix.check(Case(op, sizes, {"delta_softplus": True}), backend="triton", device="cuda")
     assert len(splits) == 2

@@ -27,9 +27,11 @@ def test_segments(warps, steps, expected):
 @pytest.mark.parametrize("steps", [0, 1, 63, 64, 577, 1154, 2047, 2048, 2049, 16384])
 @pytest.mark.parametrize("warps", [1, 7, 48, 300, 10_000])
 def test_segments_cover_all_steps_and_none_is_empty(warps, steps, every):
-    count, span = plan.segments(warps, steps, every, H100)
-    assert count == 1 or (count - 1) * span * every < steps <= count * span * every
-    assert count == 1 or span * every >= plan.FEWEST_STEPS - every
+    segments, chunks_per_segment = plan.segments(warps, steps, every, H100)
+    if segments > 1:
+        segment = chunks_per_segment * every
+        assert (segments - 1) * segment < steps <= segments * segment
+        assert segment >= plan.FEWEST_STEPS - every
 
 
 def test_one_channel_to_a_lane_where_programs_are_few():

@@ -209,7 +209,7 @@ def without(tmp_path):
         path = os.pathsep.join([str(tmp_path), os.getcwd()])
         return subprocess.run(
             [sys.executable, *arguments],
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": path},
             capture_output=True,
             text=True,
             check=False,

@@ -1,7 +1,7 @@
 """Runs the Triton kernels in Triton's interpreter, on CPU tensors, through the public ops.
 
 Triton decides when it is imported whether to interpret, so these tests have a process of their own,
-in which nothing can be compiled: ../test_interpreter.py starts it. To run one by hand:
+in which nothing can be compiled: ../test_interpreter.py starts it. To run some by hand:
 
     TRITON_INTERPRET=1 python -m pytest tests/triton/interpreted -k ...
 """
@@ -15,7 +15,9 @@ import torch
 from cmimtl_kernels import backends, registration
 from cmimtl_kernels import triton as kernels
 
-EVERY = 4  # steps between checkpoints: several chunks in a few steps
+# Steps between checkpoints, and pairs in a tile of the backward scan. So few steps have several
+# chunks, and a chunk several tiles, the last of which a cross scan does not fill.
+EVERY, BACKWARD_ROWS = 6, 2
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETING:
@@ -33,7 +35,7 @@ def _on_cpu():
 
 @pytest.fixture
 def interpreted(_on_cpu, monkeypatch):
-    """backend="triton" takes CPU tensors and keeps a checkpoint every four steps; see `strict`."""
+    """backend="triton" takes CPU tensors and keeps a checkpoint every six steps; see `strict`."""
     from cmimtl_kernels.triton import launch  # imports triton, and with it its interpreter
     from tests.triton.interpreted.interp_tools import strict
 
@@ -45,6 +47,7 @@ def interpreted(_on_cpu, monkeypatch):
     )
     monkeypatch.setitem(backends.BACKENDS, "triton", backend)
     monkeypatch.setattr(launch, "CHECKPOINT_EVERY", EVERY)
+    monkeypatch.setattr(launch, "BACKWARD_ROWS", BACKWARD_ROWS)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
     with strict():

@@ -10,6 +10,7 @@ Inside `strict()` every launch fails where a device would misbehave without a wo
 """
 
 import contextlib
+import types
 
 import numpy as np
 import triton.language as tl
@@ -147,6 +148,30 @@ def strict():
             raise TypeError("arithmetic on bfloat16: convert to float32 first")
         return original(Builder, "binary_op")(self, lhs, rhs, op)
 
+    def shortened(general, function):
+        """An operator that adds or multiplies two float32 tensors of the same shape at once.
+
+        The general one takes ten times as long, to find out that there is nothing to convert.
+        """
+
+        def operator(self, other):
+            if type(other) is tl.tensor:
+                x, y = self.handle, other.handle
+                # A scalar has the shape (1,) too.
+                if x.dtype is y.dtype is tl.float32 and x.data.shape == y.data.shape != (1,):
+                    return tl.tensor(Handle(function(x.data, y.data), tl.float32), self.type)
+            return general(self, other)
+
+        return operator
+
+    # At every call of a helper Triton looks through its whole language for what to interpret, which
+    # takes longer than most helpers do. What is replaced here, once, is the same for all kernels.
+    language = interpreter._patch_lang(
+        types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+    )
+    language.set_attr(tl.tensor, "__add__", shortened(tl.tensor.__add__, np.add))
+    language.set_attr(tl.tensor, "__mul__", shortened(tl.tensor.__mul__, np.multiply))
+    replace(interpreter, "_patch_lang", lambda fn: types.SimpleNamespace(restore=lambda: None))
     replace(Executor, "_init_args_hst", prepare)
     replace(Builder, "create_masked_load", load)
     replace(Builder, "create_masked_store", store)
@@ -157,3 +182,4 @@ def strict():
     finally:
         for (owner, name), function in replaced.items():
             setattr(owner, name, function)
+        language.restore()

@@ -1,10 +1,12 @@
-"""The Triton half of static.py: kernels compiled for the arguments that a launch gives them."""
+"""Rows of the Triton kernels, compiled for the very arguments that a launch gives them."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import re
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks import sass
+from benchmarks.static import PASSES, SPLIT_PASSES, STREAMS, sass
 from cmimtl_kernels import testing
 from cmimtl_kernels.triton import launch
 
@@ -24,16 +26,11 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
     "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PASSES = (
-    "forward", "backward", "totals", "carry", "totals of gradients", "carry of gradients",
-)  # fmt: skip
-OPS = ("selective_scan", "cross_selective_scan")
 DSTATE = 16
-# Large enough that no size is 1, which would be compiled in; multiples of 16, as sizes are.
+# The sizes of the recorded call are multiples of 16, as sizes usually are. None is 1, which Triton
+# would compile in.
 BATCH, LENGTH, DIM, EVERY = 2, 256, 256, 16
-# Multiprocessors enough to split such a scan over time.
-MANY = 100
+MANY = 100  # multiprocessors: so many that such a scan is split over time
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -45,15 +42,15 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel and the arguments that it was launched with."""
+    """A Triton kernel and the arguments that it was launched with."""
 
     kernel: triton.JITFunction
     arguments: dict[str, object]
     options: dict[str, object]  # of the compiler
 
     def source(self) -> ASTSource:
-        """As Triton's launcher would: None, and constants, are compiled in; so is that an integer
-        or an address is a multiple of 16."""
+        """What Triton's own launcher would compile: constants and None are compiled in, and so is
+        the fact that an integer or an address is a multiple of 16."""
         signature, constants, divisible = {}, {}, {}
         names = self.kernel.arg_names
         for index, name in enumerate(names):
@@ -71,7 +68,7 @@ class Launch:
 
 
 class Recorder:
-    """Stands where launch.py has a kernel, and notes what it is called with."""
+    """Stands in for a kernel of launch.py and notes what the kernel is called with."""
 
     def __init__(self, kernel: triton.JITFunction, into: list[Launch]):
         self.kernel, self.into = kernel, into
@@ -86,21 +83,19 @@ class Recorder:
         return call
 
 
-def launches(
-    op: str, dtype: torch.dtype, dstate: int = DSTATE, lanes: int = 32, processors: int = 1
-) -> dict[str, Launch]:
+def launches(op: str, dtype: torch.dtype, lanes: int, processors: int) -> dict[str, Launch]:
     """The launches of an op's two passes, with gate, D, bias and softplus.
 
-    On many processors the scans are split over time, and the passes have kernels before them.
+    On many processors the scans are split over time, and other kernels run before each pass.
     """
     recorded: list[Launch] = []
     inputs = testing.scan_inputs(
-        BATCH, LENGTH, DIM, dstate, cross=op.startswith("cross"), ngroups=1, initial_state=False,
+        BATCH, LENGTH, DIM, DSTATE, cross=op.startswith("cross"), ngroups=1, initial_state=False,
         dtype=dtype,
     )  # fmt: skip
     tensors = inputs.values()  # in the order of the op's schema, lengths last
     with contextlib.ExitStack() as stack:
-        for name in ("scan_forward", "scan_backward", "segment_totals", "carry_over"):
+        for name in ("scan_forward", "scan_backward", "segment_summary", "segment_carry"):
             kernel = getattr(launch, name)
             stack.enter_context(mock.patch.object(launch, name, Recorder(kernel, recorded)))
         stack.enter_context(mock.patch.object(launch, "lanes_of", lambda x: lanes))
@@ -108,18 +103,16 @@ def launches(
         options = (True, False, EVERY)
         *outs, last, checkpoints = getattr(launch, f"{op}_fwd")(*tensors, *options)
         getattr(launch, f"{op}_bwd")(*outs, last, *tensors, checkpoints, *options, False)
-    passes = ("forward", "backward")
+    passes = PASSES
     if len(recorded) > 2:
-        passes = (
-            "totals", "carry", "forward", "totals of gradients", "carry of gradients", "backward",
-        )  # fmt: skip
+        passes = (*SPLIT_PASSES[:2], "forward", *SPLIT_PASSES[2:], "backward")
     return dict(zip(passes, recorded, strict=True))
 
 
-def figures(op: str, which: str, dtype: str, target: str, dstate: int = DSTATE) -> dict:
-    """One row: a kernel's figures for one target."""
-    processors = 1 if which in ("forward", "backward") else MANY
-    made = launches(op, DTYPES[dtype], dstate, TARGETS[target].warp_size, processors)[which]
+def figures(target: str, dtype: str, op: str, which: str) -> dict:
+    """The row of one kernel, for one target."""
+    processors = 1 if which in PASSES else MANY
+    made = launches(op, getattr(torch, dtype), TARGETS[target].warp_size, processors)[which]
     compiled = made.compile(TARGETS[target])
     row = {
         "backend": "triton",
@@ -127,7 +120,7 @@ def figures(op: str, which: str, dtype: str, target: str, dstate: int = DSTATE) 
         "op": op,
         "arch": target,
         "dtype": dtype,
-        "dstate": dstate,
+        "dstate": DSTATE,
     }
     if target.startswith("gfx"):
         return row | _figures_amd(compiled.asm["amdgcn"])
@@ -135,24 +128,16 @@ def figures(op: str, which: str, dtype: str, target: str, dstate: int = DSTATE) 
         file.write(compiled.asm["cubin"])
         file.flush()
         kernel = sass.read(Path(file.name), TARGETS[target].arch)
-    per_element = _per_element(kernel, made) if "CROSS" in made.arguments else {}
-    return (
-        row
-        | per_element
-        | {
-            "registers": kernel.registers,
-            "spill_bytes": kernel.spill_bytes,
-            "float_atomics": kernel.atomics.total(),
-        }
-        | kernel.resident(32 * made.options["num_warps"], compiled.metadata.shared)
-    )
+    launched = kernel.launched(32 * made.options["num_warps"], compiled.metadata.shared)
+    return row | (_per_element(kernel, made) if "CROSS" in made.arguments else {}) | launched
 
 
 def _per_element(kernel: sass.Kernel, made: Launch) -> dict[str, float]:
-    """Issue slots, MUFU cycles, and shared-memory accesses and shuffles, per element.
+    """Issue slots, MUFU cycles, shared-memory accesses and shuffles, each per element.
 
-    An innermost loop with one EX2 or more for each of its elements is one over steps. One with
-    fewer is over tiles of ROWS steps, whose cost all states of a channel share.
+    An innermost loop that has at least one EX2 for each of its elements goes over steps. An
+    innermost loop with fewer EX2 goes over tiles of ROWS steps; all states of a channel share its
+    cost.
     """
     arguments = made.arguments
     streams = 2 if arguments["CROSS"] else 1
@@ -169,24 +154,15 @@ def _per_element(kernel: sass.Kernel, made: Launch) -> dict[str, float]:
     by_step = [loop for loop in elements if loop.count(r"MUFU\.EX2") >= of_step]
     hottest = max(by_step, key=lambda loop: loop.slots)
 
-    def per_element(pattern: str) -> float:
-        return hottest.count(pattern) / elements[hottest]
-
-    return {
-        "slots_per_element": hottest.slots / elements[hottest],
-        "all_slots_per_element": sum(loop.slots / n for loop, n in elements.items()),
-        "mufu_cycles_per_element": sass.CYCLES_PER_MUFU * per_element("MUFU"),
-        "all_mufu_cycles_per_element": sass.CYCLES_PER_MUFU
-        * sum(loop.count("MUFU") / n for loop, n in elements.items()),
-        "ex2_per_element": per_element(r"MUFU\.EX2"),
-        "shared_per_element": per_element("LDS|STS"),
-        "shuffles_per_element": per_element("SHFL"),
-        "global_bytes_per_element": hottest.bytes(sass.GLOBAL) / elements[hottest],
+    every = [loop.per_element(n) for loop, n in elements.items()]
+    return hottest.per_element(elements[hottest]) | {
+        f"all_{name}": sum(figures[name] for figures in every)
+        for name in ("slots_per_element", "mufu_cycles_per_element")
     }
 
 
 def _figures_amd(assembly: str) -> dict:
-    """What the assembler's notes say of a kernel."""
+    """What the assembler notes about a kernel for an AMD GPU."""
 
     def field(name: str) -> int:
         return int(re.search(rf"\.{name}:\s+(\d+)", assembly).group(1))
@@ -202,16 +178,10 @@ def _figures_amd(assembly: str) -> dict:
     }
 
 
-def rows(targets: list[str], dtypes: list[str], passes: list[str]) -> list[dict]:
-    jobs = [
-        (op, which, dtype, target)
-        for target in targets
-        for dtype in dtypes
-        for op in OPS
-        for which in passes
-    ]
-    # A compiler runs on one core, and each process imports torch; threads that it has started do
-    # not survive a fork.
+def rows(targets: Iterable[str], dtypes: Iterable[str], passes: Iterable[str]) -> list[dict]:
+    """A row for each kernel, compiled by as many processes as there are cores."""
+    jobs = list(itertools.product(targets, dtypes, STREAMS, passes))
+    # The compiler runs on one core. The threads that torch has started do not survive a fork.
     processes = min(len(os.sched_getaffinity(0)), len(jobs), 16)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(figures, *zip(*jobs, strict=True)))

@@ -1,7 +1,7 @@
-"""Reading compiled NVIDIA code: instructions, innermost loops, registers. Nothing is run.
+"""Reads compiled NVIDIA code: instructions, loops, registers. Nothing is run.
 
-Tool: cuobjdump, of a CUDA toolkit or of the triton wheel. nvdisasm, which names the targets of
-branches, analyses the flow of what it prints and takes ten times as long.
+The tool is cuobjdump, of a CUDA toolkit or of the triton wheel. nvdisasm would name the targets of
+branches, but takes ten times as long.
 """
 
 import functools
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-# Compute capability -> most warps, blocks and bytes of shared memory on one SM (CUDA C++
-# programming guide, table "technical specifications per compute capability"); each has 65536
-# registers in four parts. Each block takes a KiB of shared memory for the system beside its own.
+# Compute capability -> the most warps, blocks and bytes of shared memory on one multiprocessor, SM.
+# Source: CUDA C++ Programming Guide, technical specifications per compute capability. An SM has
+# 65536 registers in four parts. The system takes a KiB of shared memory for each block.
 RESIDENT = {
     80: (64, 32, 164 << 10),
     90: (64, 32, 228 << 10),
@@ -28,8 +28,8 @@ RESIDENT = {
 }
 RESERVED = 1 << 10
 
-# Cycles for which a warp's MUFU instruction occupies its quarter of an SM: 16 results a clock and
-# SM (the guide's table of arithmetic throughput).
+# Cycles for which a warp's MUFU instruction occupies its quarter of an SM: an SM gives 16 results a
+# cycle (the guide's table of arithmetic throughput), its quarter 4, and a warp has 32 lanes.
 CYCLES_PER_MUFU = 8
 
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
@@ -38,7 +38,7 @@ _BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 
 def _width(opcode: str) -> int:
-    """Bytes that one thread's access moves: a part of "LDG.E.128.CONSTANT" says so, or it is 4."""
+    """Bytes that one thread's access moves: 16 for "LDG.E.128.CONSTANT", 4 where no part tells."""
     return next((_BYTES[part] for part in opcode.split(".") if part in _BYTES), 4)
 
 
@@ -56,20 +56,32 @@ class Loop:
     instructions: tuple[Instruction, ...]
 
     def count(self, pattern: str) -> int:
-        """Instructions whose opcode starts with a regular expression."""
+        """How many instructions have an opcode that begins like a regular expression."""
         return sum(bool(re.match(pattern, i.opcode)) for i in self.instructions)
 
     def bytes(self, pattern: str) -> int:
-        """What a thread's memory accesses whose opcode starts with the expression move."""
+        """How many bytes these instructions move for one thread."""
         return sum(_width(i.opcode) for i in self.instructions if re.match(pattern, i.opcode))
 
     @property
     def slots(self) -> int:
-        """Issue slots of one iteration of one warp: its instructions."""
+        """Issue slots that one iteration takes from one warp: one for each instruction."""
         return len(self.instructions) - self.count("NOP")
 
+    def per_element(self, elements: int) -> dict[str, float]:
+        """Figures of the loop, one iteration of which does this many elements."""
+        mufu_cycles = CYCLES_PER_MUFU * self.count("MUFU")
+        return {
+            "slots_per_element": self.slots / elements,
+            "mufu_cycles_per_element": mufu_cycles / elements,
+            "ex2_per_element": self.count(r"MUFU\.EX2") / elements,
+            "shared_per_element": self.count("LDS|STS") / elements,
+            "shuffles_per_element": self.count("SHFL") / elements,
+            "global_bytes_per_element": self.bytes(GLOBAL) / elements,
+        }
 
-# Opcodes that reach global memory, asynchronous copies to shared memory among them.
+
+# Opcodes that reach global memory; LDGSTS copies from there to shared memory.
 GLOBAL = r"(LDG|LDGSTS|STG)(\.|$)"
 
 
@@ -79,15 +91,15 @@ class Kernel:
 
     capability: int
     registers: int
-    shared_bytes: int  # static: what a launch adds is not written in the code
+    shared_bytes: int  # static; a launch may add dynamic shared memory
     instructions: tuple[Instruction, ...]
 
     @cached_property
     def _ranges(self) -> list[tuple[int, int]]:
         """First and last address of each loop, sorted.
 
-        A loop is what lies between the target of a branch back and the branch; the compiler keeps
-        its blocks together.
+        A loop lies between a branch back and the target of this branch: the compiler keeps the
+        instructions of a loop together.
         """
         ranges = set()
         for instruction in self.instructions:
@@ -106,12 +118,12 @@ class Kernel:
 
     @cached_property
     def innermost_loops(self) -> list[Loop]:
-        """Loops without another one in them, in the order of their addresses."""
+        """The loops that have no other loop in them, in the order of their addresses."""
         return [self._loop(*r) for r in self._ranges if not self._inside(r)]
 
     def loops_without(self, pattern: str) -> list[Loop]:
-        """Every loop, less the loops in it that have an instruction like `pattern`; the other loops
-        in it are counted as run once for each of its iterations."""
+        """Every loop without those of its inner loops that have an instruction like `pattern`. Its
+        other inner loops count as if they ran once in each iteration."""
         result = []
         for outer in self._ranges:
             left_out = [r for r in self._inside(outer) if self._loop(*r).count(pattern)]
@@ -125,22 +137,22 @@ class Kernel:
 
     @property
     def spill_bytes(self) -> int:
-        """Bytes of a thread that spilled registers are written to and read from."""
+        """How many bytes one thread writes and reads because registers were spilled."""
         return Loop(self.instructions).bytes("STL|LDL")
 
     @property
     def atomics(self) -> Counter:
-        """Atomic operations on floats, by opcode."""
+        """How many atomic instructions on floats there are, by opcode."""
         return Counter(
             i.opcode
             for i in self.instructions
             if re.match(r"(RED|ATOM)", i.opcode) and re.search(r"\.(F16|F32|F64|BF16)", i.opcode)
         )
 
-    def resident(self, threads: int, dynamic_bytes: int) -> dict[str, int]:
-        """The shared memory of a block of a launch, and the warps on an SM that registers, shared
-        memory and the most warps and blocks allow: 256 registers at a time are given to a warp,
-        from the quarter of an SM that it lives in."""
+    def launched(self, threads: int, dynamic_bytes: int) -> dict[str, int]:
+        """Figures of the kernel, launched in blocks of this many threads with this many bytes of
+        dynamic shared memory. `warps_per_sm` is limited by registers, shared memory and the most
+        warps and blocks. A quarter of an SM gives a warp its registers, 256 at a time."""
         warps, blocks, shared = RESIDENT[self.capability]
         of_block = -(-threads // 32)
         per_warp = -(-self.registers * 32 // 256) * 256
@@ -148,18 +160,24 @@ class Kernel:
         shared_bytes = self.shared_bytes + dynamic_bytes
         by_shared = shared // (shared_bytes + RESERVED)
         resident = min(warps // of_block, blocks, by_registers, by_shared)
-        return {"shared_bytes": shared_bytes, "warps_per_sm": of_block * resident}
+        return {
+            "registers": self.registers,
+            "spill_bytes": self.spill_bytes,
+            "float_atomics": self.atomics.total(),
+            "shared_bytes": shared_bytes,
+            "warps_per_sm": of_block * resident,
+        }
 
 
 def read(cubin: Path, capability: int) -> Kernel:
-    """The kernel of a cubin that holds one."""
+    """The only kernel of a cubin."""
     (kernel,) = read_all(cubin, capability).values()
     return kernel
 
 
 def read_library(library: Path, wanted: re.Pattern) -> dict[tuple[str, int], Kernel]:
-    """The kernels of a shared library whose mangled names a pattern is found in, by name and
-    compute capability."""
+    """The kernels of a shared library whose mangled names match a pattern, by name and compute
+    capability."""
     kernels = {}
     with tempfile.TemporaryDirectory() as folder:
         _run("cuobjdump", "-xelf", "all", library.resolve(), cwd=folder)
@@ -175,7 +193,7 @@ def read_library(library: Path, wanted: re.Pattern) -> dict[tuple[str, int], Ker
 def read_all(
     cubin: Path, capability: int, wanted: re.Pattern = re.compile("")
 ) -> dict[str, Kernel]:
-    """The kernels of a cubin whose mangled names a pattern is found in, by name."""
+    """The kernels of a cubin whose mangled names match a pattern, by name."""
     usage = re.findall(r"Function (\S+):\s*\n(.*)", _run("cuobjdump", "-res-usage", cubin))
     figures = {
         name: {what: int(value) for what, value in re.findall(r"(\w+)(?:\[\d\])?:(\d+)", line)}
@@ -185,7 +203,7 @@ def read_all(
     if not figures:
         return {}
     code = _functions(_run("cuobjdump", "-sass", "-fun", ",".join(figures), cubin))
-    # From 9.0 on the compiler counts what is reserved of each block.
+    # For 9.0 and later the compiler adds the system's KiB to a block's shared memory.
     reserved = RESERVED if capability >= 90 else 0
     return {
         name: Kernel(

@@ -1,4 +1,4 @@
-// How a thread goes along one channel of a (batch, step, channel) tensor of any strides.
+// How a thread goes along one channel of a tensor of (batch, step, channel) with any strides.
 #pragma once
 
 #include "device.h"
@@ -6,18 +6,19 @@
 
 namespace cmimtl::cuda {
 
-// A tensor at one sample, channel and step; it walks forwards, or backwards with `reverse`: step by step, by a stride that
-// the whole block shares and that so needs no register of a thread, or by any number of steps. Strides of a step fit 32
-// bits, which the caller of the kernels has checked, so that an address is one instruction.
+// A pointer to one sample, channel and step of a tensor. It goes forwards in time, or backwards
+// with `reverse`. next() goes one step, by a number of bytes that the whole block shares and that
+// therefore needs no register of a thread; advance() goes any number of steps. The stride of a step
+// fits 32 bits, which the bindings have checked, so that an address is one instruction.
 template <class T>
-struct Walk {
+struct StridedPointer {
   T* p;
-  int stride;
-  int64_t bytes;
+  int stride;     // elements from a step to the next one in the order of processing
+  int64_t bytes;  // the same in bytes
 
-  Walk() = default;
+  StridedPointer() = default;
   template <class Tensor>
-  __device__ Walk(const Tensor& x, int64_t sample, int64_t channel, int64_t first, bool reverse)
+  __device__ StridedPointer(const Tensor& x, int64_t sample, int64_t channel, int64_t first, bool reverse)
       : p(static_cast<T*>(const_cast<void*>(static_cast<const void*>(x.data))) + sample * x.batch + first * x.step +
           channel * x.dim),
         stride(stride_of_lane(int(reverse ? -x.step : x.step))),
@@ -28,12 +29,14 @@ struct Walk {
   __device__ void advance(int steps) { p = step_on(p, steps, stride); }
 };
 
-// Zeros at steps [begin, end) of one sample and channel, if there is such a tensor.
+// Stores zeros at steps [begin, end) of one sample and channel of a tensor that may be absent.
 template <class T>
 __device__ void clear_steps(const Out& x, int64_t sample, int64_t channel, int64_t begin, int64_t end) {
   if (!x.data) return;
   T* p = static_cast<T*>(x.data) + sample * x.batch + channel * x.dim;
-#pragma unroll 1  // by four, as the compiler would, the seven calls of a backward kernel are a fifth of what it compiles
+  // The compiler would unroll it by four, and the seven calls of a backward kernel would be a fifth
+  // of its code.
+#pragma unroll 1
   for (int64_t i = begin; i < end; ++i) p[i * x.step] = T{};
 }
 

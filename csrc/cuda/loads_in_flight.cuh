@@ -1,4 +1,5 @@
-// What a thread of the forward scan loads of its streams, ahead of its use.
+// The loads in flight of a thread of the forward scan: the values of its streams that it has asked
+// for and not used yet.
 #pragma once
 
 #include "device.h"
@@ -6,21 +7,22 @@
 
 namespace cmimtl::cuda {
 
-// kSlots values, each of kChannels neighbouring channels at one step, are a stage. Pairs of channels are on their way by
-// asynchronous copies, for two stages, to shared memory of which a thread reads its own part alone: waiting for the copies
-// is enough, and no register holds them. A single channel of a half type is too small for such a copy: single channels are
-// on their way in registers, for one stage.
+// A stage is kSlots values, each of kChannels neighbouring channels at one step. Pairs of channels
+// are loaded by asynchronous copies to shared memory, for two stages. No register holds them, and a
+// thread reads only what it has copied itself, so it need wait for no other thread. A single
+// channel of a half type is too small for such a copy, so single channels are loaded into
+// registers, for one stage.
 template <class T, int kChannels, int kSlots>
-struct Ahead {
+struct LoadsInFlight {
   using Values = Vector<T, kChannels>;
   static constexpr bool kAsync = kChannels > 1;
   static constexpr int kStages = kAsync ? 2 : 1;
   static constexpr int kSlotBytes = kThreads * int(sizeof(Values)), kStageBytes = kSlots * kSlotBytes;
-  static constexpr int kBytes = kAsync ? kStages * kStageBytes : 0;  // of shared memory
+  // What the stages take of shared memory, and the number of groups of copies that they are.
+  static constexpr int kBytes = kAsync ? kStages * kStageBytes : 0;
+  static constexpr int kCommits = kAsync ? kStages : 0;
 
-  static constexpr int kCommits = kAsync ? kStages : 0;  // groups of copies of these stages
-
-  int stage;  // where the stage that is used next begins in shared memory
+  int stage;  // the offset in shared memory of the stage that is used next
   Packed<Values> values[kAsync ? 1 : kSlots];
 
   __device__ unsigned char* place(int slot) const {
@@ -33,11 +35,12 @@ struct Ahead {
       values[slot] = valid ? load_vector<Packed<Values>>(from) : Packed<Values>{};
     }
   }
-  // After every fetch of a stage, which is used after those on their way.
+  // Ends the fetches of a stage. It is called once after all of them.
   __device__ void commit() {
     if constexpr (kAsync) copies_commit();
   }
-  // Before the first use of a stage; wait() where the stage after it is on its way too.
+  // One of these is called before the first use of a stage: wait() where the loads of the stage
+  // after it have been started, wait_for_all() where they may not have been.
   __device__ void wait() const {
     if constexpr (kAsync) copies_wait<kStages - 1>();
   }
@@ -51,7 +54,7 @@ struct Ahead {
       to_floats<T>(values[slot], x);
     }
   }
-  // To the other stage of those that begin at `ring`.
+  // Turns to the other one of the two stages, which begin at the offset `ring`.
   __device__ void turn(int ring) {
     if constexpr (kAsync) stage = 2 * ring + kStageBytes - stage;
   }

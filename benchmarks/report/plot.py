@@ -1,67 +1,10 @@
-"""What the README shows of the records: one table of six rows and one plot."""
+"""The plot of the README, as SVG: a picture that follows the reader's light or dark colours."""
 
 import html
 import math
 
-from benchmarks import claims, fusions, tables
-from benchmarks.records import QUERIES_SIZE, TEXT, measured, one, ours, rows, size, workload
-
-BOTH = "forward+backward"
-PLAIN_LOOP, MAMBAS_SCAN = "torch.compile of a 16-step loop", "mamba's reference"
-
-
-def table(records: list[dict]) -> tables.Table:
-    """Six numbers of each record that say what the library is good for."""
-
-    def step(name: str):
-        def cell(record: dict) -> str:
-            row = one(record, "fusion", name=name, which=BOTH, **size(QUERIES_SIZE))
-            if row is None or "seconds" not in row:
-                return "not measured"
-            text = tables.milliseconds(row["seconds"])
-            return text if name == fusions.OURS else f"{text}, {tables.times(row['ratio'])}"
-
-        return cell
-
-    def kept(record: dict) -> str:
-        found = [
-            measured(record, "fusion memory", "kept_bytes", name=name, **size(QUERIES_SIZE))
-            for name in (fusions.OURS, fusions.TRANSFORMER)
-        ]
-        if None in found:
-            return "not measured"
-        return " against ".join(tables.megabytes(x) for x in found)
-
-    def scan(name: str):
-        def cell(record: dict) -> str:
-            row = one(record, "ops", name=name, which=BOTH, **workload(TEXT))
-            ratio = None if row is None else row.get("ratio")
-            return "not measured" if ratio is None else f"{tables.times(ratio)} the time of ours"
-
-        return cell
-
-    of = tables.of_size(QUERIES_SIZE)
-    lines = {
-        f"training step of the fusion, {of} tokens: Cross-Mamba": step(fusions.OURS),
-        "the same step: a Transformer with 6 co-attention layers": step(fusions.TRANSFORMER),
-        "the same step: Cross-Mamba on mamba's reference scan": step(fusions.MAMBAS),
-        "kept for its backward pass: Cross-Mamba against the Transformer": kept,
-        f"selective scan, forward and backward: {PLAIN_LOOP}": scan(PLAIN_LOOP),
-        f"the same scan: {MAMBAS_SCAN}": scan(MAMBAS_SCAN),
-    }
-    head = ["", *(claims.short_device(record) for record in records)]
-    return [head, *([text, *(cell(record) for record in records)] for text, cell in lines.items())]
-
-
-def about(records: list[dict]) -> str:
-    """What the records were measured on, in one sentence each."""
-    return " ".join(
-        f"{claims.short_device(record)}: {record['threads']} threads, `{ours(record)}` kernels of"
-        f" commit {record['commit'][:12]}, torch {record['versions']['torch']}, float32,"
-        f" {record['created'][:10]}."
-        for record in records
-    )
-
+from benchmarks import fusions
+from benchmarks.report.records import FORWARD, device, rows
 
 STYLE = """
   text { fill: #57606a; font: 12px system-ui, sans-serif }
@@ -83,8 +26,8 @@ STYLE = """
 WIDTH, HEIGHT, LEFT, TOP, PLOT_WIDTH, PLOT_HEIGHT = 460, 300, 52, 44, 300, 206
 
 
-def plot(records: list[dict]) -> str:
-    """The time per token of one layer against the number of tokens, as SVG; a panel a record."""
+def svg(records: list[dict]) -> str:
+    """The time per token of one layer against the number of tokens, one panel for each record."""
     panels = [(record, _lines(record)) for record in records]
     panels = [(record, lines) for record, lines in panels if lines]
     most = max((y for _, lines in panels for line in lines.values() for _, y in line), default=1.0)
@@ -104,7 +47,7 @@ def plot(records: list[dict]) -> str:
 def _lines(record: dict) -> dict[str, list[tuple[float, float]]]:
     """Name -> (visual tokens, microseconds per token) of each length that was measured."""
     lines: dict[str, list[tuple[float, float]]] = {}
-    for row in rows(record, "length", which="forward"):
+    for row in rows(record, "length", which=FORWARD):
         if "seconds_per_token" in row:
             point = row["length"], 1e6 * row["seconds_per_token"]
             lines.setdefault(row["name"], []).append(point)
@@ -119,8 +62,7 @@ def _panel(record: dict, lines: dict[str, list[tuple[float, float]]], top: float
         across = LEFT + PLOT_WIDTH * (math.log2(x) - low) / span
         return round(across, 1), round(TOP + PLOT_HEIGHT * (1 - y / top), 1)
 
-    device = html.escape(claims.short_device(record))
-    parts = [f'<text class="name" x="{LEFT}" y="18">{device}</text>']
+    parts = [f'<text class="name" x="{LEFT}" y="18">{html.escape(device(record))}</text>']
     parts.append(f'<text x="{LEFT}" y="35">µs per token, one layer, forward</text>')
     for y in range(0, int(top) + 1, 100):
         _, at = place(lengths[0], y)
@@ -137,15 +79,15 @@ def _panel(record: dict, lines: dict[str, list[tuple[float, float]]], top: float
         f'<text x="{LEFT + PLOT_WIDTH / 2}" y="{TOP + PLOT_HEIGHT + 36}"'
         ' text-anchor="middle">visual tokens</text>'
     )
-    kinds = {fusions.OURS: "ours", fusions.BIDIRECTIONAL: "two"}
+    # Name -> its colour and how far its label is moved, so that labels do not touch.
+    kinds = {fusions.OURS: ("ours", 10), fusions.BIDIRECTIONAL: ("two", -2)}
     for name, line in lines.items():
-        kind = kinds.get(name, "other")
+        kind, lift = kinds.get(name, ("other", 4))
         points = [place(x, y) for x, y in line]
         path = " ".join(f"{a},{b}" for a, b in points)
         dots = "".join(f'<circle class="{kind}" cx="{a}" cy="{b}" r="2.5"/>' for a, b in points)
         label = html.escape(name.removeprefix("Cross-Mamba, ").removesuffix(" co-attention"))
         parts.append(f'<path class="{kind}" d="M {path}"/>{dots}')
         across, at = points[-1]
-        lift = 10 if name == fusions.OURS else -2 if name == fusions.BIDIRECTIONAL else 4
         parts.append(f'<text x="{across + 8}" y="{round(at + lift, 1)}">{label}</text>')
     return "".join(parts)

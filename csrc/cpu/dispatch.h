@@ -1,14 +1,16 @@
-// Fills the table of kernels.h for the instruction set of the .cpp that includes this file.
+// Fills the structs of functions of kernels.h for the instruction set of the .cpp that includes
+// this file.
 #pragma once
 
-#if !CMIMTL_AVX512_FP16
+#if !CMIMTL_SAPPHIRE_RAPIDS
 #include "conv.h"
 #endif
-#include "scan_split.h"
+#include "scan_phases.h"
 
 namespace cmimtl::cpu::CMIMTL_ISA {
 
-// Calls f with a value of the storage type; float64 storage goes with float64 arithmetic, and only with it.
+// Calls f with a value of the storage type; float64 storage goes with float64 arithmetic, and only
+// with it.
 template <class T, class F>
 auto with_storage(DType dtype, F f) {
   if constexpr (sizeof(T) == 8) {
@@ -27,12 +29,15 @@ auto with_storage(DType dtype, F f) {
 
 template <class T>
 Partial<T> partial(const BackwardParts& p) {
-  return {static_cast<T*>(p.dB), static_cast<T*>(p.dC), static_cast<T*>(p.dA), static_cast<T*>(p.dD),
-          static_cast<T*>(p.dbias)};
+  return {.dB = static_cast<T*>(p.dB),
+          .dC = static_cast<T*>(p.dC),
+          .dA = static_cast<T*>(p.dA),
+          .dD = static_cast<T*>(p.dD),
+          .dbias = static_cast<T*>(p.dbias)};
 }
 
 template <class T>
-constexpr Kernels table(const ConvKernels* conv) {
+constexpr Kernels kernels(const ConvKernels* conv) {
   Kernels k{};
   k.conv = conv;
   k.lane_bytes = sizeof(T);
@@ -73,41 +78,43 @@ constexpr Kernels table(const ConvKernels* conv) {
   k.chunks = [](const ScanForward& p, int64_t batch) {
     return ceil_div(valid_length(p, batch) * p.streams, chunk_steps(p.size));
   };
-  k.forward_split_bytes = [](const ScanForward& p, const Split& split) {
-    return with_storage<T>(p.dtype, [&](auto s) { return ForwardSegment<decltype(s)>::bytes(p, split); });
+  k.forward_phases_bytes = [](const ScanForward& p, const Segment& segment) {
+    return with_storage<T>(p.dtype, [&](auto s) { return ForwardPhases<decltype(s)>::bytes(p, segment); });
   };
-  k.forward_split_tasks = [](const ScanForward& p, const Split& split, int phase) {
+  k.forward_phase_tasks = [](const ScanForward& p, const Segment& segment, int phase) {
     return with_storage<T>(p.dtype,
-                           [&](auto s) { return ForwardSegment<decltype(s)>(p, nullptr, split).tasks(phase); });
+                           [&](auto s) { return ForwardPhases<decltype(s)>(p, nullptr, segment).tasks(phase); });
   };
-  k.forward_split = [](const ScanForward& p, const void* weights, const Split& split, int phase, int64_t task,
+  k.forward_phase = [](const ScanForward& p, const void* weights, const Segment& segment, int phase, int64_t task,
                        void* scratch) {
-    with_storage<T>(p.dtype, [&](auto s) { ForwardSegment<decltype(s)>(p, weights, split).run(phase, task, scratch); });
+    with_storage<T>(p.dtype,
+                    [&](auto s) { ForwardPhases<decltype(s)>(p, weights, segment).run(phase, task, scratch); });
     order_stores();
   };
-  k.backward_split_bytes = [](const ScanBackward& q, const Split& split) {
-    return with_storage<T>(q.forward.dtype, [&](auto s) { return BackwardSegment<decltype(s)>::bytes(q, split); });
+  k.backward_phases_bytes = [](const ScanBackward& q, const Segment& segment) {
+    return with_storage<T>(q.forward.dtype, [&](auto s) { return BackwardPhases<decltype(s)>::bytes(q, segment); });
   };
-  k.backward_split_tasks = [](const ScanBackward& q, const Split& split, int phase) {
+  k.backward_phase_tasks = [](const ScanBackward& q, const Segment& segment, int phase) {
     return with_storage<T>(q.forward.dtype,
-                           [&](auto s) { return BackwardSegment<decltype(s)>(q, nullptr, {}, split).tasks(phase); });
+                           [&](auto s) { return BackwardPhases<decltype(s)>(q, nullptr, {}, segment).tasks(phase); });
   };
-  k.backward_split = [](const ScanBackward& q, const void* weights, const BackwardParts& parts, const Split& split,
+  k.backward_phase = [](const ScanBackward& q, const void* weights, const BackwardParts& parts, const Segment& segment,
                         int phase, int64_t task, void* scratch) {
     with_storage<T>(q.forward.dtype, [&](auto s) {
-      BackwardSegment<decltype(s)>(q, weights, partial<T>(parts), split).run(phase, task, scratch);
+      BackwardPhases<decltype(s)>(q, weights, partial<T>(parts), segment).run(phase, task, scratch);
     });
     order_stores();
   };
   return k;
 }
 
-#if CMIMTL_AVX512_FP16
-// On these cores only the scans of float differ. All else is avx512's, which saves a sixth of the compilation.
-const Kernels kFloat = table<float>(&avx512::kConvFloat);
+#if CMIMTL_SAPPHIRE_RAPIDS
+// For these cores only the scans of float differ. All else is avx512's, which saves a sixth of the
+// compilation.
+const Kernels kFloat = kernels<float>(&avx512::kConvFloat);
 #else
 template <class T>
-constexpr ConvKernels conv_table() {
+constexpr ConvKernels conv_kernels() {
   ConvKernels k{};
   k.lane_bytes = sizeof(T);
   k.lines = [](int64_t dim) { return ceil_div(dim, Simd<T>::kLine); };
@@ -135,13 +142,13 @@ constexpr ConvKernels conv_table() {
 }
 
 extern const ConvKernels kConvFloat;
-const ConvKernels kConvFloat = conv_table<float>();
-const Kernels kFloat = table<float>(&kConvFloat);
+const ConvKernels kConvFloat = conv_kernels<float>();
+const Kernels kFloat = kernels<float>(&kConvFloat);
 #endif
 
 #if CMIMTL_VECTOR_BYTES < 64  // see kernels.h
-const ConvKernels kConvDouble = conv_table<double>();
-const Kernels kDouble = table<double>(&kConvDouble);
+const ConvKernels kConvDouble = conv_kernels<double>();
+const Kernels kDouble = kernels<double>(&kConvDouble);
 #endif
 
 }  // namespace cmimtl::cpu::CMIMTL_ISA

@@ -1,12 +1,17 @@
-// A scan that is split finer than by lines of channels, for inputs with fewer lines than threads. A segment of chunks
-// goes through phases. The tasks of a phase run side by side, and what a phase leaves for the next lies in memory:
+// A scan that goes through phases, for inputs with fewer lines of channels than threads. A phase
+// has a task for each chunk of a line or for each group of states, where otherwise a task is a
+// line. The scan takes a segment of chunks at a time. The tasks of a phase run side by side, and
+// what a phase leaves for the next lies in memory:
 //
 //     0  elementwise inputs; a task is a line in a chunk
-//     1  the recurrence through time; a task is a line (backward: a block of lines) and a group of states
+//     1  the recurrence through time; a task is a line (backward: a block of lines) and a group of
+//        states
 //     2  sums over the groups, then outputs or gradients; a task is a line in a chunk
-//     3  the end; a task is a line. Backward it adds up over the chunks of a segment, and finishes after the last one
+//     3  the end; a task is a line. Backward it adds up over the chunks of a segment, and finishes
+//        after the last one
 //
-// Each number is computed by the same operations, in the same order, as in one piece: splitting changes no bit.
+// Each number is computed by the same operations, in the same order, as in one piece: the phases
+// change no bit.
 #pragma once
 
 #include "kernels.h"
@@ -16,33 +21,33 @@ namespace cmimtl::cpu::CMIMTL_ISA {
 
 // A segment of one sample: its chunks in the order of the pass.
 template <class S, bool kBackward>
-class Segment {
+class Phases {
  protected:
   using T = typename Storage<S>::T;
   static constexpr int kLine = Simd<T>::kLine, kLanes = Simd<T>::kLanes, kColumn = kSteps * kLine;
 
-  Segment(const ScanForward& p, const void* prepared, const Split& split, int64_t groups)
+  Phases(const ScanForward& p, const void* prepared, const Segment& segment, int64_t groups)
       : p_(p),
-        split_(split),
-        memory_{reinterpret_cast<uintptr_t>(split.memory)},
+        segment_(segment),
+        memory_{reinterpret_cast<uintptr_t>(segment.memory)},
         dstate_(p.size.dstate),
         groups_(groups),
         lines_(p.size.ngroups * lines_per_group<T>(p.size)),
-        valid_(valid_length(p, split.batch)),
+        valid_(valid_length(p, segment.batch)),
         chunks_(ceil_div(valid_ * p.streams, chunk_steps(p.size))),
         weights_(const_cast<void*>(prepared), p.size) {
-    moderate_ = memory_.template take<bool>(split.most * lines_);
-    partial_ = memory_.template take<T>(split.most * lines_ * groups_ * kParts * kColumn);
+    moderate_ = memory_.template take<bool>(segment.most * lines_);
+    partial_ = memory_.template take<T>(segment.most * lines_ * groups_ * kParts * kColumn);
   }
 
-  // Sums over the states of one group: y, and in the backward pass those for dx and ddelta.
+  // Sums over the states of one group: y, and in the backward pass also dinput and dstep_size.
   static constexpr int kParts = kBackward ? 3 : 1;
 
   Chunk chunk(int64_t k) const {
-    const int64_t index = split_.first + k;
+    const int64_t index = segment_.first + k;
     return chunk_at(p_, valid_, (kBackward ? chunks_ - 1 - index : index) * chunk_steps(p_.size));
   }
-  bool last() const { return split_.first + split_.count >= chunks_; }
+  bool last() const { return segment_.first + segment_.count >= chunks_; }
   Line line(int64_t index) const { return line_at<T>(p_.size, index); }
   // The place of a line's chunk among all of the segment.
   int64_t place(int64_t k, int64_t index) const { return k * lines_ + index; }
@@ -62,7 +67,7 @@ class Segment {
   }
 
   const ScanForward& p_;
-  Split split_;
+  Segment segment_;
   Scratch memory_;
   int64_t dstate_, groups_, lines_, valid_, chunks_;
   Weights<T> weights_;
@@ -86,8 +91,8 @@ inline void one_group(int64_t dstate, int64_t wanted, F f) {
   });
 }
 
-// Loads the states of the group that begins with n, (channel, dstate) in memory, to [state][lane] at n. Lanes without a
-// channel get zeros.
+// Loads the states of the group that begins with n, (channel, dstate) in memory, to [state][lane]
+// at n. Lanes without a channel get zeros.
 template <class T>
 void load_group(const T* from, int64_t dstate, int channels, int64_t n, int group_size, T* to) {
   constexpr int kLine = Simd<T>::kLine;
@@ -96,26 +101,27 @@ void load_group(const T* from, int64_t dstate, int channels, int64_t n, int grou
 }
 
 template <class S>
-class ForwardSegment : Segment<S, false> {
-  using Base = Segment<S, false>;
-  using Base::dstate_, Base::groups_, Base::lines_, Base::p_, Base::split_, Base::valid_, Base::weights_, Base::memory_;
+class ForwardPhases : Phases<S, false> {
+  using Base = Phases<S, false>;
+  using Base::dstate_, Base::groups_, Base::lines_, Base::p_, Base::segment_, Base::valid_, Base::weights_,
+      Base::memory_;
   using Base::kLine, Base::kLanes, Base::kColumn, Base::moderate_;
   using typename Base::T;
 
  public:
-  ForwardSegment(const ScanForward& p, const void* prepared, const Split& split)
-      : Base(p, prepared, split, group_count<kForwardGroup>(p.size.dstate)) {
+  ForwardPhases(const ScanForward& p, const void* prepared, const Segment& segment)
+      : Base(p, prepared, segment, group_count<kForwardGroup>(p.size.dstate)) {
     state_ = memory_.template take<T>(lines_ * dstate_ * kLine);
-    columns_ = memory_.template take<char>(split.most * lines_ * bytes_of<ForwardColumns<T>>());
+    columns_ = memory_.template take<char>(segment.most * lines_ * bytes_of<ForwardColumns<T>>());
   }
-  static int64_t bytes(const ScanForward& p, Split split) {
-    split.memory = nullptr;
-    return int64_t(ForwardSegment(p, nullptr, split).memory_.next);
+  static int64_t bytes(const ScanForward& p, Segment segment) {
+    segment.memory = nullptr;
+    return int64_t(ForwardPhases(p, nullptr, segment).memory_.next);
   }
 
   int64_t tasks(int phase) const {
     if (phase == 3) return this->last() ? lines_ : 0;
-    return phase == 1 ? lines_ * groups_ : split_.count * lines_;
+    return phase == 1 ? lines_ * groups_ : segment_.count * lines_;
   }
 
   void run(int phase, int64_t task, void* memory) const {
@@ -124,18 +130,18 @@ class ForwardSegment : Segment<S, false> {
     const Line line = this->line(phase == 1 ? task / groups_ : task % lines_);
     if (phase == 0) {
       const int64_t k = task / lines_, place = this->place(k, line.index);
-      moderate_[place] = stage_forward(w, columns(place), weights_, p_, this->chunk(k), split_.batch, line);
+      moderate_[place] = stage_forward(w, columns(place), weights_, p_, this->chunk(k), segment_.batch, line);
     } else if (phase == 1) {
       recur(w, line, int(task % groups_));
     } else if (phase == 2) {
       const int64_t k = task / lines_, place = this->place(k, line.index);
       this->add_partial(place, 0, columns(place).y);
-      finish_forward<S, T>(w, columns(place).y, p_, this->chunk(k), split_.batch, line);
+      finish_forward<S, T>(w, columns(place).y, p_, this->chunk(k), segment_.batch, line);
     } else {
       store_states(state(line), dstate_, line.channels,
-                   static_cast<T*>(p_.last_state) + (split_.batch * p_.size.dim + line.channel) * dstate_);
+                   static_cast<T*>(p_.last_state) + (segment_.batch * p_.size.dim + line.channel) * dstate_);
       for (int m = 0; m < p_.streams; ++m)
-        clear_rest<S>(p_.out[m], split_.batch, line.channel, line.channels, valid_, p_.size.length);
+        clear_rest<S>(p_.out[m], segment_.batch, line.channel, line.channels, valid_, p_.size.length);
     }
   }
 
@@ -148,33 +154,33 @@ class ForwardSegment : Segment<S, false> {
 
   void recur(const ForwardScratch<S>& w, const Line& line, int group) const {
     T* states = state(line);
-    Maps<S, T> maps(p_, split_.batch, w.B, w.C);
+    Maps<S, T> maps(p_, segment_.batch, w.B, w.C);
     const Prefetch none{};
     one_group<kForwardGroup>(dstate_, group, [&]<int kGroup>(int64_t n) {
       const T* initial = static_cast<const T*>(p_.initial_state);
-      if (initial) initial += (split_.batch * p_.size.dim + line.channel) * dstate_;
-      if (split_.first == 0) load_group(initial, dstate_, line.channels, n, kGroup, states);
-      for (int64_t k = 0; k < split_.count; ++k) {
+      if (initial) initial += (segment_.batch * p_.size.dim + line.channel) * dstate_;
+      if (segment_.first == 0) load_group(initial, dstate_, line.channels, n, kGroup, states);
+      for (int64_t k = 0; k < segment_.count; ++k) {
         const Chunk c = this->chunk(k);
         const int64_t place = this->place(k, line.index);
         maps.load(c, line.group);
         if (p_.checkpoints)
           transpose(states + n * kLine, kLine, kGroup, line.channels,
-                    checkpoint<T>(p_, c, split_.batch, line.channel) + n, dstate_);
+                    checkpoint<T>(p_, c, segment_.batch, line.channel) + n, dstate_);
         this->clear_partial(place, group);
         const ForwardColumns<T> from = columns(place);
         for (int v = 0; v < line.channels; v += kLanes) {
-          const ForwardSlice<T> slice{c.count,
-                                      from.delta + v,
-                                      from.delta_x + v,
-                                      this->partial(place, group, 0) + v,
-                                      w.B + n,
-                                      w.C + n,
-                                      dstate_,
-                                      this->A2(line.index, n) + v,
-                                      states + n * kLine + v,
-                                      w.decay,
-                                      {&none, 0, 1}};
+          const ForwardSlice<T> slice{.count = c.count,
+                                      .step_size = from.step_size + v,
+                                      .input = from.input + v,
+                                      .y = this->partial(place, group, 0) + v,
+                                      .B = w.B + n,
+                                      .C = w.C + n,
+                                      .dstate = dstate_,
+                                      .A2 = this->A2(line.index, n) + v,
+                                      .state = states + n * kLine + v,
+                                      .decay = w.decay,
+                                      .prefetch = {.rows = &none, .part = 0, .parts = 1}};
           moderate_[place] ? forward_group<kGroup, true>(slice) : forward_group<kGroup, false>(slice);
         }
       }
@@ -186,29 +192,30 @@ class ForwardSegment : Segment<S, false> {
 };
 
 template <class S>
-class BackwardSegment : Segment<S, true> {
-  using Base = Segment<S, true>;
-  using Base::dstate_, Base::groups_, Base::lines_, Base::p_, Base::split_, Base::valid_, Base::weights_, Base::memory_;
+class BackwardPhases : Phases<S, true> {
+  using Base = Phases<S, true>;
+  using Base::dstate_, Base::groups_, Base::lines_, Base::p_, Base::segment_, Base::valid_, Base::weights_,
+      Base::memory_;
   using Base::kLine, Base::kLanes, Base::kColumn, Base::moderate_;
   using typename Base::T;
 
  public:
-  BackwardSegment(const ScanBackward& q, const void* prepared, const Partial<T>& sums, const Split& split)
-      : Base(q.forward, prepared, split, group_count<kBackwardGroup>(q.forward.size.dstate)), q_(q), sums_(sums) {
+  BackwardPhases(const ScanBackward& q, const void* prepared, const Partial<T>& sums, const Segment& segment)
+      : Base(q.forward, prepared, segment, group_count<kBackwardGroup>(q.forward.size.dstate)), q_(q), sums_(sums) {
     states_ = dstate_ * kLine;
-    const int64_t places = split.most * lines_;
+    const int64_t places = segment.most * lines_;
     carry_ = memory_.template take<T>(lines_ * states_);
     columns_ = memory_.template take<char>(places * of_columns());
     channels_ = memory_.template take<T>(places * 2 * kLine);
   }
-  static int64_t bytes(const ScanBackward& q, Split split) {
-    split.memory = nullptr;
-    return int64_t(BackwardSegment(q, nullptr, {}, split).memory_.next);
+  static int64_t bytes(const ScanBackward& q, Segment segment) {
+    segment.memory = nullptr;
+    return int64_t(BackwardPhases(q, nullptr, {}, segment).memory_.next);
   }
 
   int64_t tasks(int phase) const {
     if (phase == 3) return lines_;
-    return phase == 1 ? block_count<T>(p_.size) * groups_ : split_.count * lines_;
+    return phase == 1 ? block_count<T>(p_.size) * groups_ : segment_.count * lines_;
   }
 
   void run(int phase, int64_t task, void* memory) const {
@@ -220,15 +227,15 @@ class BackwardSegment : Segment<S, true> {
     if (phase == 0) {
       const Chunk c = this->chunk(k);
       const Columns<T> to = columns(place);
-      load_states<T>(checkpoint<T>(p_, c, split_.batch, line.channel), dstate_, line.channels, to.state);
-      moderate_[place] = stage_backward(w, to, weights_, q_, c, split_.batch, line);
+      load_states<T>(checkpoint<T>(p_, c, segment_.batch, line.channel), dstate_, line.channels, to.state);
+      moderate_[place] = stage_backward(w, to, weights_, q_, c, segment_.batch, line);
     } else if (phase == 2) {
       const Columns<T> from = columns(place);
-      T* const sums[] = {from.y, from.dx, from.ddelta};
+      T* const sums[] = {from.y, from.dinput, from.dstep_size};
       for (int part = 0; part < 3; ++part) this->add_partial(place, part, sums[part]);
       T* channels = channels_ + place * 2 * kLine;
       for (int c = 0; c < 2 * kLine; ++c) channels[c] = 0;
-      finish_backward(w, from, weights_, q_, this->chunk(k), split_.batch, line, channels, channels + kLine);
+      finish_backward(w, from, weights_, q_, this->chunk(k), segment_.batch, line, channels, channels + kLine);
     } else {
       end(line);
     }
@@ -240,20 +247,20 @@ class BackwardSegment : Segment<S, true> {
     Scratch memory{reinterpret_cast<uintptr_t>(columns_) + place * of_columns()};
     return Columns<T>(memory, dstate_);
   }
-  int64_t of_sample(int64_t line) const { return (split_.batch * lines_ + line) * kLine; }
+  int64_t of_sample(int64_t line) const { return (segment_.batch * lines_ + line) * kLine; }
 
   void gradients(const BackwardScratch<S>& w, int64_t index, int group) const {
     const Block block = block_at<T>(p_.size, index);
-    Maps<S, T> maps(p_, split_.batch, w.B, w.C);
+    Maps<S, T> maps(p_, segment_.batch, w.B, w.C);
     const Prefetch none{};
     one_group<kBackwardGroup>(dstate_, group, [&]<int kGroup>(int64_t n) {
-      for (int64_t i = block.first; i < block.last && split_.first == 0; ++i) {
+      for (int64_t i = block.first; i < block.last && segment_.first == 0; ++i) {
         const T* last = static_cast<const T*>(q_.dlast_state);
-        if (last) last += (split_.batch * p_.size.dim + this->line(i).channel) * dstate_;
+        if (last) last += (segment_.batch * p_.size.dim + this->line(i).channel) * dstate_;
         load_group(last, dstate_, this->line(i).channels, n, kGroup, carry_ + i * states_);
         load_group<T>(nullptr, dstate_, 0, n, kGroup, sums_.dA + of_sample(i) * dstate_);
       }
-      for (int64_t k = 0; k < split_.count; ++k) {
+      for (int64_t k = 0; k < segment_.count; ++k) {
         const Chunk c = this->chunk(k);
         maps.load(c, block.group);
         bool first = true;
@@ -263,46 +270,46 @@ class BackwardSegment : Segment<S, true> {
           this->clear_partial(place, group);
           for (int v = 0; v < this->line(i).channels; v += kLanes, first = false) {
             const auto part = [&](int which) { return this->partial(place, group, which) + v; };
-            const BackwardSlice<T> slice{c.count,
-                                         to.delta + v,
-                                         to.delta_x + v,
-                                         to.dy + v,
-                                         part(0),
-                                         part(1),
-                                         part(2),
-                                         w.B + n,
-                                         w.C + n,
-                                         dstate_,
-                                         this->A2(i, n) + v,
-                                         to.state + n * kLine + v,
-                                         carry_ + i * states_ + n * kLine + v,
-                                         sums_.dA + of_sample(i) * dstate_ + n * kLine + v,
-                                         w.dB,
-                                         w.dC,
-                                         w.decay,
-                                         w.history,
-                                         {&none, 0, 1}};
+            const BackwardSlice<T> slice{.count = c.count,
+                                         .step_size = to.step_size + v,
+                                         .input = to.input + v,
+                                         .dy = to.dy + v,
+                                         .y = part(0),
+                                         .dinput = part(1),
+                                         .dstep_size = part(2),
+                                         .B = w.B + n,
+                                         .C = w.C + n,
+                                         .dstate = dstate_,
+                                         .A2 = this->A2(i, n) + v,
+                                         .state = to.state + n * kLine + v,
+                                         .carry = carry_ + i * states_ + n * kLine + v,
+                                         .dA = sums_.dA + of_sample(i) * dstate_ + n * kLine + v,
+                                         .dB = w.dB,
+                                         .dC = w.dC,
+                                         .decay = w.decay,
+                                         .history = w.history,
+                                         .prefetch = {.rows = &none, .part = 0, .parts = 1}};
             replay_any<kGroup>(slice, moderate_[place], first);
             gradient_any<kGroup>(slice, first);
           }
         }
-        store_maps(p_, sums_, c, split_.batch, index, n, kGroup, w.dB, w.dC);
+        store_maps(p_, sums_, c, segment_.batch, index, n, kGroup, w.dB, w.dC);
       }
     });
   }
 
   void end(const Line& line) const {
     T *dD = sums_.dD + of_sample(line.index), *dbias = sums_.dbias + of_sample(line.index);
-    for (int c = 0; c < kLine && split_.first == 0; ++c) dD[c] = dbias[c] = 0;
-    for (int64_t k = 0; k < split_.count; ++k) {
+    for (int c = 0; c < kLine && segment_.first == 0; ++c) dD[c] = dbias[c] = 0;
+    for (int64_t k = 0; k < segment_.count; ++k) {
       const T* from = channels_ + this->place(k, line.index) * 2 * kLine;
       for (int c = 0; c < kLine; ++c) dD[c] += from[c], dbias[c] += from[kLine + c];
     }
     if (!this->last()) return;
     if (q_.dinitial_state)
       store_states(carry_ + line.index * states_, dstate_, line.channels,
-                   static_cast<T*>(q_.dinitial_state) + (split_.batch * p_.size.dim + line.channel) * dstate_);
-    clear_backward<S>(q_, split_.batch, line, valid_);
+                   static_cast<T*>(q_.dinitial_state) + (segment_.batch * p_.size.dim + line.channel) * dstate_);
+    clear_backward<S>(q_, segment_.batch, line, valid_);
   }
 
   const ScanBackward& q_;
