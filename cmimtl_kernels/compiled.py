@@ -73,5 +73,7 @@ def cuda_max_dstate() -> int | None:
     """
     if _MISSING["cuda"] or not torch.cuda.is_available():
         return None
-    shared = torch.cuda.get_device_properties().shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties()
+    # torch's stub of the properties lacks this one.
+    shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
     return _tells("cuda").most_states(shared)
