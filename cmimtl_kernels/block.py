@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cmimtl_kernels.ops import causal_conv1d, check_lengths, cross_selective_scan, selective_scan
 from cmimtl_kernels.registration import inside_torch_func
-from cmimtl_kernels.resample import align, blank_padding, interpolate, pool
+from cmimtl_kernels.resample import align, align_all, blank_padding, interpolate, pool
 
 INTERLEAVE_KINDS = ("product-sum", "gated")
 
@@ -249,14 +249,16 @@ class CrossMambaBlock(nn.Module):
         """
         n, n_t = sizes
         u_v, z_v, u_t, z_t = _take_apart(uz, sizes)
-        z_t = align(z_t, n, text_lengths, visual_lengths)
+        convolved_t = [
+            self._convolve(self._parameters_of(suffix)[0], u_t, text_lengths, suffix == "_b")
+            for suffix in self._directions()
+        ]
+        z_t, *convolved_t = align_all((z_t, *convolved_t), n, text_lengths, visual_lengths)
         outs = []
-        for suffix in self._directions():
+        for suffix, c_t in zip(self._directions(), convolved_t, strict=True):
             conv1d, x_proj, dt_proj, A_log, D = self._parameters_of(suffix)
             reverse = suffix == "_b"
             c_v = self._convolve(conv1d, u_v, visual_lengths, reverse)
-            c_t = self._convolve(conv1d, u_t, text_lengths, reverse)
-            c_t = align(c_t, n, text_lengths, visual_lengths)
             delta, B, C = self._project_tokens(x_proj, dt_proj, c_v, c_t)
             out = cross_selective_scan(
                 c_v,

@@ -5,6 +5,8 @@ the input itself where nothing is to be done. All are plain PyTorch: they take l
 the GEMMs of a block.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,9 +29,19 @@ def align(
     Returns:
         (batch, n, dim), dtype of x; 0 past the valid output steps.
     """
-    if lengths is None and n_lengths is None and x.shape[1] == n:
-        return x
-    return _read_linearly(x, n, lengths, n_lengths, lambda j, m, k: (j + 0.5) * (m / k) - 0.5)
+    return align_all((x,), n, lengths, n_lengths)[0]
+
+
+def align_all(
+    xs: Sequence[Tensor],
+    n: int,
+    lengths: Tensor | None = None,
+    n_lengths: Tensor | None = None,
+) -> Sequence[Tensor]:
+    """`align` of several tensors of one shape, which read the same steps with the same weights."""
+    if lengths is None and n_lengths is None and xs[0].shape[1] == n:
+        return xs
+    return _read_linearly(xs, n, lengths, n_lengths, lambda j, m, k: (j + 0.5) * (m / k) - 0.5)
 
 
 def interpolate(
@@ -42,9 +54,14 @@ def interpolate(
     """
     if lengths is None and n_lengths is None and x.shape[1] == n:
         return x
-    return _read_linearly(
-        x, n, lengths, n_lengths, lambda j, m, k: j * ((m - 1).clamp(min=0) / (k - 1).clamp(min=1))
+    (out,) = _read_linearly(
+        (x,),
+        n,
+        lengths,
+        n_lengths,
+        lambda j, m, k: j * ((m - 1).clamp(min=0) / (k - 1).clamp(min=1)),
     )
+    return out
 
 
 def pool(
@@ -111,29 +128,40 @@ def _as_matrix(n: int, length: int, dim: int) -> bool:
 
 
 def _read_linearly(
-    x: Tensor, n: int, lengths: Tensor | None, n_lengths: Tensor | None, position_of
-) -> Tensor:
-    """Read each sample of x at real positions, linearly between neighbours.
+    xs: Sequence[Tensor],
+    n: int,
+    lengths: Tensor | None,
+    n_lengths: Tensor | None,
+    position_of: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> list[Tensor]:
+    """Read each sample of each of xs at real positions, linearly between neighbours.
 
     position_of(j, m, k), with m and k (batch, 1), gives the positions, (batch, n). They are clamped
     to [0, m - 1].
     """
-    batch, length, dim = x.shape
-    m, k = (count[:, None] for count in _valid_counts(x, n, lengths, n_lengths))
+    batch, length, dim = xs[0].shape
+    m, k = (count[:, None] for count in _valid_counts(xs[0], n, lengths, n_lengths))
     last = (m - 1).clamp(min=0)
-    j = torch.arange(n, dtype=torch.float64, device=x.device)
+    j = torch.arange(n, dtype=torch.float64, device=m.device)
     position = torch.minimum(position_of(j, m, k.clamp(min=1)).clamp(min=0), last)
     left = position.floor()
     right = torch.minimum(left + 1, last)
-    weight = (position - left)[..., None].to(accumulation_dtype(x.dtype))  # (batch, n, 1)
-    x = blank_padding(x, lengths)
+    weight = (position - left)[..., None].to(accumulation_dtype(xs[0].dtype))  # (batch, n, 1)
     if _as_matrix(n, length, dim):
-        i = torch.arange(length, device=x.device)
+        i = torch.arange(length, device=m.device)
         at_left, at_right = (i == side[..., None] for side in (left, right))
         matrix = torch.where(at_left, 1 - weight, 0) + torch.where(at_right, weight, 0)
-        out = torch.matmul(matrix, x.to(weight.dtype))
     else:
-        rows = torch.arange(batch, device=x.device)[:, None]
-        low, high = (x[rows, side.long()].to(weight.dtype) for side in (left, right))
-        out = torch.lerp(low, high, weight.expand_as(low))
-    return blank_padding(out.to(x.dtype), n_lengths)
+        rows = torch.arange(batch, device=m.device)[:, None]
+        steps = [side.long() for side in (left, right)]
+
+    def read(x: Tensor) -> Tensor:
+        x = blank_padding(x, lengths)
+        if _as_matrix(n, length, dim):
+            out = torch.matmul(matrix, x.to(weight.dtype))
+        else:
+            low, high = (x[rows, step].to(weight.dtype) for step in steps)
+            out = torch.lerp(low, high, weight.expand_as(low))
+        return blank_padding(out.to(x.dtype), n_lengths)
+
+    return [read(x) for x in xs]

@@ -124,7 +124,7 @@ def selective_scan_fn(
     check_shape(op, "u", u, (batch, dim, length))
     check_shape(op, "delta", delta, (batch, dim, length))
     dstate = _check_state_matrix(op, A, dim)
-    B, C = _check_map(op, "B", B, u, dstate), _check_map(op, "C", C, u, dstate)
+    B, C = _our_layout(op, "B", B, u, dstate), _our_layout(op, "C", C, u, dstate)
     constant = B.dim() == 2 or C.dim() == 2
     B, C = _same_groups(B, C, u)
     for name, given, shape in (
@@ -379,7 +379,7 @@ def _check_state_matrix(op: str, A: Tensor, dim: int) -> int:
     return A.shape[1]
 
 
-def _check_map(op: str, name: str, x: Tensor, u: Tensor, dstate: int) -> Tensor:
+def _our_layout(op: str, name: str, x: Tensor, u: Tensor, dstate: int) -> Tensor:
     """Check B or C as it was given. -> (dim, dstate), or (batch, length, ngroups, dstate)."""
     batch, dim, length = u.shape
     layouts = "(dim, dstate)", "(batch, dstate, length)", "(batch, ngroups, dstate, length)"

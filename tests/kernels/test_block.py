@@ -1,11 +1,13 @@
 """CrossMambaBlock against its equations written out plainly, and what it promises about padding and
 causality."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from cmimtl_kernels import CrossMamba, CrossMambaBlock, reference, testing
+from cmimtl_kernels import CrossMamba, CrossMambaBlock, reference, resample, testing
 from cmimtl_kernels.resample import align, interpolate, pool
 
 KINDS = [(kind, both) for kind in ("product-sum", "gated") for both in (False, True)]
@@ -119,6 +121,17 @@ def test_which_outputs_a_token_reaches(bidirectional):
         assert reached[5:].all()
         assert reached[:5].all() == bidirectional
         assert reached[:5].any() == bidirectional
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_what_steps_are_read_is_worked_out_once_each_way(monkeypatch, bidirectional):
+    counts = mock.Mock(wraps=resample._valid_counts)
+    monkeypatch.setattr(resample, "_valid_counts", counts)
+    lengths = torch.tensor([9, 4]), torch.tensor([2, 6])
+    _block("product-sum", bidirectional, recompute=False)(*_streams(), *lengths)
+    assert (
+        counts.call_count == 2
+    )  # the text at the visual tokens, and what comes out back at its own
 
 
 def test_a_sample_without_text_keeps_its_residual():
