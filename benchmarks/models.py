@@ -20,15 +20,15 @@ VOCABULARIES = {"base": (50265, 32128), "tiny": (1000, 1000)}
 def build(preset: str, fusion: str) -> CMIMTLForVisualQuestionAnswering:
     """The model of a preset, not trained, with the same weights at every call."""
     words, pieces = VOCABULARIES[preset]
-    sizes = PRESETS[preset].sizes
+    config = PRESETS[preset].config
     torch.manual_seed(0)
     return CMIMTLForVisualQuestionAnswering(
         CMIMTLConfig(
             **{
-                **sizes,
-                "text_config": {**sizes["text_config"], "vocab_size": words},
+                **config,
+                "text_config": {**config["text_config"], "vocab_size": words},
                 "decoder_config": {
-                    **sizes["decoder_config"],
+                    **config["decoder_config"],
                     "vocab_size": pieces,
                     "decoder_start_token_id": 0,
                 },

@@ -38,7 +38,10 @@ def test_readme_has_the_two_commands():
     ]
 
 
-PAGES = [*(ROOT / "docs").rglob("*.md"), *(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING"))]
+PAGES = [
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING", "CHANGELOG")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -4,8 +4,8 @@
     train = load_dataset("slake", "data/slake", "train", report=report)
     vocabulary = AnswerVocabulary.from_examples(train)
 
-Each data set has a reader (`slake`, `vqa_rad`, `ovqa`), and all readers give
-`VQAExample`. The default data set is the phantom set, which comes with the package:
+Each data set has a reader in a module of its own, which `cmimtl/names.py` names, and all readers
+give `VQAExample`. The default data set is the phantom set, which comes with the package:
 `write_phantom` draws it to disk in SLAKE's layout, and the SLAKE reader reads it.
 """
 

@@ -1,4 +1,5 @@
-"""The two presets, in one place: sizes, training values and the names of pretrained weights."""
+"""The two presets, in one place: sizes, weights of the losses, training values, and the names of
+pretrained weights."""
 
 from __future__ import annotations
 
@@ -53,14 +54,14 @@ class Preset:
     """Everything that a preset fixes.
 
     Attributes:
-        sizes: arguments of CMIMTLConfig; the vocabularies' sizes come from the tokenizers.
+        config: arguments of CMIMTLConfig; the vocabularies' sizes come from the tokenizers.
         max_question_length: largest number of tokens of a question that is read.
         training: how a model of this preset is trained.
         pretrained: part ("vision", "text", "decoder") -> name of its pretrained weights; empty
             where all parts start from random numbers.
     """
 
-    sizes: dict[str, Any]
+    config: dict[str, Any]
     max_question_length: int
     training: TrainingValues
     pretrained: dict[str, str] = field(default_factory=dict)
@@ -73,7 +74,7 @@ PRESETS: dict[str, Preset] = {
     # The paper: ViT-B/16 at 384, RoBERTa-base, a 12-layer Q-Former with 32 queries, two Cross-Mamba
     # layers, T5-base. Training values are those of the authors' released code.
     "base": Preset(
-        sizes={
+        config={
             "vision_model": "vit_base_patch16_384",
             "image_size": 384,
             "patch_size": 16,
@@ -109,7 +110,7 @@ PRESETS: dict[str, Preset] = {
     # are larger at the start, the decoder also attends to the image, and its loss weighs as much as
     # the classifier's.
     "tiny": Preset(
-        sizes={
+        config={
             "vision_model": "vit_tiny_patch16_224",
             "vision_options": {"embed_dim": 96, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0},
             "image_size": 64,
@@ -182,7 +183,7 @@ def build_processor(
     Raises:
         OSError: a pretrained tokenizer cannot be had; the message names it.
     """
-    size = preset.sizes["image_size"]
+    size = preset.config["image_size"]
     image_processor = ViTImageProcessor(
         size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
@@ -216,12 +217,12 @@ def build_config(
         "eos_token_id": answers.eos_token_id,
         "decoder_start_token_id": answers.pad_token_id,
     }
-    sizes = dict(preset.sizes)
+    config = dict(preset.config)
     return CMIMTLConfig(
         **{
-            **sizes,
-            "text_config": {**sizes["text_config"], **text},
-            "decoder_config": {**sizes["decoder_config"], **decoder},
+            **config,
+            "text_config": {**config["text_config"], **text},
+            "decoder_config": {**config["decoder_config"], **decoder},
         },
         fusion=fusion,
         id2label=dict(enumerate(vocabulary.answers)),
@@ -266,7 +267,7 @@ def build_model(
 
 
 def _vision_weights(preset: Preset, weights: Path | None) -> dict:
-    name, sizes = preset.pretrained["vision"], preset.sizes
+    name, config = preset.pretrained["vision"], preset.config
     local: dict[str, Any] = (
         {} if weights is None else {"pretrained_cfg_overlay": {"file": _file(weights)}}
     )
@@ -274,8 +275,8 @@ def _vision_weights(preset: Preset, weights: Path | None) -> dict:
         name,
         pretrained=True,
         num_classes=0,
-        img_size=sizes["image_size"],
-        **sizes.get("vision_options", {}),
+        img_size=config["image_size"],
+        **config.get("vision_options", {}),
         **local,
     ).state_dict()
 

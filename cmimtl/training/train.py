@@ -201,7 +201,7 @@ def _prepare(arguments: dict[str, Any], console: Console) -> _Job:
         # The seed is set before the model is made, because it also decides the first weights.
         set_seed(arguments["seed"])
         examples, vocabulary, report = _read(arguments, console)
-        images = ImageCache([example.image for example in examples], preset.sizes["image_size"])
+        images = ImageCache([example.image for example in examples], preset.config["image_size"])
         processor = build_processor(
             preset,
             [example.question for example in examples],

@@ -1,4 +1,5 @@
-// AVX2 with FMA. Every header of the system comes before the target switch, so that none of its
+// The kernels for AVX2 with FMA: dispatch.h includes all of them, and scan_math.h has their exp2.
+// Every header of the system comes before the target switch, so that none of its
 // inline functions is compiled for AVX2 and then chosen by the linker for everybody.
 #include <cstdint>
 #include <initializer_list>

@@ -12,7 +12,9 @@ namespace cmimtl::cuda {
 constexpr int kThreads = 128;         // threads of a block of the scans
 constexpr int64_t kMostStates = 256;  // the largest dstate: 16 lanes of 16 states
 constexpr int kStage = 4;             // steps that the forward pass loads together
-constexpr int kChunk = 8;             // steps whose states the backward pass keeps
+// The distance of the checkpoints, in steps. The backward pass starts a chunk from its checkpoint
+// and keeps the states of all of its steps, so registers and shared memory grow with it.
+constexpr int kChunk = 8;
 // The largest width of a convolution. A thread holds four floats for each tap.
 constexpr int64_t kMostTaps = 32;
 // The warps that fill the GPU: 8 on each of 132 multiprocessors. More warps add no speed.

@@ -29,7 +29,7 @@ def make_model(processor):
     def make(fusion="cross-mamba", **sizes):
         torch.manual_seed(0)
         vocabulary = AnswerVocabulary(["yes", "no", "lung"])
-        preset = dataclasses.replace(PRESETS["tiny"], sizes=PRESETS["tiny"].sizes | sizes)
+        preset = dataclasses.replace(PRESETS["tiny"], config=PRESETS["tiny"].config | sizes)
         return build_model(preset, vocabulary=vocabulary, processor=processor, fusion=fusion)
 
     return make
@@ -38,7 +38,7 @@ def make_model(processor):
 @pytest.fixture
 def batch(processor):
     """Three samples; the first question is closed."""
-    size = PRESETS["tiny"].sizes["image_size"]
+    size = PRESETS["tiny"].config["image_size"]
     pictures = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
     batch = dict(processor(images=list(pictures), text=QUESTIONS, answers=ANSWERS))
     batch["labels"][0] = -100

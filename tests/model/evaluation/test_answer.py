@@ -10,7 +10,7 @@ from cmimtl.evaluation.answer import QuestionAnswerer, sequence_probability
 from cmimtl.modelling.presets import PRESETS
 from tests.model.conftest import QUESTIONS
 
-SIZE = PRESETS["tiny"].sizes["image_size"]
+SIZE = PRESETS["tiny"].config["image_size"]
 
 
 @pytest.fixture(scope="module")

@@ -287,7 +287,7 @@ def test_the_contrast_is_learned_where_question_and_image_belong_together(belong
     processor = build_processor(preset, questions, ["yes"])
     torch.manual_seed(0)
     model = build_model(preset, vocabulary=AnswerVocabulary(["yes"]), processor=processor)
-    size = preset.sizes["image_size"]
+    size = preset.config["image_size"]
     greys = np.linspace(0, 255, len(WORDS)).astype(np.uint8)[:, None, None, None]
     batch = processor(text=questions)
     batch["pixel_values"] = processor.pixel_values(

@@ -17,7 +17,7 @@ from tests.model.conftest import ANSWERS, QUESTIONS
 
 
 def test_a_batch(processor):
-    size = PRESETS["tiny"].sizes["image_size"]
+    size = PRESETS["tiny"].config["image_size"]
     pictures = [np.zeros((30, 40), np.uint8), np.full((50, 50, 3), 255, np.uint8)]
     batch = processor(images=pictures, text=QUESTIONS[:2], answers=ANSWERS[:2])
     assert batch["pixel_values"].shape == (2, 3, size, size)
@@ -57,7 +57,7 @@ def test_a_question_of_as_many_tokens_as_are_read_gives_no_warning(processor):
 
 def test_pixel_values_are_those_of_the_image_processor(processor):
     """Also where the channels have means and deviations of their own, as of ImageNet."""
-    size = PRESETS["tiny"].sizes["image_size"]
+    size = PRESETS["tiny"].config["image_size"]
     pictures = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
     images = ViTImageProcessor(
         size={"height": size, "width": size},
@@ -106,13 +106,13 @@ def weights(processor, tmp_path):
     decoder = T5ForConditionalGeneration(config.decoder_config)
     decoder.save_pretrained(tmp_path / "decoder")
     processor.answer_tokenizer.save_pretrained(tmp_path / "decoder")
-    sizes = preset.sizes
+    chosen = preset.config
     vision = timm.create_model(
-        sizes["vision_model"],
+        chosen["vision_model"],
         num_classes=0,
-        img_size=sizes["image_size"],
-        patch_size=sizes["patch_size"],
-        **sizes["vision_options"],
+        img_size=chosen["image_size"],
+        patch_size=chosen["patch_size"],
+        **chosen["vision_options"],
     )
     (tmp_path / "vision").mkdir()
     save_file(vision.state_dict(), tmp_path / "vision" / "model.safetensors")
