@@ -219,7 +219,7 @@ def test_the_decoder_reads_the_image_where_it_is_told_to(make_model, batch):
             for image in ("image", "other"):
                 if image == "other":
                     state = dict(state, image=state["image"].flip(0))
-                tokens, mask = model._decoder_input(state)
+                tokens, mask = model.decoder_input(state)
                 logits[reads, image] = model.decoder.logits(tokens, mask, batch["labels"])
         assert mask.shape == tokens.shape[:2]
         if reads:  # their places are open to attention, those of padding are not
