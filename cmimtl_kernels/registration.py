@@ -19,10 +19,7 @@ Conventions of every kernel:
   every checkpoint_every-th processed step; with `reverse`, steps are counted from the last valid
   one. A checkpoint that no valid step follows is undefined. With checkpoint_every = 0 it is empty,
   (0,), and no backward pass can run.
-- A gradient or output that does not apply (dD without D, out without recompute_out) is an empty
-  tensor.
-- recompute_out makes the backward pass return the forward's output again, which it computes anyway.
-  A caller that asks for it need not keep the output.
+- A gradient that does not apply (dD without D) is an empty tensor.
 """
 
 from collections.abc import Callable
@@ -46,16 +43,15 @@ SCHEMAS = {
     "selective_scan_fwd": f"({_SCAN_TENSORS}, {_STATE}, {_SCAN_OPTIONS})"
     " -> (Tensor out, Tensor last_state, Tensor checkpoints)",
     "selective_scan_bwd": f"(Tensor dout, Tensor? dlast_state, {_SCAN_TENSORS}, {_STATE},"
-    f" Tensor checkpoints, {_SCAN_OPTIONS}, bool recompute_out)"
+    f" Tensor checkpoints, {_SCAN_OPTIONS})"
     " -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz,"
-    " Tensor ddelta_bias, Tensor dinitial_state, Tensor out)",
+    " Tensor ddelta_bias, Tensor dinitial_state)",
     "cross_selective_scan_fwd": f"({_CROSS_TENSORS}, {_STATE}, {_SCAN_OPTIONS})"
     " -> (Tensor out_v, Tensor out_t, Tensor last_state, Tensor checkpoints)",
     "cross_selective_scan_bwd": "(Tensor dout_v, Tensor dout_t, Tensor? dlast_state,"
-    f" {_CROSS_TENSORS}, {_STATE}, Tensor checkpoints, {_SCAN_OPTIONS}, bool recompute_out)"
+    f" {_CROSS_TENSORS}, {_STATE}, Tensor checkpoints, {_SCAN_OPTIONS})"
     " -> (Tensor dv, Tensor dt, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD,"
-    " Tensor dz_v, Tensor dz_t, Tensor ddelta_bias, Tensor dinitial_state,"
-    " Tensor out_v, Tensor out_t)",
+    " Tensor dz_v, Tensor dz_t, Tensor ddelta_bias, Tensor dinitial_state)",
     "causal_conv1d_fwd": "(Tensor x, Tensor weight, Tensor? bias, Tensor? lengths,"
     " bool silu, bool reverse) -> Tensor out",
     "causal_conv1d_bwd": "(Tensor dout, Tensor x, Tensor weight, Tensor? bias, Tensor? lengths,"
@@ -260,11 +256,10 @@ def _fake_scan_fwd(
 
 def _fake_scan_bwd(
     dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, lengths, checkpoints,
-    delta_softplus, reverse, checkpoint_every, recompute_out,
+    delta_softplus, reverse, checkpoint_every,
 ):  # fmt: skip
     first, last = _scan_bwd_shared(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    out = _optional_like(u if recompute_out else None, u)
-    return torch.empty_like(u), *first, _optional_like(z, u), *last, out
+    return torch.empty_like(u), *first, _optional_like(z, u), *last
 
 
 def _fake_cross_fwd(
@@ -280,12 +275,11 @@ def _fake_cross_fwd(
 
 def _fake_cross_bwd(
     dout_v, dout_t, dlast_state, v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state,
-    lengths, checkpoints, delta_softplus, reverse, checkpoint_every, recompute_out,
+    lengths, checkpoints, delta_softplus, reverse, checkpoint_every,
 ):  # fmt: skip
     first, last = _scan_bwd_shared(v, delta, A, B, C, D, z_v, delta_bias, initial_state)
-    outs = (_optional_like(x if recompute_out else None, x) for x in (v, t))
     gates = _optional_like(z_v, v), _optional_like(z_t, t)
-    return torch.empty_like(v), torch.empty_like(t), *first, *gates, *last, *outs
+    return torch.empty_like(v), torch.empty_like(t), *first, *gates, *last
 
 
 def _fake_conv_fwd(x, weight, bias, lengths, silu, reverse):
@@ -330,10 +324,7 @@ def _scan_backward(op):
         *inputs, checkpoints = ctx.saved_tensors
         _check_checkpoints("selective_scan", ctx.options)
         dout = torch.zeros_like(inputs[0]) if dout is None else dout
-        *grads, _ = _call_backward(
-            op, dout, dlast_state, *inputs, checkpoints,
-            *ctx.options, False,
-        )  # fmt: skip
+        grads = _call_backward(op, dout, dlast_state, *inputs, checkpoints, *ctx.options)
         return *_present(grads, inputs[:9]), None, None, None, None
 
     return backward
@@ -347,10 +338,7 @@ def _cross_backward(op):
             torch.zeros_like(x) if g is None else g
             for g, x in zip((dout_v, dout_t), inputs[:2], strict=True)
         )
-        *grads, _, _ = _call_backward(
-            op, dout_v, dout_t, dlast_state, *inputs,
-            checkpoints, *ctx.options, False,
-        )  # fmt: skip
+        grads = _call_backward(op, dout_v, dout_t, dlast_state, *inputs, checkpoints, *ctx.options)
         return *_present(grads, inputs[:11]), None, None, None, None
 
     return backward

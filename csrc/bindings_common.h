@@ -153,7 +153,7 @@ struct ScanOutputs {
   Tensor out[2], last_state, checkpoints;
 };
 struct ScanGradients {
-  Tensor du[2], ddelta, dA, dB, dC, dD, dz[2], ddelta_bias, dinitial_state, out[2];
+  Tensor du[2], ddelta, dA, dB, dC, dD, dz[2], ddelta_bias, dinitial_state;
 };
 
 // Keeps alive the contiguous copies that the struct points to.
@@ -216,7 +216,7 @@ struct Ops {
   }
 
   static ScanGradients backward(const char* op, const Tensor* dout, const Optional& dlast_state, ScanInputs x,
-                                const Tensor& checkpoints, bool recompute_out) {
+                                const Tensor& checkpoints) {
     x.check(op);
     ScanBackward q{};
     q.forward = x.params();
@@ -241,8 +241,6 @@ struct Ops {
       q.du[m] = out(r.du[m] = result_like(x.u[m]));
       r.dz[m] = x.z[m] ? result_like(*x.z[m]) : nothing(x.u[m], dtype);
       if (x.z[m]) q.dz[m] = out(r.dz[m]);
-      r.out[m] = recompute_out ? result_like(x.u[m]) : nothing(x.u[m], dtype);
-      if (recompute_out) p.out[m] = out(r.out[m]);
     }
     q.ddelta = out(r.ddelta = result_like(x.delta));
     r.dA = empty(x.u[0], {s.dim, s.dstate}, acc);
@@ -285,10 +283,10 @@ struct Ops {
     return {r.out[0], r.last_state, r.checkpoints};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_scan_bwd(
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_scan_bwd(
       Tensor dout, Optional dlast_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z,
       Optional delta_bias, Optional initial_state, Optional lengths, Tensor checkpoints, bool delta_softplus,
-      bool reverse, int64_t checkpoint_every, bool recompute_out) {
+      bool reverse, int64_t checkpoint_every) {
     ScanGradients r = backward("selective_scan_bwd", &dout, dlast_state,
                                {.streams = 1,
                                 .u = {u},
@@ -304,8 +302,8 @@ struct Ops {
                                 .delta_softplus = delta_softplus,
                                 .reverse = reverse,
                                 .checkpoint_every = checkpoint_every},
-                               checkpoints, recompute_out);
-    return {r.du[0], r.ddelta, r.dA, r.dB, r.dC, r.dD, r.dz[0], r.ddelta_bias, r.dinitial_state, r.out[0]};
+                               checkpoints);
+    return {r.du[0], r.ddelta, r.dA, r.dB, r.dC, r.dD, r.dz[0], r.ddelta_bias, r.dinitial_state};
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> cross_selective_scan_fwd(
@@ -329,12 +327,11 @@ struct Ops {
     return {r.out[0], r.out[1], r.last_state, r.checkpoints};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                    Tensor>
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
   cross_selective_scan_bwd(Tensor dout_v, Tensor dout_t, Optional dlast_state, Tensor v, Tensor t, Tensor delta,
                            Tensor A, Tensor B, Tensor C, Optional D, Optional z_v, Optional z_t, Optional delta_bias,
                            Optional initial_state, Optional lengths, Tensor checkpoints, bool delta_softplus,
-                           bool reverse, int64_t checkpoint_every, bool recompute_out) {
+                           bool reverse, int64_t checkpoint_every) {
     const Tensor dout[2] = {dout_v, dout_t};
     ScanGradients r = backward("cross_selective_scan_bwd", dout, dlast_state,
                                {.streams = 2,
@@ -351,9 +348,8 @@ struct Ops {
                                 .delta_softplus = delta_softplus,
                                 .reverse = reverse,
                                 .checkpoint_every = checkpoint_every},
-                               checkpoints, recompute_out);
-    return {r.du[0], r.du[1],       r.ddelta,         r.dA,     r.dB,    r.dC, r.dD, r.dz[0],
-            r.dz[1], r.ddelta_bias, r.dinitial_state, r.out[0], r.out[1]};
+                               checkpoints);
+    return {r.du[0], r.du[1], r.ddelta, r.dA, r.dB, r.dC, r.dD, r.dz[0], r.dz[1], r.ddelta_bias, r.dinitial_state};
   }
 
   static Tensor causal_conv1d_fwd(Tensor x, Tensor weight, Optional bias, Optional lengths, bool silu, bool reverse) {

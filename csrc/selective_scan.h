@@ -69,8 +69,7 @@ struct ScanForward {
 };
 
 struct ScanBackward {
-  // The forward pass's inputs and checkpoints. out is written again where out[0].data is not null;
-  // last_state is not.
+  // The forward pass's inputs and checkpoints; out and last_state are null.
   ScanForward forward;
 
   In dout[2];               // (batch, length, dim)

@@ -38,7 +38,7 @@ class _Options(ctypes.Structure):
     _fields_ = [
         ("dtype", ctypes.c_int),
         ("streams", ctypes.c_int),
-        *((name, ctypes.c_bool) for name in "gate skip bias state last_gradient output".split()),
+        *((name, ctypes.c_bool) for name in "gate skip bias state last_gradient".split()),
     ]
 
 
@@ -117,8 +117,7 @@ def figures(kernel: sass.Kernel, elements: int) -> dict:
 
     The loops that load tiles of B and C and that store checkpoints every 8 or 16 steps are not
     counted. Their code has a branch for each dstate, of which a call takes one; together they take
-    0.9 slots where a thread has two channels. A loop inside the hot loop that has an EX2 of its own
-    is left out too: it computes the backward pass's output again, for callers that ask for it.
+    0.9 slots where a thread has two channels.
 
     Args:
         elements: the fewest elements of one iteration.

@@ -102,7 +102,7 @@ def launches(op: str, dtype: torch.dtype, lanes: int, processors: int) -> dict[s
         stack.enter_context(mock.patch.object(launch, "processors_of", lambda x: processors))
         options = (True, False, EVERY)
         *outs, last, checkpoints = getattr(launch, f"{op}_fwd")(*tensors, *options)
-        getattr(launch, f"{op}_bwd")(*outs, last, *tensors, checkpoints, *options, False)
+        getattr(launch, f"{op}_bwd")(*outs, last, *tensors, checkpoints, *options)
     passes = PASSES
     if len(recorded) > 2:
         passes = (*SPLIT_PASSES[:2], "forward", *SPLIT_PASSES[2:], "backward")

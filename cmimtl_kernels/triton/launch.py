@@ -142,34 +142,33 @@ def _carry(
 
 def selective_scan_bwd(
     dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, lengths, checkpoints,
-    delta_softplus, reverse, checkpoint_every, recompute_out,
+    delta_softplus, reverse, checkpoint_every,
 ):  # fmt: skip
-    (du,), shared, (dz,), last, (out,) = _backward(
+    (du,), shared, (dz,), last = _backward(
         (dout,), dlast_state, (u,), delta, A, B, C, D, (z,), delta_bias, initial_state, lengths,
-        checkpoints, delta_softplus, reverse, checkpoint_every, recompute_out,
+        checkpoints, delta_softplus, reverse, checkpoint_every,
     )  # fmt: skip
-    return du, *shared, dz, *last, out
+    return du, *shared, dz, *last
 
 
 def cross_selective_scan_bwd(
     dout_v, dout_t, dlast_state, v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state,
-    lengths, checkpoints, delta_softplus, reverse, checkpoint_every, recompute_out,
+    lengths, checkpoints, delta_softplus, reverse, checkpoint_every,
 ):  # fmt: skip
-    dxs, shared, dzs, last, outs = _backward(
+    dxs, shared, dzs, last = _backward(
         (dout_v, dout_t), dlast_state, (v, t), delta, A, B, C, D, (z_v, z_t), delta_bias,
         initial_state, lengths, checkpoints, delta_softplus, reverse, checkpoint_every,
-        recompute_out,
     )  # fmt: skip
-    return *dxs, *shared, *dzs, *last, *outs
+    return *dxs, *shared, *dzs, *last
 
 
 def _backward(
     douts, dlast, xs, delta, A, B, C, D, zs, bias, initial, lengths, checkpoints, softplus,
-    reverse, every, recompute,
+    reverse, every,
 ):  # fmt: skip
     """Run either scan backward.
 
-    -> (dxs, (ddelta, dA, dB, dC, dD), dzs, (dbias, dinitial), outputs)
+    -> (dxs, (ddelta, dA, dB, dC, dD), dzs, (dbias, dinitial))
     """
     maps = B, C
     B, C = _grouped(B), _grouped(C)
@@ -190,7 +189,6 @@ def _backward(
     gated = zs[0] is not None
     dxs = [_sequence_like(x, lengths) for x in xs]
     dzs = [_sequence_like(x, lengths) if gated else None for x in xs]
-    outs = [_sequence_like(x, lengths) if recompute else None for x in xs]
     ddelta = _sequence_like(delta, lengths)
     # The gradient of the state goes from the last segment to the first.
     carry_in = _dense(dlast)
@@ -214,7 +212,7 @@ def _backward(
         with _device_of(delta):
             scan_backward[(batch, ngroups * tiles, segments)](
                 *_pair(xs_in), delta_in, A, B_in, C_in, _dense(D), *_pair(zs_in), bias, lengths,
-                checkpoints, *_pair(douts), *_pair(dxs), ddelta, *_pair(dzs), *_pair(outs),
+                checkpoints, *_pair(douts), *_pair(dxs), ddelta, *_pair(dzs),
                 carry_in, carry_out, dA, dD, dbias, dBC, scratch,
                 length, dim, dim // ngroups, tiles, every, chunks_per_segment, rows,
                 *_strides(xs_in), *delta_in.stride()[:2], *B_in.stride()[:3], *C_in.stride()[:3],
@@ -238,10 +236,6 @@ def _backward(
             nothing_wide.clone() if dbias is None else dbias.sum((0, 1)),
             nothing_wide.clone() if initial is None else carry_out[:, 0].contiguous(),
         ),
-        [
-            laid_out(x, out) if recompute else nothing.clone()
-            for x, out in zip(xs, outs, strict=True)
-        ],
     )
 
 

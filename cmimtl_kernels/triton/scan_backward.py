@@ -7,7 +7,7 @@ for the next lies in a scratch of the program's own in global memory, which stay
 1. over (steps, channels): step sizes d, products d x, and gradients dy before gate and skip;
 2. step by step: the states from the checkpoint on, each kept in the scratch;
 3. step by step, backwards: the gradients of the state, of A, and the sums over n and over channels;
-4. over (steps, channels): the gradients of the inputs, and the output again.
+4. over (steps, channels): the gradients of the inputs.
 
 The first and the last stage are in scan_backward_inputs.py.
 
@@ -207,8 +207,6 @@ def scan_backward(
     ddelta,
     dz0,
     dz1,
-    out0,  # the forward's outputs, or None
-    out1,
     carry_in,  # (batch, segments, dim, N): the gradient of the state after each segment; None for 0
     carry_out,  # as carry_in: the gradient of the state before each segment
     dA,  # (batch, segments, dim, N)
@@ -279,7 +277,6 @@ def scan_backward(
     p_dx = pointers(dx0, dx1, o_result, o_result)
     p_ddelta = ddelta + (i_sample * length * TOKENS * dim + o_column)
     p_dz = pointers(dz0, dz1, o_result, o_result)
-    p_out = pointers(out0, out1, o_result, o_result)
     s_x, s_z = (s_x0_step, s_x1_step), (s_z0_step, s_z1_step)
     s_dout = (s_dout0_step, s_dout1_step)
     i_program = (i_sample * tl.num_programs(1) + i_tile) * tl.num_programs(2) + i_segment
@@ -389,7 +386,7 @@ def scan_backward(
 
         # Stage 4
         b_dD, b_dbias = finish_steps(
-            p_x, p_dout, p_z, p_dx, p_ddelta, p_dz, p_out, b_D, b_dD, b_dbias, scratch, first_pair,
+            p_x, p_dout, p_z, p_dx, p_ddelta, p_dz, b_D, b_dD, b_dbias, scratch, first_pair,
             pairs, valid, m_channel, o_lane, dim, s_x, s_dout, s_z, SOFTPLUS, REVERSE, ROWS, LANES,
         )  # fmt: skip
         tl.debug_barrier()

@@ -105,7 +105,6 @@ def finish_steps(
     p_dx,
     p_ddelta,
     p_dz,
-    p_out,
     b_D,  # [1, LANES]; 0 without D
     b_dD,  # [ROWS, LANES]: sums so far
     b_dbias,
@@ -124,7 +123,7 @@ def finish_steps(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Stage 4: write the gradients of the inputs, and the output again. -> (b_dD, b_dbias)."""
+    """Stage 4: write the gradients of the inputs. -> (b_dD, b_dbias)."""
     TOKENS: tl.constexpr = len(p_x)  # of a pair
     direction = -ROWS if REVERSE else ROWS  # from one tile of steps to the next
     o_row = tl.arange(0, ROWS)[:, None]
@@ -139,9 +138,8 @@ def finish_steps(
         m = (o_row < pairs - begin) & m_channel[None, :]
         b_pair = load_pair(p_x, m)
         b_z = load_pair(p_z, m)
-        b_gate = 1.0
         if len(p_z) > 0:
-            b_gate, b_gate_slope = silu_and_derivative(product(b_z))
+            _, b_gate_slope = silu_and_derivative(product(b_z))
         b_dpair = (tl.zeros([ROWS, LANES], dtype=tl.float32),) * TOKENS
         b_dgate = tl.zeros([ROWS, LANES], dtype=tl.float32)
         for i in tl.static_range(TOKENS):
@@ -164,8 +162,6 @@ def finish_steps(
             b_dgate += b_dout * b_y
             b_dx = b_dstate_B * b_step_size + b_D * b_dy
             b_dpair = add_gradient(b_dpair, b_pair, b_dx, SUM=i == 1)
-            if len(p_out) > 0:
-                store(p_out[i] + o_result, b_y * b_gate, m)
         for i in tl.static_range(TOKENS):
             store(p_dx[i] + o_result, b_dpair[i], m)
         if len(p_z) > 0:

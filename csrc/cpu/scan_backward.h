@@ -15,12 +15,12 @@ struct Columns {
   T* input;                // d x
   T *dy, *y;               // the gradient of y = <C, h> + D x, and y
   T *dinput, *dstep_size;  // sums over the states: gradients of d x, and of d through decays
-  T *gate, *dgate;         // silu(z), kept where out is wanted, and dout times its derivative
+  T* dgate;                // dout times the derivative of silu(z)
   T* state;                // [state][lane], before the chunk
 
   Columns() = default;
   Columns(Scratch& memory, int64_t dstate) {
-    for (T** column : {&step_size, &slope, &input, &dy, &y, &dinput, &dstep_size, &gate, &dgate})
+    for (T** column : {&step_size, &slope, &input, &dy, &y, &dinput, &dstep_size, &dgate})
       *column = memory.take<T>(kSteps * Simd<T>::kLine);
     state = memory.take<T>(dstate * Simd<T>::kLine);
   }
@@ -35,7 +35,7 @@ struct BackwardScratch {
   T *dB, *dC;     // [step][state of a group][lane of a vector]
   T *decay, *history;
   Columns<T> columns[kBlockLines];
-  S *in[7], *out[7];  // rows that cannot be used in place: see stage_backward and finish_backward
+  S *in[7], *out[5];  // rows that cannot be used in place: see stage_backward and finish_backward
 
   BackwardScratch(Scratch& memory, int64_t dstate, int64_t lines) {
     constexpr int kLine = Simd<T>::kLine;
@@ -61,7 +61,7 @@ bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Wei
   const auto rows = [&](const In& x, const Steps& steps, int buffer) {
     return gather(x, batch, line.channel, line.channels, steps, w.in[buffer]);
   };
-  const bool gated = p.z[0].data, wanted = p.out[0].data;
+  const bool gated = p.z[0].data;
   const Rows<const S> delta = rows(p.delta, c.steps, 0);
   Rows<const S> u[2], z[2], dout[2];
   for (int m = 0; m < p.streams; ++m) {
@@ -87,7 +87,6 @@ bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Wei
     at(to.y + place) = at(D + v) * x;
     at(to.dinput + place) = at(to.dstep_size + place) = V{};
     at(to.dy + place) = dout * gate;
-    if (wanted) at(to.gate + place) = gate;
     at(to.dgate + place) = dout * slope_of_gate;
   };
   const auto silu = [&](V z, V& gate, V& slope) {
@@ -121,7 +120,7 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   constexpr int kLine = Simd<T>::kLine, kLanes = Simd<T>::kLanes;
   const ScanForward& p = q.forward;
   const T* D = weights.D + line.index * kLine;
-  const bool gated = p.z[0].data, wanted = p.out[0].data;
+  const bool gated = p.z[0].data;
   const auto rows = [&](const In& x, int buffer) {
     return gather(x, batch, line.channel, line.channels, c.pairs, w.in[buffer]);
   };
@@ -130,13 +129,12 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   };
   Rows<const S> u[2], z[2];
   const Target<S> ddelta = to(q.ddelta, c.steps, 0);
-  Target<S> du[2], dz[2], out[2];
+  Target<S> du[2], dz[2];
   for (int m = 0; m < p.streams; ++m) {
     u[m] = rows(p.u[m], m);
     du[m] = to(q.du[m], c.pairs, 1 + m);
     if (gated) dz[m] = to(q.dz[m], c.pairs, 3 + m);
     if (gated && p.streams == 2) z[m] = rows(p.z[m], 2 + m);
-    if (wanted) out[m] = to(p.out[m], c.pairs, 5 + m);
   }
 
   V dD[Simd<T>::kVectors], dbias[Simd<T>::kVectors];
@@ -151,12 +149,10 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
     return V(at(from.step_size + place) * dinput + at(D + v) * dy);
   };
   const auto dgate = [&](int i, int v) { return V(at(from.dgate + i * kLine + v) * at(from.y + i * kLine + v)); };
-  const auto gated_y = [&](int i, int v) { return V(at(from.gate + i * kLine + v) * at(from.y + i * kLine + v)); };
   if (p.streams == 1) {
     each_row<T>(p, c, [&](int j, int i, int v) {
       du[0].put(j, v, token(i, v, load(u[0][j] + v)));
       if (gated) dz[0].put(j, v, dgate(i, v));
-      if (wanted) out[0].put(j, v, gated_y(i, v));
     });
   } else {
     const Order order(p);
@@ -171,10 +167,6 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
         dz[0].put(j, v, V(both * load(z[1][j] + v)));
         dz[1].put(j, v, V(both * load(z[0][j] + v)));
       }
-      if (wanted) {
-        out[0].put(j, v, gated_y(product, v));
-        out[1].put(j, v, gated_y(sum, v));
-      }
     });
   }
   for (int v = 0; v < kLine; v += kLanes) at(dD_of + v) += dD[v / kLanes], at(dbias_of + v) += dbias[v / kLanes];
@@ -186,7 +178,6 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   for (int m = 0; m < p.streams; ++m) {
     done(du[m], q.du[m], c.pairs);
     done(dz[m], q.dz[m], c.pairs);
-    done(out[m], p.out[m], c.pairs);
   }
 }
 
@@ -227,7 +218,7 @@ void clear_backward(const ScanBackward& q, int64_t batch, const Line& line, int6
   };
   clear(q.ddelta, valid * p.streams, p.size.steps);
   for (int m = 0; m < p.streams; ++m)
-    for (const Out* x : {&q.du[m], &q.dz[m], &p.out[m]}) clear(*x, valid, p.size.length);
+    for (const Out* x : {&q.du[m], &q.dz[m]}) clear(*x, valid, p.size.length);
 }
 
 // Adds up dB and dC of a block and a group of states, [step][state][lane], over the lanes, into the

@@ -35,10 +35,10 @@
 //                 at once                                                                     2.8
 //     inputs      4 loads, 8 for addresses, softplus 11, slopes 4, gate 7, 4 more:
 //                 a 16th of 40                                                                2.6
-//     end         9, 3 stores, 6 for addresses, mask, y: a 16th of 23                         1.4
-//     rest        tiles, checkpoint, sums over warps, the loop                                1.2
+//     end         9, 3 stores, 6 for addresses, mask: a 16th of 22                            1.4
+//     rest        tiles, checkpoint, sums over warps, the loop                                0.9
 //
-// The sum is 20.9. bfloat16 takes 0.4 more to convert, and the cross scan 0.6 for its pairs. The
+// The sum is 20.6. The cross scan in bfloat16 takes 1.2 more, to convert and for its pairs. The
 // MUFU pipe takes 11 cycles of it.
 //
 // There are no atomics on floats: sums over blocks, samples and segments go through the workspace
@@ -133,8 +133,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     }
     const float ddelta = fmaf(dstate_B, x * kLog2E, dstep_size) * values.z,
                 dx = fmaf(values.x, dstate_B, added.skip * dy);
-    y = fmaf(added.skip, x, y);
-    const float dgate = y * values.w;
+    const float dgate = fmaf(added.skip, x, y) * values.w;
     added.dD = fmaf(dy, x, added.dD);
     added.dbias += ddelta;
     store_if(in, to.ddelta, ddelta);
@@ -153,25 +152,6 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
         store_if(in, to.dz[0], dw * z.y);
         store_if(in, to.dz[1], dw * z.x);
       }
-    }
-    shared.step_values(t)[3] = y;  // output() reads it
-  }
-
-  // Writes the output of the chunk that begins at step k again, for callers that did not keep it.
-  __device__ void output(int k) const {
-    const int left = place.live_again() ? count - k : 0;
-#pragma unroll 1
-    for (int t = 0; t < kChunk; ++t) {
-      if (t >= left || !owner(t)) continue;
-      const int point = (k + t) / kStreams;
-      float y = shared.step_values(t)[3];
-      if (this->gated()) {
-        float w = 1.0f;
-        for (int m = 0; m < kStreams; ++m)
-          w *= to_float(*this->template at<const T>(load_vector<Start>(shared.start(Shared::kZ + m)), point));
-        y *= w * sigmoid(w);
-      }
-      *this->template at<T>(load_vector<Start>(shared.start(Shared::kOut + t % kStreams)), point) = from_float<T>(y);
     }
   }
 
@@ -276,7 +256,6 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     for (;; k -= kChunk) {
       chunk(k, checkpoint);
       __syncwarp();
-      if (p.out[0].data) output(k);
       typename Inputs::Loaded next;
       const auto next_tiles = this->load_tiles(max(k - kChunk, 0));
       this->template load<false>(k - kChunk, kChunk, next);
@@ -333,8 +312,7 @@ struct Backward : BackwardInputs<T, kStates, kShare, kStreams, kGate> {
     const int64_t steps = steps_of(place.sample), valid = steps / kStreams, first = place.segment * split.segment_steps;
     const int64_t begin = first / kStreams, end = min(begin + split.segment_steps / kStreams, p.size.length);
     for (int m = 0; m < kStreams; ++m)
-      for (const Out* x : {&q.du[m], &q.dz[m], &p.out[m]})
-        clear_steps<T>(*x, place.sample, place.channel, max(begin, valid), end);
+      for (const Out* x : {&q.du[m], &q.dz[m]}) clear_steps<T>(*x, place.sample, place.channel, max(begin, valid), end);
     clear_steps<T>(q.ddelta, place.sample, place.channel, max(first, steps),
                    min(first + split.segment_steps, p.size.steps));
   }

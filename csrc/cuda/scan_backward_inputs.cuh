@@ -105,7 +105,7 @@ struct BackwardInputs {
         // The product of a pair of steps belongs to stream 0. With `reverse` it comes after the
         // sum.
         const int stream = kStreams == 2 && p.reverse ? 1 - m : m;
-        find(Shared::kDout + m, q.dout[stream], point), find(Shared::kOut + m, p.out[stream], point);
+        find(Shared::kDout + m, q.dout[stream], point);
         if constexpr (kGate) find(Shared::kZ + m, p.z[m], point), find(Shared::kDz + m, q.dz[m], point);
       }
     }

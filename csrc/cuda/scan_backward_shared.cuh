@@ -54,8 +54,7 @@ struct BackwardShared {
     kDout = kZ + kStreams,
     kDu = kDout + kStreams,
     kDz = kDu + kStreams,
-    kOut = kDz + kStreams,
-    kTensors = kOut + kStreams
+    kTensors = kDz + kStreams
   };
 
   int channel_lanes;  // the lanes of a channel

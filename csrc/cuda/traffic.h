@@ -37,7 +37,6 @@ struct ScanOptions {
   bool gate, skip, bias;  // whether it has z, D, delta_bias
   bool state;             // whether it has initial_state, and so dinitial_state
   bool last_gradient;     // whether it has dlast_state
-  bool output;            // whether the backward pass writes `out` again
 };
 
 inline ScanSizes scan_sizes(int streams, int64_t batch, int64_t length, int64_t dim, int64_t dstate, int64_t ngroups,
@@ -185,7 +184,6 @@ inline std::vector<Moved> backward_traffic(const ScanSizes& s, const ScanPlan& p
   if (o.skip) written("dD", bytes.channels);
   if (o.bias) written("ddelta_bias", bytes.channels);
   if (o.state) written("dinitial_state", bytes.state);
-  if (o.output) written("out", bytes.stream);
   const bool maps = plan.sums_maps(s), weights = plan.sums_weights(s);
   parts("parts of dA", bytes.A_parts, true, weights, bytes.A_sums);
   parts("parts of dB", bytes.map_parts, true, maps), parts("parts of dC", bytes.map_parts, true, maps);

@@ -91,7 +91,6 @@ class Call {
     if (o_.last_gradient) q.dlast_state = make("dlast_state", states(1));
     each_stream(q.du, "du");
     if (o_.gate) each_stream(q.dz, "dz");
-    if (o_.output) each_stream(p.out, "out");
     q.ddelta = strided<Out>("ddelta", s_.steps);
     q.dA = make("dA", s_.dim * s_.dstate), q.dB = map_data("dB"), q.dC = map_data("dC");
     if (o_.skip) q.dD = make("dD", s_.dim);

@@ -62,9 +62,7 @@ def test_backward_scan_refuses_a_slice_of_the_checkpoints():
     out, last, checkpoints = ops().selective_scan_fwd(**arguments)
     shifted = torch.zeros(checkpoints.numel() + 1)[1:].view(checkpoints.shape)
     with pytest.raises(RuntimeError, match="must be those of the forward pass, got a slice"):
-        ops().selective_scan_bwd(
-            dout=out, dlast_state=last, checkpoints=shifted, recompute_out=False, **arguments
-        )
+        ops().selective_scan_bwd(dout=out, dlast_state=last, checkpoints=shifted, **arguments)
 
 
 def test_convolution_refuses_more_taps_than_its_kernels_hold():
@@ -101,7 +99,6 @@ def test_backward_scan_refuses_more_blocks_than_a_launch_takes():
             dout=arguments["u"],
             dlast_state=None,
             checkpoints=torch.zeros(0),
-            recompute_out=False,
             **arguments,
         )
 

@@ -22,7 +22,7 @@ class Options(ctypes.Structure):
     _fields_ = [
         ("dtype", ctypes.c_int),
         ("streams", ctypes.c_int),
-        *((name, ctypes.c_bool) for name in "gate skip bias state last_gradient output".split()),
+        *((name, ctypes.c_bool) for name in "gate skip bias state last_gradient".split()),
     ]
 
 
@@ -40,20 +40,17 @@ class Scan:
     streams: int = 1
     gate: bool = True
     optional: bool = True  # D, delta_bias and the states
-    output: bool = False
 
     def __str__(self) -> str:
         op = "cross" if self.streams == 2 else "one"
         sizes = "x".join(str(getattr(self, name)) for name in SIZES)
-        options = [name for name in ("gate", "optional", "output") if getattr(self, name)]
+        options = [name for name in ("gate", "optional") if getattr(self, name)]
         return "-".join([op, self.dtype, sizes, *options])
 
     def arguments(self, which: str, every: int) -> tuple:
         """Those of the library's functions, with a checkpoint `every` so many steps."""
         on = self.optional
-        options = Options(
-            DTYPES[self.dtype], self.streams, self.gate, on, on, on, on, self.output
-        )  # fmt: skip
+        options = Options(DTYPES[self.dtype], self.streams, self.gate, on, on, on, on)
         sizes = (getattr(self, name) for name in SIZES)
         return which == "backward", *sizes, every * self.checkpoints, options
 
@@ -114,10 +111,10 @@ CASES = [
     Scan(1, 21, 130),
     Scan(2, 21, 130, dtype="bfloat16"),
     Scan(2, 9, 6, ngroups=3, dstate=5, streams=2),
-    Scan(1, 13, 12, ngroups=2, streams=2, dtype="bfloat16", output=True),
+    Scan(1, 13, 12, ngroups=2, streams=2, dtype="bfloat16"),
     Scan(1, 13, 6, gate=False, optional=False),
     Scan(1, 11, 6, gate=False, optional=False, streams=2, dtype="bfloat16"),
-    Scan(1, 9, 5, dstate=40, output=True),
+    Scan(1, 9, 5, dstate=40),
     Scan(34, 3, 5),
     Scan(17, 2, 3, dstate=5, gate=False, optional=False),
     Scan(1, 9, 5, dstate=256, dtype="bfloat16"),

@@ -286,21 +286,3 @@ def test_checkpoints_are_the_states_on_the_way(backend, device, reverse, lengths
             part["lengths"] = None
             _, state = _scan(part, "reference", reverse=reverse)
             assert testing.relative_l2(checkpoints[sample, k], state[0]) < 2e-6
-
-
-@on_every_target
-@pytest.mark.parametrize("op", matrix.SCANS)
-@pytest.mark.parametrize("reverse", [False, True])
-def test_the_backward_pass_can_return_the_output_again(backend, device, op, reverse):
-    every = backends.BACKENDS[backend].checkpoint_every
-    ops = getattr(torch.ops, "cmimtl_triton" if backend == "triton" else "cmimtl")
-    inputs = matrix.Case(op, {"length": 45, "dim": 12}, lengths=(45, 20)).inputs(device)
-    inputs["B"], inputs["C"] = inputs["B"][:, :, None], inputs["C"][:, :, None]
-    tensors = list(inputs.values())
-    *outs, _, checkpoints = getattr(ops, f"{op}_fwd")(*tensors, True, reverse, every)
-    grads = [torch.ones_like(out) for out in outs]
-    results = getattr(ops, f"{op}_bwd")(
-        *grads, None, *tensors, checkpoints, True, reverse, every, True
-    )
-    for again, out in zip(results[-len(outs) :], outs, strict=True):
-        assert testing.relative_l2(again, out) < 2e-6

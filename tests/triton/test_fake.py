@@ -60,7 +60,7 @@ def test_gradients_have_the_shapes_of_what_they_are_of(name):
             grads = backward(forward(*tensors, True, False), *tensors, True, False)
         else:
             *outs, last, checkpoints = forward(*tensors, True, False, 4)
-            grads = backward(*outs, last, *tensors, checkpoints, True, False, 4, False)
+            grads = backward(*outs, last, *tensors, checkpoints, True, False, 4)
         wanted = [x for x in tensors if x is not None]
         assert [g.shape for g in grads[: len(wanted)]] == [x.shape for x in wanted]
         assert all(g.device.type == "cuda" for g in grads)
