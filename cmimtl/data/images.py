@@ -144,12 +144,16 @@ def _rgb(image: Image.Image) -> Image.Image:
         if shown.size and not (shown.min() >= 0 and shown.max() <= 1):
             values = dicom.full_range(values, number)
         return _from_unit(np.where(number, values, 0))
+    # Tag 339 of TIFF tells whether numbers are signed (2) or not (1, and where it is missing), which
+    # Pillow forgets: it takes 8 bits for unsigned and 32 bits for signed.
+    tags = getattr(image, "tag_v2", None)
+    signed = None if tags is None else bool(np.max(tags.get(339, 1)) == 2)
+    if turned.mode == "L" and signed:
+        return _from_integers(np.asarray(turned).view(np.int8))
     if turned.mode.startswith("I"):
         values = np.asarray(turned)
-        # Pillow has 32 bits as signed alone. Tag 339 of TIFF is 1 for unsigned.
-        if values.dtype == np.int32 and getattr(image, "tag_v2", {}).get(339) == 1:
-            values = values.view(np.uint32)
-        return _from_integers(values)
+        unsigned = values.dtype == np.int32 and signed is False
+        return _from_integers(values.view(np.uint32) if unsigned else values)
     if "A" in turned.mode or "a" in turned.mode or "transparency" in turned.info:
         rgba = turned.convert("RGBA")
         black = Image.new("RGBA", rgba.size, "black")
