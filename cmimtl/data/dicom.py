@@ -34,9 +34,9 @@ PIXELS = {
     "DoubleFloatPixelData": "DoubleFloatPixelPadding",
 }
 
-# Larger frames are refused before memory is taken for them, as Pillow refuses other images: 2**28
-# pixels take 2 GB as float64. A mammogram has 2**24.
-MAX_PIXELS = 2**28
+# Larger frames are refused before memory is taken for them, as Pillow refuses other images: 2**26
+# pixels take 0.5 GB as float64. A large mammogram has 2**24.
+MAX_PIXELS = 2**26
 
 
 class Window(NamedTuple):
@@ -179,9 +179,10 @@ def full_range(
     low, high = (float(finite.min()), float(finite.max())) if finite.size else bounds
     if low == high:
         low, high = bounds
-    # Divided first, because high - low may be more than a float can hold.
-    scale = max(abs(low), abs(high))
-    return np.clip((values / scale - low / scale) / (high / scale - low / scale), 0, 1)
+    # Halved until high - low is a number that a float can hold, which rounds nothing.
+    exponent = np.frexp(max(abs(low), abs(high)))[1]
+    values, low, high = (np.ldexp(np.float64(part), -exponent) for part in (values, low, high))
+    return np.clip((values - low) / (high - low), 0, 1)
 
 
 def _decode(dataset: pydicom.Dataset, frame: int) -> tuple[np.ndarray, np.ndarray, str, int]:

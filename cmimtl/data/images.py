@@ -144,8 +144,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         if shown.size and not (shown.min() >= 0 and shown.max() <= 1):
             values = dicom.full_range(values, number)
         return _from_unit(np.where(number, values, 0))
-    # Tag 339 of TIFF tells whether numbers are signed (2) or not (1, and where it is missing), which
-    # Pillow forgets: it takes 8 bits for unsigned and 32 bits for signed.
+    # Tag 339 of TIFF tells whether numbers are signed (2) or not (1, and where it is missing).
+    # Pillow takes 8 bits for unsigned and 32 bits for signed all the same.
     tags = getattr(image, "tag_v2", None)
     signed = None if tags is None else bool(np.max(tags.get(339, 1)) == 2)
     if turned.mode == "L" and signed:
