@@ -14,6 +14,10 @@ table of 8 bits, and scale what a presentation LUT is given by the picture's own
 from __future__ import annotations
 
 import io
+import json
+import pickle
+import subprocess
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +25,12 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.uid import (
+    JPEG2000,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     RLELossless,
 )
 
@@ -37,6 +44,33 @@ PIXELS = {
 # Larger frames are refused before memory is taken for them, as Pillow refuses other images: 2**26
 # pixels take 0.5 GB as float64. A large mammogram has 2**24.
 MAX_PIXELS = 2**26
+
+
+# Who decodes in this process. All other encodings are left to pydicom's other decoders in a process
+# of their own, half a second each: GDCM, which alone knows lossless JPEG and JPEG-LS, ends the
+# process where a stream is damaged.
+PLUGINS = {
+    RLELossless: "pydicom",
+    JPEGBaseline8Bit: "pillow",
+    JPEG2000: "pillow",
+    JPEG2000Lossless: "pillow",
+}
+
+# What such a process is given of a dataset, as a pickle, and what it does.
+NEEDED = (
+    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns"
+    " BitsAllocated BitsStored HighBit PixelRepresentation PixelData ExtendedOffsetTable"
+    " ExtendedOffsetTableLengths"
+).split()
+DECODE = """
+import json, pickle, sys, numpy
+from pydicom.pixels import get_decoder
+dataset, syntax, frame = pickle.load(sys.stdin.buffer)
+pixels, properties = get_decoder(syntax).as_array(dataset, index=frame)
+print(json.dumps(properties["photometric_interpretation"]), flush=True)
+numpy.save(sys.stdout.buffer, pixels, allow_pickle=False)
+"""
+DECODE_SECONDS = 120
 
 
 class Window(NamedTuple):
@@ -195,17 +229,26 @@ def _decode(dataset: pydicom.Dataset, frame: int) -> tuple[np.ndarray, np.ndarra
         bits: the number of stored bits.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
-    keeps_all_bits = not syntax.is_compressed or syntax == RLELossless
+    compressed = syntax.is_encapsulated
+    keeps_all_bits = not compressed or syntax == RLELossless
     # Frames of single bits need not begin at a byte, which pydicom misses for very small ones.
-    packed = dataset.get("BitsAllocated") == 1 and frames(dataset) > 1
-    options = {"correct_unused_bits": False} if keeps_all_bits else {}
-    raw, properties = get_decoder(syntax).as_array(
-        dataset, index=None if packed else frame, **options
-    )
-    if packed:
+    packed = not compressed and dataset.get("BitsAllocated") == 1
+    # Pillow reads JPEG 2000 of more than 8 bits in grey alone.
+    deep = dataset.get("SamplesPerPixel") != 1 and dataset.get("BitsStored") != 8
+    if compressed and (syntax not in PLUGINS or (deep and syntax != RLELossless)):
+        raw, kind = _decode_apart(dataset, frame)
+    else:
+        options = {"correct_unused_bits": False} if keeps_all_bits else {}
+        raw, properties = get_decoder(syntax).as_array(
+            dataset,
+            index=None if packed else frame,
+            decoding_plugin=PLUGINS.get(syntax, ""),
+            **options,
+        )
+        kind = str(properties["photometric_interpretation"])
+    if packed and frames(dataset) > 1:
         raw = raw[frame]
     raw = raw.astype(raw.dtype.newbyteorder("="), copy=False)
-    kind = str(properties["photometric_interpretation"])
     if raw.dtype.kind == "f":
         return raw, raw, kind, 0
     allocated, bits = 8 * raw.dtype.itemsize, int(dataset.BitsStored)
@@ -214,6 +257,28 @@ def _decode(dataset: pydicom.Dataset, frame: int) -> tuple[np.ndarray, np.ndarra
         return raw, raw, kind, bits
     # The bits around the stored ones may hold anything, overlays for one (PS3.5 8.1.1).
     return raw, (raw << above) >> (allocated - bits), kind, bits
+
+
+def _decode_apart(dataset: pydicom.Dataset, frame: int) -> tuple[np.ndarray, str]:
+    """Decode a frame in another process: the pixels, and their photometric interpretation."""
+    part = pydicom.Dataset()
+    for keyword in NEEDED:
+        if keyword in dataset:
+            part[keyword] = dataset[keyword]
+    part.file_meta = dataset.file_meta
+    done = subprocess.run(
+        [sys.executable, "-c", DECODE],
+        input=pickle.dumps((part, str(dataset.file_meta.TransferSyntaxUID), frame)),
+        capture_output=True,
+        timeout=DECODE_SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        words = done.stderr.decode(errors="replace").strip().rpartition("\nRuntimeError: ")[-1]
+        raise ValueError(f"pixels must be undamaged and of a known encoding: {words}")
+    output = io.BytesIO(done.stdout)
+    kind = json.loads(output.readline())
+    return np.load(output, allow_pickle=False), kind
 
 
 def _modality(
