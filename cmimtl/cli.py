@@ -256,6 +256,12 @@ def _add_answer(commands) -> argparse.ArgumentParser:
     answer.add_argument("image", metavar="IMAGE", help="PNG, JPEG, DICOM, …")
     answer.add_argument("question", metavar="QUESTION")
     answer.add_argument(
+        "--frame",
+        type=_whole(0),
+        metavar="N",
+        help="which frame or page of IMAGE, counted from 0 (the middle one)",
+    )
+    answer.add_argument(
         "--output", metavar="FILE", help="a picture of the answers, with the attention"
     )
     return answer
@@ -346,10 +352,10 @@ def _evaluate(
     evaluate_run(run, data=data, root=root, split=split, json_path=json, batch_size=batch_size)
 
 
-def _answer(run: str, image: str, question: str, output: str | None) -> None:
+def _answer(run: str, image: str, question: str, frame: int | None, output: str | None) -> None:
     from cmimtl.evaluation.explain import answer_and_draw
 
-    answer_and_draw(run, image, question, output=output)
+    answer_and_draw(run, image, question, frame=frame, output=output)
 
 
 def _bench(tool: str, arguments: Sequence[str]) -> None:

@@ -151,7 +151,13 @@ class QuestionAnswerer:
         return classified, written
 
     def answer(
-        self, image: object, question: str, *, best: int = 3, answer_type: str = OPEN
+        self,
+        image: object,
+        question: str,
+        *,
+        frame: int | None = None,
+        best: int = 3,
+        answer_type: str = OPEN,
     ) -> Answer:
         """Answer one question with both heads, or with the classifier alone.
 
@@ -159,17 +165,18 @@ class QuestionAnswerer:
             image: a path of a PNG, JPEG, DICOM, … file or anything else that
                 `cmimtl.data.images.load_image` takes.
             question: in words.
+            frame: which frame or page of several, counted from 0; None takes the middle one.
             best: how many of the classifier's answers to give.
             answer_type: "open", or "closed" where the question is known to be closed. The decoder
                 is trained on open questions alone, so it is not asked a closed one.
         Raises:
-            ValueError: question is empty, or image is not an image.
+            ValueError: question is empty, image is not an image, or it has no such frame.
         """
         if not question.strip():
             raise ValueError(
                 f"QuestionAnswerer.answer: question must hold a word, got {question!r}."
             )
-        picture = square(load_image(image), self.image_size)
+        picture = square(load_image(image, frame=frame), self.image_size)
         (batch,) = self._batches([question], [picture])
         with torch.inference_mode():
             state = self.model.encode(**batch, return_attentions=True)

@@ -171,6 +171,7 @@ def answer_and_draw(
     image: str | os.PathLike[str],
     question: str,
     *,
+    frame: int | None = None,
     output: str | os.PathLike[str] | None = None,
 ) -> Answer:
     """Answer a question about an image with both heads, print the answers and draw them.
@@ -179,14 +180,16 @@ def answer_and_draw(
         run: a folder with a model that ``cmimtl train`` wrote.
         image: a path of a PNG, JPEG, DICOM, … file.
         question: the question, in words.
+        frame: which frame or page of several, counted from 0; None takes the middle one.
         output: where the picture is written; None for no picture.
     Raises:
-        ValueError: run holds no finished model, image is not an image, or output cannot be written.
+        ValueError: run holds no finished model, image is not an image or has no such frame, or
+            output cannot be written.
     """
     if output is not None:
         output = check_writable("answer", "output", output)
         check_suffix(output)
-    answer = QuestionAnswerer.from_run(run).answer(image, question)
+    answer = QuestionAnswerer.from_run(run).answer(image, question, frame=frame)
     print(_words(answer, None))
     if output is not None:
         draw(output, [answer], [None])

@@ -193,6 +193,7 @@ MISTAKES = [
     (["answer", "{run}", "{tmp}/none.png", "What?"], "none.png must be accessible"),
     (["answer", "{run}", "{run}/run.json", "What?"], "source must hold an image or DICOM"),
     (["answer", "{run}", "{run}/run.json", "?", "--output", "{tmp}/a.xyz"], "must end in one of"),
+    (["answer", "{run}", "{run}/run.json", "?", "--frame", "-1"], "must be a whole number of at"),
 ]
 
 
@@ -203,6 +204,19 @@ def test_mistakes(trained, tmp_path, capsys, arguments, message):
     error = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and message.format(tmp=tmp_path) in error[-1], error
     assert not any("Traceback" in line for line in error)
+
+
+def test_answer_says_which_frame(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "cmimtl.evaluation.explain.answer_and_draw",
+        lambda *arguments, **named: asked.append((arguments, named)),
+    )
+    assert run("answer", "run", "scan.dcm", "What?", "--frame", "7") == 0
+    assert run("answer", "run", "scan.dcm", "What?") == 0
+    assert asked == [
+        (("run", "scan.dcm", "What?"), {"frame": frame, "output": None}) for frame in (7, None)
+    ]
 
 
 def test_bench_runs_the_tools_of_the_checkout(tmp_path, capfd):

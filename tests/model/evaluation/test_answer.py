@@ -1,10 +1,12 @@
 """One question to a model: which heads are asked, what is read of it, and what is kept apart."""
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cmimtl.evaluation.answer import QuestionAnswerer, sequence_probability
 from cmimtl.modelling.presets import PRESETS
@@ -50,6 +52,17 @@ def test_both_heads_read_what_was_encoded_once(answerer, pictures):
     assert encoded == [model.vision, model.text, model.qformer, model.fusion]
     classified, written = answerer.ask([QUESTIONS[1]], [pictures[0]], [True])
     assert (answer.classes[0][0], answer.generated) == (classified[0], written[0])
+
+
+def test_the_frame_that_is_asked_about(answerer, pictures):
+    buffer = io.BytesIO()
+    pages = [Image.fromarray(picture) for picture in pictures]
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:])
+    for frame, picture in enumerate(pictures):
+        answer = answerer.answer(buffer.getvalue(), "What?", frame=frame, answer_type="closed")
+        np.testing.assert_array_equal(answer.picture, picture)
+    with pytest.raises(ValueError, match=r"frame must be in \[0, 2\] for the bytes, got 3"):
+        answerer.answer(buffer.getvalue(), "What?", frame=3)
 
 
 @pytest.mark.parametrize("words, unread", [(3, 0), (30, 0), (31, 1), (40, 10)])
