@@ -2,9 +2,10 @@
 
 Grey values pass what the standard has them pass, in its order:
 
-    stored value --modality LUT, or slope and intercept--> value with a unit, Hounsfield for CT
-                 --VOI LUT or window--> brightness
-                 --presentation LUT or its shape, MONOCHROME1--> brightness as shown
+    stored value
+    modality LUT, or slope and intercept         -> value with a unit, Hounsfield for CT
+    VOI LUT, or window                           -> brightness
+    presentation LUT or its shape, MONOCHROME1   -> brightness as shown
 
 pydicom decodes the pixels, and gives YBR as RGB. The tables and windows are our own: pydicom's
 refuse windows narrower than 1 and modality LUTs of 12 bits, wrap where a value lies 256 beyond a
@@ -18,7 +19,7 @@ import json
 import pickle
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
@@ -238,7 +239,7 @@ def _decode(dataset: pydicom.Dataset, frame: int) -> tuple[np.ndarray, np.ndarra
     if compressed and (syntax not in PLUGINS or (deep and syntax != RLELossless)):
         raw, kind = _decode_apart(dataset, frame)
     else:
-        options = {"correct_unused_bits": False} if keeps_all_bits else {}
+        options: dict[str, Any] = {"correct_unused_bits": False} if keeps_all_bits else {}
         raw, properties = get_decoder(syntax).as_array(
             dataset,
             index=None if packed else frame,
@@ -397,7 +398,7 @@ def _look_up(table: Table, values: np.ndarray) -> np.ndarray:
 
 def _holders(dataset: pydicom.Dataset, frame: int) -> list[pydicom.Dataset]:
     """Where a frame's attributes may stand: its functional groups, the shared ones, the file."""
-    found = []
+    found: list[pydicom.Dataset] = []
     for name, number in (
         ("PerFrameFunctionalGroupsSequence", frame),
         ("SharedFunctionalGroupsSequence", 0),
