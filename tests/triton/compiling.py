@@ -81,7 +81,7 @@ def launches(case: Case) -> list[Launch]:
         given = (options.get("delta_softplus", False), reverse)
         forward(*tensors, *given, 0)
         *outs, last, checkpoints = forward(*tensors, *given, EVERY)
-        backward(*outs, None if reverse else last, *tensors, checkpoints, *given, EVERY, reverse)
+        backward(*outs, None if reverse else last, *tensors, checkpoints, *given, EVERY)
     return recorded
 
 
