@@ -46,7 +46,7 @@ def test_opcheck(name):
         forward = getattr(getattr(torch.ops, NAMESPACE), f"{public}_fwd")
         *outs, last, checkpoints = forward(*tensors, *options)
         grads = [torch.randn_like(x) for x in (*outs, last)]
-        sample = (*grads, *tensors, checkpoints, *options, True)
+        sample = (*grads, *tensors, checkpoints, *options)
     # With dynamic shapes the same is traced again: the fake kernels are those of every namespace.
     checks = (
         "test_schema",
