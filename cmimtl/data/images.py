@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -57,10 +58,11 @@ def load_image(source: object, *, frame: int | None = None, view: int = 0) -> Im
     if isinstance(source, Image.Image):
         return _picture(source, frame, "the image")
     if hasattr(source, "detach"):  # a torch tensor
+        tensor: Any = source
         with _decoding("the tensor"):
-            source = source.detach().cpu()
+            tensor = tensor.detach().cpu()
             # numpy has no bfloat16
-            source = (source.float() if source.is_floating_point() else source).numpy()
+            source = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     if isinstance(source, np.ndarray):
         _chosen("frame", frame, 1, "the array")
         return _from_array(source)
