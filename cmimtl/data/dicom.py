@@ -19,7 +19,7 @@ import json
 import pickle
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pydicom
@@ -34,6 +34,9 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     RLELossless,
 )
+
+if TYPE_CHECKING:
+    from pydicom.pixels.decoders.base import DecodeOptions
 
 # What pixel data may be called, with the name under which its padding stands.
 PIXELS = {
@@ -67,7 +70,10 @@ DECODE = """
 import json, pickle, sys, numpy
 from pydicom.pixels import get_decoder
 dataset, syntax, frame = pickle.load(sys.stdin.buffer)
-pixels, properties = get_decoder(syntax).as_array(dataset, index=frame)
+try:
+    pixels, properties = get_decoder(syntax).as_array(dataset, index=frame)
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
 print(json.dumps(properties["photometric_interpretation"]), flush=True)
 numpy.save(sys.stdout.buffer, pixels, allow_pickle=False)
 """
@@ -239,7 +245,8 @@ def _decode(dataset: pydicom.Dataset, frame: int) -> tuple[np.ndarray, np.ndarra
     if compressed and (syntax not in PLUGINS or (deep and syntax != RLELossless)):
         raw, kind = _decode_apart(dataset, frame)
     else:
-        options: dict[str, Any] = {"correct_unused_bits": False} if keeps_all_bits else {}
+        # Only for these would pydicom clear the bits around the stored ones, which we do below.
+        options: DecodeOptions = {"correct_unused_bits": False} if keeps_all_bits else {}
         raw, properties = get_decoder(syntax).as_array(
             dataset,
             index=None if packed else frame,
@@ -275,7 +282,7 @@ def _decode_apart(dataset: pydicom.Dataset, frame: int) -> tuple[np.ndarray, str
         check=False,
     )
     if done.returncode != 0:
-        words = done.stderr.decode(errors="replace").strip().rpartition("\nRuntimeError: ")[-1]
+        words = done.stderr.decode(errors="replace")
         raise ValueError(f"pixels must be undamaged and of a known encoding: {words}")
     output = io.BytesIO(done.stdout)
     kind = json.loads(output.readline())

@@ -58,8 +58,9 @@ def load_image(source: object, *, frame: int | None = None, view: int = 0) -> Im
     if isinstance(source, Image.Image):
         return _picture(source, frame, "the image")
     if hasattr(source, "detach"):  # a torch tensor
+        tensor: Any = source
         with _decoding("the tensor"):
-            tensor: Any = source.detach().cpu()
+            tensor = tensor.detach().cpu()
             # numpy has no bfloat16
             source = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     if isinstance(source, np.ndarray):

@@ -652,6 +652,7 @@ def test_damaged_files_are_refused_in_one_line():
     rng = np.random.default_rng(0)
     refusals = 0
     names = ["MR_small", "MR_small_RLE", "CT_small", "SC_rgb_small_odd", "rtdose_1frame"]
+    names += ["SC_rgb_small_odd_jpeg", "MR_small_jp2klossless"]
     for name in names:
         whole = (FILES / f"{name}.dcm").read_bytes()
         for number in range(60):
@@ -667,6 +668,21 @@ def test_damaged_files_are_refused_in_one_line():
                 assert "got the bytes" in str(error) and "\n" not in str(error)
                 refusals += 1
     assert refusals > 60
+
+
+@pytest.mark.parametrize(
+    "name, place, value",
+    [
+        ("SC_rgb_jpeg_gdcm", 2, 178),
+        ("JPEGLSNearLossless_16", 6, 36),
+        ("SC_rgb_jls_lossy_line", 6, 174),
+    ],
+)
+def test_a_decoder_that_ends_its_process_does_not_end_ours(tmp_path, name, place, value):
+    """GDCM aborts where these bytes of the stream, behind its first mark, are changed."""
+    data = bytearray((FILES / f"{name}.dcm").read_bytes())
+    data[data.rfind(b"\xff\xd8\xff") + place] = value
+    assert "pixels must be undamaged and of a known encoding" in refused(tmp_path, bytes(data))
 
 
 def test_bytes_that_are_no_dicom_have_no_pixels():
