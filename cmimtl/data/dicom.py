@@ -245,7 +245,8 @@ def _decode(dataset: pydicom.Dataset, frame: int) -> tuple[np.ndarray, np.ndarra
             dataset,
             index=None if packed else frame,
             decoding_plugin=PLUGINS.get(syntax, ""),
-            correct_unused_bits=not keeps_all_bits,  # we do it below
+            # We do it below. pydicom's annotation takes an option for all of the options.
+            correct_unused_bits=not keeps_all_bits,  # type: ignore[arg-type]
         )
         kind = str(properties["photometric_interpretation"])
     if packed and frames(dataset) > 1:
