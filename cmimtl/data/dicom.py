@@ -19,7 +19,7 @@ import json
 import pickle
 import subprocess
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
@@ -34,9 +34,6 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     RLELossless,
 )
-
-if TYPE_CHECKING:
-    from pydicom.pixels.decoders.base import DecodeOptions
 
 # What pixel data may be called, with the name under which its padding stands.
 PIXELS = {
@@ -245,13 +242,12 @@ def _decode(dataset: pydicom.Dataset, frame: int) -> tuple[np.ndarray, np.ndarra
     if compressed and (syntax not in PLUGINS or (deep and syntax != RLELossless)):
         raw, kind = _decode_apart(dataset, frame)
     else:
-        # Only for these would pydicom clear the bits around the stored ones, which we do below.
-        options: DecodeOptions = {"correct_unused_bits": False} if keeps_all_bits else {}
         raw, properties = get_decoder(syntax).as_array(
             dataset,
             index=None if packed else frame,
             decoding_plugin=PLUGINS.get(syntax, ""),
-            **options,
+            # We do it below. pydicom's annotation takes an option for all of the options.
+            correct_unused_bits=not keeps_all_bits,  # type: ignore[arg-type]
         )
         kind = str(properties["photometric_interpretation"])
     if packed and frames(dataset) > 1:

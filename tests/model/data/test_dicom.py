@@ -306,7 +306,8 @@ def test_padding_is_black_where_small_values_are_white_and_in_a_window():
 @pytest.mark.parametrize("dtype", ["<u2", "<i2"])
 def test_bits_around_the_stored_ones_are_not_read(stored, high, dtype):
     """Stored bits end at the high bit; overlays may stand around them (PS3.5 8.1.1)."""
-    values = np.array([0, 1, 2, 4]) - (2 if dtype == "<i2" else 0)
+    values = np.array([0, 2 ** (stored - 2), 2 ** (stored - 1), 2**stored - 1])
+    values -= 2 ** (stored - 1) if dtype == "<i2" else 0
     below = high + 1 - stored
     inside = (2**stored - 1) << below
     words = ((values << below) & inside) | (0xFFFF & ~inside)
