@@ -15,6 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, in 
 os.environ["LC_ALL"] = "C.UTF-8"  # compilers speak English, and the tests understand it
 # Beside what else is compiled, and not in a home directory that may be read-only.
 os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
+# Compiled graphs are kept in /tmp by what they call, and not by its schema: those of another
+# version of the ops would run.
+os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 
 # The files that take minutes, the longest first. A file is one worker's (--dist loadfile): one that
 # came last would leave the other workers idle. xdist's own order, by number of tests, has it so.

@@ -64,7 +64,7 @@ NEEDED = (
     " ExtendedOffsetTableLengths"
 ).split()
 DECODE = """
-import json, pickle, sys, numpy
+import io, json, pickle, sys, numpy
 from pydicom.pixels import get_decoder
 dataset, syntax, frame = pickle.load(sys.stdin.buffer)
 try:
@@ -72,7 +72,9 @@ try:
 except Exception as error:
     sys.exit(f"{type(error).__name__}: {error}")
 print(json.dumps(properties["photometric_interpretation"]), flush=True)
-numpy.save(sys.stdout.buffer, pixels, allow_pickle=False)
+whole = io.BytesIO()  # numpy writes arrays to a file by its position, which a pipe has not
+numpy.save(whole, pixels, allow_pickle=False)
+sys.stdout.buffer.write(whole.getbuffer())
 """
 DECODE_SECONDS = 120
 
