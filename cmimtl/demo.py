@@ -37,7 +37,7 @@ SHOWN = (("closed", "test"), ("open", "test"), ("open", "compositional"))
 MIN_ANSWER_COUNT = 25
 
 EPOCHS = {False: 4, True: 16}  # thorough or not
-MINUTES = {False: 4, True: 14}  # about, on two cores; thorough from the steps of the other
+MINUTES = {False: 3, True: 10}  # about, on two cores; thorough from the steps of the other
 
 
 def run_demo(
