@@ -1,4 +1,4 @@
-"""The command ``cmimtl``: demo, train, evaluate, answer, bench.
+"""The command ``cmimtl``: demo, train, evaluate, answer, experiment, bench.
 
 What a user can get wrong is answered with one line on stderr and exit code 2. Everything heavy is
 imported by the command that needs it, so that ``cmimtl --help`` is quick.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import json
 import math
 import os
 import signal
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cmimtl.messages import is_ours, one_line
-from cmimtl.names import DATASETS, FUSIONS, MORE_SPLITS, SPLITS
+from cmimtl.names import DATASETS, DECODER_ANSWERS, FUSIONS, MORE_SPLITS, SPLITS, STUDIES
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -150,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         help="show the versions of this package and PyTorch",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_demo, _add_train, _add_evaluate, _add_answer, _add_bench):
+    for add in (_add_demo, _add_train, _add_evaluate, _add_answer, _add_experiment, _add_bench):
         add(commands).add_argument(
             "--debug", action="store_true", help="show where an error comes from"
         )
@@ -212,6 +213,22 @@ def _add_train(commands) -> argparse.ArgumentParser:
         help="how often an answer occurs in training to be a class of the classifier (1)",
     )
     train.add_argument(
+        "--set",
+        dest="changes",
+        type=_setting,
+        action="append",
+        metavar="NAME=VALUE",
+        help="a value of the preset's configuration, such as fusion_layers=2 or"
+        " vision_options.depth=4; may be repeated",
+    )
+    train.add_argument(
+        "--decoder-answers",
+        type=_one_of(DECODER_ANSWERS),
+        metavar="NAME",
+        help="own, or shuffled: the decoder learns the answers to other questions of the same type,"
+        " a control (own)",
+    )
+    train.add_argument(
         "--augmentation",
         action=argparse.BooleanOptionalAction,
         help="shift, turn and tone the images a little in training",
@@ -267,6 +284,38 @@ def _add_answer(commands) -> argparse.ArgumentParser:
     return answer
 
 
+def _add_experiment(commands) -> argparse.ArgumentParser:
+    about = "answer a question about the model by a study: many trainings, compared"
+    experiment = commands.add_parser("experiment", help=about, description=about)
+    experiment.set_defaults(command=_experiment)
+    experiment.add_argument("name", type=_one_of(STUDIES), metavar="NAME", help=", ".join(STUDIES))
+    experiment.add_argument(
+        "--data", type=_one_of(DATASETS), metavar="NAME", default="phantom", help="(%(default)s)"
+    )
+    experiment.add_argument("--root", metavar="DIR", help="its folder (a phantom set is drawn)")
+    experiment.add_argument("--preset", metavar="NAME", default="tiny", help="(%(default)s)")
+    experiment.add_argument("--weights", metavar="DIR", help="folder of pretrained weights")
+    experiment.add_argument(
+        "--seeds", type=_whole(1), default=3, metavar="N", help="number of seeds (%(default)s)"
+    )
+    experiment.add_argument(
+        "--jobs", type=_whole(1), default=1, metavar="N", help="runs at a time (%(default)s)"
+    )
+    experiment.add_argument(
+        "--output-dir", metavar="DIR", default="cmimtl-experiments", help="(%(default)s)"
+    )
+    experiment.add_argument(
+        "--quick", action="store_true", help="trainings of seconds, which test the study itself"
+    )
+    experiment.add_argument(
+        "--task", type=_whole(0), metavar="N", help="only the run of this number, for schedulers"
+    )
+    experiment.add_argument(
+        "--script", metavar="FILE", help="run nothing; write a SLURM script of all runs"
+    )
+    return experiment
+
+
 def _add_bench(commands) -> argparse.ArgumentParser:
     about = "pictures and a page from records of `pytest benchmarks/`; figures from compiled code"
     bench = commands.add_parser("bench", help=about, description=about)
@@ -309,6 +358,17 @@ def _positive_or_0(text: str) -> float:
     return number
 
 
+def _setting(text: str) -> tuple[str, object]:
+    """NAME=VALUE; the value as JSON has it, or else as text."""
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise argparse.ArgumentTypeError(f"must have the form NAME=VALUE, got {text!r}.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -331,12 +391,17 @@ def _demo(output_dir: str, json: str | None, seed: int, thorough: bool) -> None:
     run_demo(output_dir, json_path=json, seed=seed, thorough=thorough)
 
 
-def _train(output_dir: str | None, resume: bool, **given: object) -> None:
+def _train(
+    output_dir: str | None,
+    resume: bool,
+    changes: list[tuple[str, object]] | None,
+    **given: object,
+) -> None:
     from cmimtl.training.train import train
 
     if output_dir is None:
         raise UsageError("cmimtl train: --output-dir must name the folder of the run, got none.")
-    train(output_dir, resume=resume, **given)
+    train(output_dir, resume=resume, changes=None if changes is None else dict(changes), **given)
 
 
 def _evaluate(
@@ -356,6 +421,12 @@ def _answer(run: str, image: str, question: str, frame: int | None, output: str 
     from cmimtl.evaluation.explain import answer_and_draw
 
     answer_and_draw(run, image, question, frame=frame, output=output)
+
+
+def _experiment(name: str, **options: Any) -> None:
+    from cmimtl.experiments.experiment import run_experiment
+
+    run_experiment(name, **options)
 
 
 def _bench(tool: str, arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What can be chosen by name, in one place: data sets, splits, fusions.
+"""What can be chosen by name, in one place: data sets, splits, fusions, studies, …
 
 A command has to know the names before it imports what is behind them, so this module imports
 nothing heavy, and says of each name where it is.
@@ -27,7 +27,25 @@ FUSIONS = {
     "cross-mamba": "cmimtl.modelling.fusion:cross_mamba",
     "cross-mamba-gated": "cmimtl.modelling.fusion:gated_cross_mamba",
     "transformer": "cmimtl.modelling.fusion:co_attention",
+    # Controls, each without one thing that Cross-Mamba has.
+    "scan-concatenated": "cmimtl.experiments.fusions:scan_concatenated",
+    "scan-of-products": "cmimtl.experiments.fusions:scan_of_products",
+    "scan-of-sums": "cmimtl.experiments.fusions:scan_of_sums",
+    "attention-interleaved": "cmimtl.experiments.fusions:attention_interleaved",
+    "attention-concatenated": "cmimtl.experiments.fusions:attention_concatenated",
+    "none": "cmimtl.experiments.fusions:none",
 }
+
+# Study -> its declaration.
+STUDIES = {
+    "ffae": "cmimtl.experiments.ffae:STUDY",
+    "fusion": "cmimtl.experiments.fusion:STUDY",
+    "weights": "cmimtl.experiments.weights:STUDY",
+}
+
+# Which answers the decoder learns to write: each question's own, or that to another question of the
+# same type, which is a control.
+DECODER_ANSWERS = ("own", "shuffled")
 
 
 def splits_of(dataset: str) -> tuple[str, ...]:

@@ -117,6 +117,7 @@ class Item(TypedDict):
     """What `VQADataset` gives; picture is (size, size, 3) uint8."""
 
     example: VQAExample
+    written: str
     picture: np.ndarray
     image_index: int
     question_index: int
@@ -134,11 +135,18 @@ class VQADataset(Dataset):
         examples: Sequence[VQAExample],
         images: ImageCache,
         *,
+        written: Sequence[str] | None = None,
         augmentation: bool = False,
         seed: int = 0,
     ) -> None:
-        """Keep examples, the images that hold their pictures, and how to augment those."""
+        """Keep examples, the images that hold their pictures, and how to augment those.
+
+        Args:
+            written: the answer that the decoder learns to write for each example; its own where
+                None.
+        """
         self.examples = list(examples)
+        self._written = [e.answer_normalized for e in examples] if written is None else written
         self._images = images
         self._augmentation = augmentation
         self._seed = seed
@@ -159,10 +167,30 @@ class VQADataset(Dataset):
             picture = augment(picture, np.random.default_rng(key))
         return {
             "example": example,
+            "written": self._written[number],
             "picture": picture,
             "image_index": self._image_index[number],
             "question_index": self._question_index[number],
         }
+
+
+def shuffled_answers(examples: Sequence[VQAExample], seed: int) -> list[str]:
+    """The answers of the examples, those to open questions shuffled within each content type.
+
+    What is left of an answer is how often it occurs. It is the control of a decoder's use: it has
+    the same parameters and as many tokens to learn, but its answers tell nothing of their images.
+    """
+    answers = [example.answer_normalized for example in examples]
+    of_type: dict[str, list[int]] = {}
+    for number, example in enumerate(examples):
+        if example.answer_type == OPEN:
+            of_type.setdefault(example.content_type, []).append(number)
+    rng = np.random.default_rng([seed, len(examples)])
+    shuffled = list(answers)
+    for numbers in of_type.values():
+        for to, source in zip(numbers, rng.permutation(numbers), strict=True):
+            shuffled[to] = answers[source]
+    return shuffled
 
 
 def numbered(keys: Iterable[Hashable]) -> list[int]:
@@ -203,8 +231,8 @@ class VQACollator:
 
         answer_scores   (batch, classes) float32: 1 at the answer's class; a row of zeros where the
                         vocabulary does not hold the answer
-        labels          (batch, answer length) int64: the answer's tokens, -100 at padding and in
-                        the whole row of a closed question
+        labels          (batch, answer length) int64: the tokens of what is to be written, -100 at
+                        padding and in the whole row of a closed question
         image_index, question_index     (batch,) int64: equal for the same image or question
     """
 
@@ -215,11 +243,11 @@ class VQACollator:
 
     def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         examples = [item["example"] for item in items]
-        answers = [example.answer_normalized for example in examples]
+        written = [item["written"] for item in items]
         batch = dict(
             self._processor(
                 text=[example.question for example in examples],
-                answers=None if self._vocabulary is None else answers,
+                answers=None if self._vocabulary is None else written,
             )
         )
         pictures = np.stack([item["picture"] for item in items])
@@ -227,8 +255,8 @@ class VQACollator:
         if self._vocabulary is None:
             return batch
         scores = torch.zeros(len(items), len(self._vocabulary))
-        for row, answer in enumerate(answers):
-            index = self._vocabulary.index(answer)
+        for row, example in enumerate(examples):
+            index = self._vocabulary.index(example.answer_normalized)
             if index is not None:
                 scores[row, index] = 1.0
         is_open = torch.tensor([example.answer_type == OPEN for example in examples])

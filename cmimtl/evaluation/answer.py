@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -49,6 +49,21 @@ class Answer:
     generated_probability: float | None
     unread: int
     attention: np.ndarray
+
+
+class Answers(NamedTuple):
+    """What both heads say to many questions.
+
+    Attributes:
+        classified: the classifier's answers.
+        probabilities: their probabilities; the classes are judged one by one, as in `Answer`.
+        written: the decoder's answers, each the most probable token by token; None where it was not
+            asked.
+    """
+
+    classified: list[str]
+    probabilities: list[float]
+    written: list[str | None]
 
 
 class QuestionAnswerer:
@@ -100,19 +115,16 @@ class QuestionAnswerer:
         questions: Sequence[str],
         pictures: Iterable[np.ndarray],
         in_words: Sequence[bool],
-    ) -> tuple[list[str], list[str | None]]:
+    ) -> Answers:
         """Answer many questions with both heads, of what is encoded once for the two.
 
         Args:
             questions: in words.
             pictures: one for each question, (size, size, 3) uint8.
             in_words: whether each question is put to the decoder too.
-        Returns:
-            classified: the classifier's answers.
-            written: the decoder's answers, each the most probable token by token; None where it was
-                not asked.
         """
         classified: list[str] = []
+        probabilities: list[float] = []
         written: list[str | None] = [None] * len(questions)
         # The number of each question that waits for the decoder, and what the decoder attends to:
         # its tokens (tokens, d_model) and their mask (tokens,).
@@ -133,9 +145,10 @@ class QuestionAnswerer:
 
         for batch in self._batches(questions, pictures):
             state = self.model.encode(**batch)
-            indices = self.model.classify(state).argmax(-1).tolist()
+            best = self.model.classify(state).max(-1)
             first = len(classified)
-            classified += [self.vocabulary.answers[index] for index in indices]
+            classified += [self.vocabulary.answers[index] for index in best.indices.tolist()]
+            probabilities += best.values.sigmoid().tolist()
             if not any(in_words[first : len(classified)]):
                 continue
             for row, (tokens, mask) in enumerate(
@@ -148,7 +161,7 @@ class QuestionAnswerer:
                     write()
         if waiting:
             write()
-        return classified, written
+        return Answers(classified, probabilities, written)
 
     def answer(
         self,

@@ -26,7 +26,7 @@ from cmimtl.data import (
     read_split,
 )
 from cmimtl.data.batches import ImageCache
-from cmimtl.evaluation.answer import QuestionAnswerer
+from cmimtl.evaluation.answer import Answers, QuestionAnswerer
 from cmimtl.evaluation.metrics import majority, question_only, score
 from cmimtl.files import check_writable, write_json
 from cmimtl.runs import read_run
@@ -53,7 +53,7 @@ class Answerer(Protocol):
         questions: Sequence[str],
         pictures: Iterable[np.ndarray],
         in_words: Sequence[bool],
-    ) -> tuple[list[str], list[str | None]]:
+    ) -> Answers:
         """A classifier's answer to each question, and one in free text where in_words is True.
 
         pictures: one for each question, (height, width, 3) uint8.
@@ -101,23 +101,21 @@ def evaluate(
     # The decoder is asked the open questions alone, as in training.
     is_open = [example.answer_type == OPEN for example in test]
     none = [False] * len(test)
-    answers, written = answerer.ask(questions, (images[e.image] for e in test), is_open)
-    to_others, written_to_others = answerer.ask(
-        questions, (images[path] for path in mixed_up), is_open
-    )
-    to_black, _ = answerer.ask(questions, itertools.repeat(black, len(test)), none)
-    classified = score(test, answers)
+    answers = answerer.ask(questions, (images[e.image] for e in test), is_open)
+    to_others = answerer.ask(questions, (images[path] for path in mixed_up), is_open)
+    to_black = answerer.ask(questions, itertools.repeat(black, len(test)), none)
+    classified = score(test, answers.classified)
     controls = {
         "question_only": score(test, question_only(train, test)),
         "majority": score(test, majority(train, test)),
-        "shuffled_images": score(test, to_others),
-        "blank_images": score(test, to_black),
+        "shuffled_images": score(test, to_others.classified),
+        "blank_images": score(test, to_black.classified),
     }
     by_content_type = classified["by_content_type"]
     for name, scores in by_content_type.items():
         scores["question_only"] = controls["question_only"]["by_content_type"][name]["accuracy"]
     generated = _score_decoder(
-        list(itertools.compress(test, is_open)), _given(written), _given(written_to_others)
+        list(itertools.compress(test, is_open)), _given(answers.written), _given(to_others.written)
     )
     return {
         "questions": classified["questions"],
@@ -138,7 +136,7 @@ def evaluate(
         },
         "generated": generated,
         "by_content_type": by_content_type,
-        "predictions": _predictions(test, answers, written),
+        "predictions": _predictions(test, answers),
     }
 
 
@@ -184,22 +182,20 @@ def evaluate_generation(
     """
     questions = [example.question for example in test]
     everything = [True] * len(test)
-    classified, generated = answerer.ask(questions, (images[e.image] for e in test), everything)
-    _, mixed_up = answerer.ask(questions, (images[path] for path in shuffled(test)), everything)
-    scores = _score_decoder(test, _given(generated), _given(mixed_up))
-    for name, answers in (
-        ("classifier", classified),
+    answers = answerer.ask(questions, (images[e.image] for e in test), everything)
+    mixed_up = answerer.ask(questions, (images[path] for path in shuffled(test)), everything)
+    scores = _score_decoder(test, _given(answers.written), _given(mixed_up.written))
+    for name, said in (
+        ("classifier", answers.classified),
         ("question_only", question_only(train, test)),
     ):
-        control = score(test, answers)
+        control = score(test, said)
         scores[name] = {"exact_match": control["overall"], "token_f1": control["token_f1"]}
-    scores["predictions"] = _predictions(test, classified, generated)
+    scores["predictions"] = _predictions(test, answers)
     return scores
 
 
-def _predictions(
-    test: Sequence[VQAExample], classified: Sequence[str], generated: Sequence[str | None]
-) -> list[dict[str, Any]]:
+def _predictions(test: Sequence[VQAExample], answers: Answers) -> list[dict[str, Any]]:
     """Make a row per question; "generated" is None where the decoder was not asked."""
     return [
         {
@@ -210,9 +206,10 @@ def _predictions(
             "answer_type": example.answer_type,
             "content_type": example.content_type,
             "classified": by_class,
+            "probability": probability,
             "generated": in_words,
         }
-        for example, by_class, in_words in zip(test, classified, generated, strict=True)
+        for example, by_class, probability, in_words in zip(test, *answers, strict=True)
     ]
 
 

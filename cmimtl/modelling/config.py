@@ -1,5 +1,6 @@
 """The configuration of CMI-MTL: every size in one place."""
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from huggingface_hub.dataclasses import strict
@@ -31,11 +32,13 @@ class CMIMTLConfig(PreTrainedConfig):
         decoder_config: configuration of the T5 decoder that writes the answer.
         num_queries: number of learnable queries of the Q-Former.
         d_model: number of features of a token of the two streams in the fusion.
-        fusion: "cross-mamba", "cross-mamba-gated" (the block of the authors' released code) or
-            "transformer" (co-attention).
+        fusion: "cross-mamba", "cross-mamba-gated" (the block of the authors' released code),
+            "transformer" (co-attention), or one of the controls of `cmimtl.experiments.fusions`.
         fusion_layers: number of layers of the fusion.
         fusion_bidirectional: whether Cross-Mamba also scans from the last token to the first.
-        fusion_heads: number of attention heads of the transformer fusion.
+        fusion_heads: number of attention heads of the fusions with attention.
+        fusion_feed_forward: width of the feed-forward part of the fusions with attention of
+            `cmimtl.experiments.fusions`; None is 4 * d_model.
         fusion_dropout: dropout of the classifier and of the transformer fusion.
         fusion_recompute: whether the backward pass of Cross-Mamba computes again what lies between
             the two projections of a block. That takes less memory and, at small sizes, more time.
@@ -44,7 +47,8 @@ class CMIMTLConfig(PreTrainedConfig):
         contrastive_dim: number of features that the contrastive loss compares.
         temperature: temperature of the contrastive loss at the start; it is learned.
         label_smoothing: label smoothing of the contrastive loss.
-        contrastive_weight, generation_weight: alpha and beta of the objective.
+        classification_weight, contrastive_weight, generation_weight: weights of the objective's
+            three losses; in the paper the first is 1, and the others are alpha and beta.
         initializer_range: standard deviation of the weights of linear layers at the start. 0.02
             suits widths of 768 and parts that are pretrained.
         learns_from_scratch: whether to start the encoders, and what reads them, as
@@ -74,12 +78,14 @@ class CMIMTLConfig(PreTrainedConfig):
     fusion_layers: int = 2
     fusion_bidirectional: bool = False
     fusion_heads: int = 12
+    fusion_feed_forward: int | None = None
     fusion_dropout: float = 0.1
     fusion_recompute: bool = True
     decoder_reads_image: bool = False
     contrastive_dim: int = 256
     temperature: float = 0.07
     label_smoothing: float = 0.1
+    classification_weight: float = 1.0
     contrastive_weight: float = 0.2
     generation_weight: float = 0.3
     initializer_range: float = 0.02
@@ -111,6 +117,12 @@ class CMIMTLConfig(PreTrainedConfig):
             raise ValueError(
                 f"CMIMTLConfig: label_smoothing must lie in [0, 1), got {self.label_smoothing}."
             )
+        for name in ("classification_weight", "contrastive_weight", "generation_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"CMIMTLConfig: {name} must be a number of at least 0, got"
+                    f" {getattr(self, name)}."
+                )
         self.vision_options = dict(self.vision_options or {})
         self.qformer_config.vocab_size = self.text_config.vocab_size
         self.qformer_config.pad_token_id = self.text_config.pad_token_id

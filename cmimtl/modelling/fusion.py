@@ -1,6 +1,6 @@
 """The fusions, all called as fusion(visual, text, visual_lengths, text_lengths) -> visual, text."""
 
-from typing import TypeGuard
+from typing import Protocol, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +39,16 @@ def co_attention(config: CMIMTLConfig) -> nn.Module:
     )
 
 
-def is_cross_mamba_block(module: nn.Module) -> TypeGuard[CrossMambaBlock]:
-    """Whether a module has an initialisation of its own by ``reset_parameters``."""
-    return isinstance(module, CrossMambaBlock)
+class InitialisesItself(Protocol):
+    """A module that knows how its parameters start."""
+
+    def reset_parameters(self) -> None:
+        """Initialise them."""
+
+
+def initialises_itself(module: nn.Module) -> TypeGuard[InitialisesItself]:
+    """Whether a module of a fusion has an initialisation of its own, by ``reset_parameters``."""
+    return isinstance(module, CrossMambaBlock) or getattr(module, "initialises_itself", False)
 
 
 class CoAttention(nn.Module):
@@ -97,8 +104,8 @@ class _CoAttentionLayer(nn.Module):
         self.self_norm, self.cross_norm, self.feed_forward_norm = (
             nn.LayerNorm(d_model) for _ in range(3)
         )
-        self.self_attention = _Attention(d_model, num_heads)
-        self.cross_attention = _Attention(d_model, num_heads)
+        self.self_attention = Attention(d_model, num_heads)
+        self.cross_attention = Attention(d_model, num_heads)
         self.feed_forward = nn.Sequential(
             nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)
         )
@@ -111,7 +118,7 @@ class _CoAttentionLayer(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """Multi-head attention of x (batch, n, d_model) to y (batch, m, d_model)."""
 
     def __init__(self, d_model: int, num_heads: int):

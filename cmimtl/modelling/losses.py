@@ -12,7 +12,7 @@ def total_loss(config, classification, contrastive, generation):
     A loss that is None is left out.
     """
     parts = (
-        (1.0, classification),
+        (config.classification_weight, classification),
         (config.contrastive_weight, contrastive),
         (config.generation_weight, generation),
     )

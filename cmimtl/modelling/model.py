@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 
 from cmimtl.modelling import losses, scratch
 from cmimtl.modelling.config import CMIMTLConfig
-from cmimtl.modelling.fusion import build_fusion, is_cross_mamba_block
+from cmimtl.modelling.fusion import build_fusion, initialises_itself
 from cmimtl.modelling.heads import AnswerClassifier, AnswerDecoder
 from cmimtl.modelling.qformer import QFormer
 from cmimtl.modelling.vision import VisionEncoder
@@ -35,8 +35,8 @@ class CMIMTLOutput(ModelOutput):
     """What a forward pass gives.
 
     Attributes:
-        loss: classification + contrastive_weight * contrastive + generation_weight * generation;
-            None without any target.
+        loss: the sum of the three, each times its weight in the configuration; None without any
+            target.
         classification_loss, contrastive_loss, generation_loss: scalars, None where not computed.
         logits: (batch, classes).
         fused: (batch, num_queries + length, d_model), the visual then the text stream.
@@ -98,7 +98,7 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
             for parameter in module.parameters()
             if getattr(parameter, "_is_hf_initialized", False)
         ]
-        if isinstance(module, VisionEncoder) or is_cross_mamba_block(module):
+        if isinstance(module, VisionEncoder) or initialises_itself(module):
             module.reset_parameters()
         elif isinstance(module, QFormer):
             module.reset_parameters(self.config.initializer_range)

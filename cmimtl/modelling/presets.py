@@ -3,8 +3,8 @@ pretrained weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,43 @@ class Preset:
     max_question_length: int
     training: TrainingValues
     pretrained: dict[str, str] = field(default_factory=dict)
+
+
+# Fields of CMIMTLConfig that are dicts or configurations themselves.
+_PARTS = ("vision_options", "text_config", "qformer_config", "decoder_config")
+# What `changed` takes. The fusion has an argument of its own, and the base class's fields are none
+# of a preset's.
+CHANGEABLE = (
+    "max_question_length",
+    *(
+        f.name
+        for f in fields(CMIMTLConfig)
+        if f.name in CMIMTLConfig.__annotations__ and f.name != "fusion"
+    ),
+)
+
+
+def changed(preset: Preset, changes: Mapping[str, Any]) -> Preset:
+    """A preset with other values.
+
+    Args:
+        preset: one of PRESETS.
+        changes: one of CHANGEABLE -> value; "text_config.num_hidden_layers" is a value of the field
+            before the dot.
+    Raises:
+        ValueError: there is no such field.
+    """
+    config, length = dict(preset.config), preset.max_question_length
+    for name, value in changes.items():
+        whole, _, part = name.partition(".")
+        if whole not in CHANGEABLE or bool(part) != (whole in _PARTS):
+            names = ", ".join(f"{f}.NAME" if f in _PARTS else f for f in CHANGEABLE)
+            raise ValueError(f"train: changes must name one of {names}, got {name!r}.")
+        if name == "max_question_length":
+            length = value
+        else:
+            config[whole] = {**config.get(whole, {}), part: value} if part else value
+    return replace(preset, config=config, max_question_length=length)
 
 
 HEADS = ("contrast_visual", "contrast_text", "classifier", "decoder_projection")

@@ -11,6 +11,9 @@ from torch import nn
 # Embedded patches have about this standard deviation in timm, so that positions differ as much from
 # one another as contents do.
 POSITION_STD = 0.5
+# The layers of a fusion that read its normalised tokens. Those that write to the residual
+# connection start small, so that the fusion changes little at first.
+FUSION_INPUTS = ("in_proj", "query", "key_value", "feed_forward.0")
 OUTPUT_STD = 0.1  # the classifier's last weights, relative to the others
 
 
@@ -34,7 +37,7 @@ def start(model) -> None:
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight)
     for name, module in model.fusion.named_modules():
-        if name.endswith("in_proj"):
+        if name.endswith(FUSION_INPUTS):
             _keep_size(module)
     nn.init.normal_(model.qformer.queries)
     nn.init.normal_(model.vision.vit.pos_embed, std=POSITION_STD)

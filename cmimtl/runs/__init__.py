@@ -4,6 +4,7 @@ A run's folder holds:
 
     run.json            what the run was started with; written when everything has been checked
     reader_report.json  what the reader repaired and dropped
+    warnings.json       what went wrong in its training, see `cmimtl.training.signatures`
     checkpoint-N/       what --resume needs, after N steps
     runs/               tensorboard
     .lock               locked, and naming its process, while one trains
@@ -14,6 +15,7 @@ A run's folder holds:
 from cmimtl.runs.checkpoints import STAGING, clean, publish, step_of
 from cmimtl.runs.folder import (
     EVENTS,
+    add_warning,
     check_finished,
     check_new,
     describe,
@@ -26,12 +28,14 @@ from cmimtl.runs.folder import (
     new_folder,
     read_record,
     read_run,
+    read_warnings,
 )
 from cmimtl.runs.locking import check_unlocked, lock
 
 __all__ = [
     "EVENTS",
     "STAGING",
+    "add_warning",
     "check_finished",
     "check_new",
     "check_unlocked",
@@ -48,5 +52,6 @@ __all__ = [
     "publish",
     "read_record",
     "read_run",
+    "read_warnings",
     "step_of",
 ]

@@ -18,6 +18,7 @@ from cmimtl.runs.locking import LOCK_FILE
 RUN_FILE = "run.json"  # a folder with this file holds a run
 MODEL_FILE = "model.safetensors"  # a folder with this file too holds a finished run
 REPORT_FILE = "reader_report.json"
+WARNINGS_FILE = "warnings.json"
 EVENTS = "runs"
 
 
@@ -90,7 +91,7 @@ def check_new(run: Path) -> None:
     if not run.is_dir():
         return
     left = {path.name for path in run.iterdir()} - {LOCK_FILE}
-    unsaved = RUN_FILE in left and left <= {RUN_FILE, REPORT_FILE, EVENTS, STAGING}
+    unsaved = RUN_FILE in left and left <= {RUN_FILE, REPORT_FILE, WARNINGS_FILE, EVENTS, STAGING}
     if left and not unsaved:
         advice = "; --resume goes on with it" if RUN_FILE in left else ""
         raise ValueError(
@@ -102,11 +103,28 @@ def describe(run: Path, arguments: dict[str, Any], processes: int, report: dict[
     """Write to a new run's folder what it is started with, and what its reader reports."""
     for name in (STAGING, EVENTS):  # left by a run that was killed before it saved anything
         shutil.rmtree(run / name, ignore_errors=True)
+    (run / WARNINGS_FILE).unlink(missing_ok=True)
     versions = {n: importlib.metadata.version(n) for n in ("cmimtl", "torch", "transformers")}
     write_json(run / REPORT_FILE, report)
     write_json(
         run / RUN_FILE, {"arguments": arguments, "processes": processes, "versions": versions}
     )
+
+
+def add_warning(run: Path, step: int, warning: str) -> None:
+    """Keep a warning of a training that has come to a step.
+
+    Warnings of this step and later ones are replaced: the run was killed after them, and now takes
+    these steps again.
+    """
+    kept = [entry for entry in read_warnings(run) if entry["step"] < step]
+    write_json(run / WARNINGS_FILE, [*kept, {"step": step, "warning": warning}])
+
+
+def read_warnings(run: Path) -> list[dict[str, Any]]:
+    """The warnings of a run's training: a list of dicts of ``step`` and ``warning``."""
+    path = run / WARNINGS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def lengthen(run: Path, arguments: dict[str, Any], step: int) -> None:
@@ -154,7 +172,7 @@ def discard(run: Path) -> None:
     """Delete what a run that took no step left in its folder."""
     for name in (STAGING, EVENTS):
         shutil.rmtree(run / name, ignore_errors=True)
-    for name in (RUN_FILE, REPORT_FILE, LOCK_FILE):
+    for name in (RUN_FILE, REPORT_FILE, WARNINGS_FILE, LOCK_FILE):
         (run / name).unlink(missing_ok=True)
 
 

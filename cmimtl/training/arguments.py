@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cmimtl import runs
-from cmimtl.modelling.presets import PRESETS
-from cmimtl.names import DATASETS, FUSIONS
+from cmimtl.modelling.presets import PRESETS, changed
+from cmimtl.names import DATASETS, DECODER_ANSWERS, FUSIONS
 
 # The arguments of a run where neither the caller nor the preset says otherwise.
 _DEFAULTS: dict[str, Any] = {
@@ -25,6 +25,8 @@ _DEFAULTS: dict[str, Any] = {
     "workers": 0,
     "weights": None,
     "min_answer_count": 1,
+    "decoder_answers": "own",
+    "changes": {},
 }
 _SMALLEST = {
     "seed": 0, "max_steps": 1, "epochs": 1, "batch_size": 1, "accumulate": 1, "save_every": 1,
@@ -49,6 +51,7 @@ def new_arguments(given: dict[str, Any]) -> dict[str, Any]:
         "data": DATASETS,
         "preset": PRESETS,
         "fusion": FUSIONS,
+        "decoder_answers": dict.fromkeys(DECODER_ANSWERS),
     }
     for name, names in known.items():
         if name in given and given[name] not in names:
@@ -69,6 +72,7 @@ def new_arguments(given: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"train: arguments must be known, got {', '.join(sorted(unknown))}.")
     arguments |= _absolute(given)
     _check_numbers(arguments)
+    changed(PRESETS[preset], arguments["changes"])
     if arguments["weights"] is not None:
         _check_weights(preset, Path(arguments["weights"]))
     return arguments

@@ -27,14 +27,15 @@ from cmimtl.data import (
     draw_missing,
     read_split,
 )
-from cmimtl.data.batches import ImageCache, VQACollator, VQADataset
+from cmimtl.data.batches import ImageCache, VQACollator, VQADataset, shuffled_answers
 from cmimtl.files import WriteError, writing
 from cmimtl.modelling.model import CMIMTLForVisualQuestionAnswering
-from cmimtl.modelling.presets import PRESETS, build_model, build_processor
+from cmimtl.modelling.presets import PRESETS, build_model, build_processor, changed
 from cmimtl.modelling.processor import CMIMTLProcessor
 from cmimtl.progress import without_bars
 from cmimtl.training.arguments import new_arguments, resumed_arguments
 from cmimtl.training.processes import FailedElsewhere, join, together
+from cmimtl.training.signatures import Watch
 from cmimtl.training.trainer import CMIMTLTrainer
 
 
@@ -69,7 +70,10 @@ def train(output_dir: str | os.PathLike[str], *, resume: bool = False, **given: 
             is), which a new run needs; preset, fusion, weights (folder of pretrained weights),
             seed, max_steps, epochs, batch_size, accumulate, learning_rate, weight_decay,
             augmentation, bf16, save_every, keep, log_every, workers, min_answer_count (how often an
-            answer occurs in training to be a class). None stands for the preset's value.
+            answer occurs in training to be a class), changes (name -> value that is not to
+            be the preset's own, see `cmimtl.modelling.presets.changed`), decoder_answers ("own", or
+            "shuffled" among the open questions of each content type). None stands for the preset's
+            value.
     Raises:
         ValueError: an argument is out of range or missing, or output_dir holds something else or
             is in use. Nothing was written then, unless a run is resumed.
@@ -191,7 +195,8 @@ def _check_device(arguments: dict[str, Any]) -> None:
 
 def _prepare(arguments: dict[str, Any], console: Console) -> _Job:
     """Read data and weights, in every process; writes nothing but a phantom set."""
-    preset = PRESETS[arguments["preset"]]
+    # A run of an older version has no changes.
+    preset = changed(PRESETS[arguments["preset"]], arguments.get("changes", {}))
     weights = None if arguments["weights"] is None else Path(arguments["weights"])
 
     def draw() -> None:
@@ -298,6 +303,7 @@ def _trainer(run: Path, job: _Job, console: Console) -> CMIMTLTrainer:
     arguments = job.arguments
     training = PRESETS[arguments["preset"]].training
     every = arguments["save_every"]
+    shuffled = arguments.get("decoder_answers") == "shuffled"
     # tensorboard's events are written to this folder. transformers has no argument for it.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / runs.EVENTS)
     options = TrainingArguments(
@@ -326,14 +332,23 @@ def _trainer(run: Path, job: _Job, console: Console) -> CMIMTLTrainer:
         ddp_find_unused_parameters=False,  # the losses use all of them in every step
         report_to=["tensorboard"],
     )
+    config = job.model.config
+    weights = ("classification", "contrastive", "generation")
+    circumstances = [f"{name} weight {getattr(config, f'{name}_weight')}" for name in weights]
+    circumstances.append(f"batch size {arguments['batch_size']}")
     return CMIMTLTrainer(
+        callbacks=[Watch(run, console, ", ".join(circumstances))],
         rate_factors=training.rate_factors,
         keep_checkpoints=arguments["keep"],
         console=console,
         model=job.model,
         args=options,
         train_dataset=VQADataset(
-            job.examples, job.images, augmentation=arguments["augmentation"], seed=arguments["seed"]
+            job.examples,
+            job.images,
+            written=shuffled_answers(job.examples, arguments["seed"]) if shuffled else None,
+            augmentation=arguments["augmentation"],
+            seed=arguments["seed"],
         ),
         data_collator=VQACollator(job.processor, job.vocabulary),
     )

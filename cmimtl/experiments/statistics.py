@@ -1,0 +1,191 @@
+"""How sure a study can be: paired differences with intervals, corrected p-values, calibration.
+
+A study trains each arm with several seeds and asks every model the same questions. Two things vary
+by chance: which images the questions are about, and with which seed a model was trained. Both are
+drawn anew in the bootstrap, images as wholes, because the questions of one image are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+CONFIDENCE = 0.95
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with the interval that holds it with 95 % confidence, and what it was taken from.
+
+    Attributes:
+        value: the estimate.
+        low, high: the interval.
+        p: two-sided p-value of "the number is 0"; 1 where it is no difference.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float = 1.0
+
+
+def mean(values: np.ndarray, images: Sequence[str], *, seed: int = 0) -> Estimate:
+    """The mean of a score over questions and seeds of the training.
+
+    Args:
+        values: (seeds, questions) scores; NaN where a question is not counted.
+        images: (questions,) keys; questions of one image are drawn together.
+        seed: seed of the bootstrap.
+    Raises:
+        ValueError: nothing is counted.
+    """
+    drawn, value = _bootstrap(values, images, seed)
+    low, high = np.quantile(drawn, _tails())
+    return Estimate(value, float(low), float(high))
+
+
+def difference(a: np.ndarray, b: np.ndarray, images: Sequence[str], *, seed: int = 0) -> Estimate:
+    """The mean of a - b over questions and seeds; positive where a is the better one.
+
+    Args:
+        a, b: (seeds, questions) scores of two arms, trained with the same seeds and asked the same
+            questions; NaN where a question is not counted.
+        images, seed: as in `mean`.
+    Returns:
+        with the p-value of the bootstrap: twice the share of its samples on the other side of 0,
+        counted so that it is never 0 (Davison & Hinkley 1997, section 4.4).
+    Raises:
+        ValueError: the arms differ in shape, or nothing is counted.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"difference: a and b must have one shape, got {a.shape} and {b.shape}.")
+    drawn, value = _bootstrap(a - b, images, seed)
+    low, high = np.quantile(drawn, _tails())
+    least = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return Estimate(value, float(low), float(high), min(1.0, 2 * (least + 1) / (len(drawn) + 1)))
+
+
+def resampled(values: np.ndarray, images: Sequence[str], *, seed: int = 0) -> np.ndarray:
+    """Means of RESAMPLES samples of seeds and images, (RESAMPLES,).
+
+    Arms that were asked the same questions get the same samples, so what is computed of several
+    arms in each sample has the interval that the quantiles of the result give.
+
+    Args: as of `mean`; every question must be counted.
+    """
+    return _bootstrap(values, images, seed)[0]
+
+
+def interval(drawn: np.ndarray) -> tuple[float, float]:
+    """The interval of something that was computed in each sample of the bootstrap."""
+    low, high = np.quantile(drawn, _tails(), method="closest_observation")
+    return float(low), float(high)
+
+
+def _tails() -> list[float]:
+    tail = (1 - CONFIDENCE) / 2
+    return [tail, 1 - tail]
+
+
+def _bootstrap(values: np.ndarray, images: Sequence[str], seed: int) -> tuple[np.ndarray, float]:
+    """Means of RESAMPLES samples of the seeds and, in each, of the images; and the mean itself."""
+    values = np.asarray(values, float)
+    if values.ndim != 2 or values.shape[1] != len(images):
+        raise ValueError(
+            f"bootstrap: values must have shape (seeds, {len(images)} questions), got"
+            f" {values.shape}."
+        )
+    counted = ~np.isnan(values)
+    if not counted.any():
+        raise ValueError(f"bootstrap: a question must be counted, got none of {values.size}.")
+    _, image_of = np.unique(np.asarray(images), return_inverse=True)
+    n_seeds, n_images = len(values), int(image_of.max()) + 1
+    # (seeds, images) sums and numbers of the questions of each image
+    sums = np.zeros((n_seeds, n_images))
+    numbers = np.zeros((n_seeds, n_images))
+    for row in range(n_seeds):
+        np.add.at(sums[row], image_of, np.where(counted[row], values[row], 0.0))
+        np.add.at(numbers[row], image_of, counted[row].astype(float))
+    rng = np.random.default_rng(seed)
+    of_seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=RESAMPLES)
+    of_images = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=RESAMPLES)
+    total = np.einsum("rs,si,ri->r", of_seeds, sums, of_images, optimize=True)
+    number = np.einsum("rs,si,ri->r", of_seeds, numbers, of_images, optimize=True)
+    # A sample may leave out every image that counts; it says nothing and is left out too.
+    drawn = total[number > 0] / number[number > 0]
+    return drawn, float(sums.sum() / numbers.sum())
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several comparisons, corrected so that all of them together keep the level.
+
+    The smallest is multiplied by the number of comparisons, the next by one less, …; none becomes
+    smaller than one before it, nor greater than 1.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, p_values[i] * (len(p_values) - rank)))
+        corrected[i] = largest
+    return corrected
+
+
+def calibration_error(
+    probabilities: Sequence[float], correct: Sequence[float], *, bins: int = 15
+) -> float:
+    """Expected calibration error: how far confidence is from accuracy, in [0, 1].
+
+    Answers are put into bins of equal width by their probability. The error is the mean over the
+    bins, weighted by their answers, of |accuracy - mean probability|.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
+
+    Args:
+        probabilities: of each answer, in [0, 1].
+        correct: 1 where it was right, else 0.
+        bins: number of bins.
+    Raises:
+        ValueError: lengths differ or are 0, or a probability lies outside.
+    """
+    p, right = np.asarray(probabilities, float), np.asarray(correct, float)
+    if p.shape != right.shape or not p.size:
+        raise ValueError(
+            "calibration_error: probabilities and correct must have one length of at least 1, got"
+            f" {p.size} and {right.size}."
+        )
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(
+            f"calibration_error: probabilities must lie in [0, 1], got {p.min()} to {p.max()}."
+        )
+    # A probability on the edge of two bins belongs to the lower one, and 0 to the first.
+    which = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.abs(np.bincount(which, right - p, minlength=bins))
+    return float(gaps.sum() / p.size)
+
+
+def auroc(scores: Sequence[float], wrong: Sequence[float]) -> float:
+    """The chance that a random wrong answer has a higher score than a random right one.
+
+    Equal scores count half. 0.5 is no warning at all. It is the Mann-Whitney statistic over the
+    number of pairs.
+
+    Raises:
+        ValueError: lengths differ, or all answers are right, or all are wrong.
+    """
+    s, w = np.asarray(scores, float), np.asarray(wrong, bool)
+    if s.shape != w.shape or w.all() or not w.any():
+        raise ValueError(
+            "auroc: scores and wrong must have one length, with wrong and right answers, got"
+            f" {s.size} scores, {int(w.sum())} wrong of {w.size}."
+        )
+    distinct, place = np.unique(s, return_inverse=True)
+    number = np.bincount(place, minlength=len(distinct))
+    rank = np.cumsum(number) - (number - 1) / 2  # mean rank of equal scores, from 1
+    above = rank[place[w]].sum() - w.sum() * (w.sum() + 1) / 2
+    return float(above / (w.sum() * (~w).sum()))

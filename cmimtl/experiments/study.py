@@ -1,0 +1,180 @@
+"""What a study is: arms that are trained alike but for one thing, and comparisons between them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+# A row of a run's predictions -> its score, or None where the question is not counted.
+Score = Callable[[Mapping[str, Any]], float | None]
+# An arm and a measure -> scores (seeds, questions), NaN where not counted; the questions' images.
+ScoresOf = Callable[[str, str], tuple[np.ndarray, list[str]]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: its key in the record.
+        title: its name in tables and pictures.
+        train: arguments of `cmimtl.training.train.train` beside those that all arms share.
+    """
+
+    name: str
+    title: str
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score that every model of a study gets.
+
+    Attributes:
+        title: its name in tables and pictures.
+        split: the split of the data set that is asked.
+        score: what a row of the predictions counts.
+    """
+
+    title: str
+    split: str
+    score: Score
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A number of a whole run that is no mean over its questions.
+
+    Attributes:
+        title: its name in tables.
+        split: the split of the data set that is asked.
+        of: from the rows of the predictions to the number.
+    """
+
+    title: str
+    split: str
+    of: Callable[[Sequence[Mapping[str, Any]]], float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms by one measure; the difference is `better` minus `than`."""
+
+    better: str
+    than: str
+    measure: str
+
+
+def _none(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return ()
+
+
+def _nothing(scores: ScoresOf) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question to the model, and the runs that answer it.
+
+    Attributes:
+        name: of the command and of the record.
+        question: what is asked, in one sentence.
+        arms: the ways to train; each is trained with every seed.
+        measures: name -> score.
+        summaries: name -> number of a whole run.
+        comparisons: pairs that were planned before anything was run; their p-values are corrected
+            together.
+        train: arguments of the training that all arms share.
+        costs: whether the time and memory of a training step belong beside the scores.
+        derive: from the scores of the arms to what else belongs into the record, by name. It is
+            given a function (arm, measure) -> scores (seeds, questions), images (questions,).
+        conclude: from the record to what was found, in one or two sentences.
+        tables, pictures: from the record to what its page shows beside the scores and comparisons:
+            pairs of a caption and a table, whose first row is its head; and figures.
+    """
+
+    name: str
+    question: str
+    arms: Sequence[Arm]
+    measures: Mapping[str, Measure]
+    comparisons: Sequence[Comparison]
+    conclude: Callable[[Mapping[str, Any]], str]
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    costs: bool = False
+    derive: Callable[[ScoresOf], Mapping[str, Any]] = _nothing
+    tables: Callable[[Mapping[str, Any]], Iterable[tuple[str, Any]]] = _none
+    pictures: Callable[[Mapping[str, Any]], Iterable[Any]] = _none
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Study: arms must have distinct names, got {', '.join(names)}.")
+        for comparison in self.comparisons:
+            for name in (comparison.better, comparison.than):
+                if name not in names:
+                    raise ValueError(
+                        f"Study: comparisons must be of arms ({', '.join(names)}), got {name!r}."
+                    )
+            if comparison.measure not in self.measures:
+                raise ValueError(
+                    "Study: comparisons must be by one of the measures"
+                    f" ({', '.join(self.measures)}), got {comparison.measure!r}."
+                )
+
+    @property
+    def splits(self) -> list[str]:
+        """Every split that is asked, each once."""
+        asked = (*self.measures.values(), *self.summaries.values())
+        return list(dict.fromkeys(measure.split for measure in asked))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training with its evaluation: an arm with a seed.
+
+    Attributes:
+        arm: the arm's name.
+        arguments: all arguments of `cmimtl.training.train.train`, the seed included.
+    """
+
+    arm: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The name of the run's folder: runs with the same arguments are one run."""
+        text = json.dumps(self.arguments, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def runs_of(study: Study, shared: Mapping[str, Any], seeds: int) -> list[Run]:
+    """Every run of a study, seed by seed, so that a study that is cut short has whole seeds.
+
+    Args:
+        study: the study.
+        shared: arguments that all runs get beside the study's own, data and root among them.
+        seeds: number of seeds, counted from 0.
+    """
+    return [
+        Run(arm.name, _merged(study.train, shared, arm.train, {"seed": seed}))
+        for seed in range(seeds)
+        for arm in study.arms
+    ]
+
+
+def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers win; what they set of the configuration is joined."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        both = {**merged.get("changes", {}), **layer.get("changes", {})}
+        merged |= layer
+        if both:
+            merged["changes"] = both
+    return merged
