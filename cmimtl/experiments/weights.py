@@ -72,10 +72,8 @@ def _derive(scores_of: ScoresOf) -> dict[str, Any]:
         asked = [scores_of(arm, "overall") for arm in arms.values()]
         drawn = np.stack([statistics.resampled(*of_arm) for of_arm in asked], axis=1)
         means = np.array([[values.mean() for values, _ in asked]])
-        (value,), (low, high) = (
-            knee(list(arms), means),
-            statistics.interval(knee(list(arms), drawn)),
-        )
+        (value,) = knee(list(arms), means)
+        low, high = statistics.interval(knee(list(arms), drawn))
         numbers = {"value": value, "low": low, "high": high}
         found[which] = {k: float(v) if math.isfinite(v) else None for k, v in numbers.items()}
     return found
@@ -128,12 +126,8 @@ def _curves(record: Mapping[str, Any]) -> Iterator[Figure]:
         axes.plot(weights, value, "o-", color="#0072B2")
         if (found := record["derived"][which])["value"] is not None:
             axes.axvline(found["value"], color="#D55E00")
-            axes.axvspan(
-                found["low"] or weights[-1],
-                found["high"] or weights[-1],
-                color="#D55E00",
-                alpha=0.1,
-            )
+            low, high = (found[name] or weights[-1] for name in ("low", "high"))
+            axes.axvspan(low, high, color="#D55E00", alpha=0.1)
         axes.set(xscale="log", xlabel=title)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -161,12 +155,10 @@ STUDY = Study(
     },
     comparisons=tuple(
         Comparison(arm, _name(*USUAL), "overall")
-        for which in AXES
         for arm in (
-            *_axis(which).values(),
-            _name(*((0.0, 1.0) if which == "alpha" else (0.2, 0.0))),
+            *(_name(alpha, USUAL[1]) for alpha in ALPHAS if alpha != USUAL[0]),
+            *(_name(USUAL[0], beta) for beta in BETAS if beta != USUAL[1]),
         )
-        if arm != _name(*USUAL)
     ),
     conclude=_conclude,
     derive=_derive,
