@@ -131,8 +131,9 @@ class Study:
     @property
     def splits(self) -> list[str]:
         """Every split that is asked, each once."""
-        asked = (*self.measures.values(), *self.summaries.values())
-        return list(dict.fromkeys(measure.split for measure in asked))
+        of_measures = [measure.split for measure in self.measures.values()]
+        of_summaries = [summary.split for summary in self.summaries.values()]
+        return list(dict.fromkeys(of_measures + of_summaries))
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,8 @@ def _curves(record: Mapping[str, Any]) -> Iterator[Figure]:
         axes.plot(weights, value, "o-", color="#0072B2")
         if (found := record["derived"][which])["value"] is not None:
             axes.axvline(found["value"], color="#D55E00")
-            low, high = (found[name] or weights[-1] for name in ("low", "high"))
-            axes.axvspan(low, high, color="#D55E00", alpha=0.1)
+            ends = (found[name] or weights[-1] for name in ("low", "high"))
+            axes.axvspan(*ends, color="#D55E00", alpha=0.1)
         axes.set(xscale="log", xlabel=title)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
