@@ -197,14 +197,14 @@ class EncoderLayer(nn.Module):
         self, visual: Tensor, text: Tensor, text_lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         n_v, n_t = visual.shape[1], text.shape[1]
+        text = blank_padding(text, text_lengths)
         if not self.interleaved:
             lengths = None if text_lengths is None else text_lengths + n_v
             added = self._encode(torch.cat((visual, text), 1), lengths)
             y_v, y_t = added.split((n_v, n_t), 1)
             return visual + y_v, text + y_t
         v = self.stream_norm(visual)
-        t = self.stream_norm(blank_padding(text, text_lengths))
-        t = align(t, n_v, text_lengths, None)
+        t = align(self.stream_norm(text), n_v, text_lengths, None)
         added = self._encode(torch.stack((v * t, v + t), 2).flatten(1, 2), None)
         y_v, y_t = added[:, 0::2], added[:, 1::2]
         return visual + y_v, text + align(y_t, n_t, None, text_lengths)

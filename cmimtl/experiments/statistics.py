@@ -1,12 +1,18 @@
 """How sure a study can be: paired differences with intervals, corrected p-values, calibration.
 
 A study trains each arm with several seeds and asks every model the same questions. Two things vary
-by chance: which images the questions are about, and with which seed a model was trained. Both are
-drawn anew in the bootstrap, images as wholes, because the questions of one image are alike.
+by chance: which images the questions are about, and with which seed a model was trained.
+
+Images are drawn anew in a bootstrap, as wholes, because the questions of one image are alike. Seeds
+are too few for that: of three, drawn with replacement, the interval would be the range of the
+three, which holds their mean in three of four cases. So each sample of the bootstrap gets the
+deviation that the mean of so few seeds has, spread / sqrt(seeds) times Student's t. With one seed
+the interval is that of this one training.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,15 +74,15 @@ def difference(a: np.ndarray, b: np.ndarray, images: Sequence[str], *, seed: int
     return Estimate(value, float(low), float(high), min(1.0, 2 * (least + 1) / (len(drawn) + 1)))
 
 
-def resampled(values: np.ndarray, images: Sequence[str], *, seed: int = 0) -> np.ndarray:
-    """Means of RESAMPLES samples of seeds and images, (RESAMPLES,).
+def resampled(values: np.ndarray, images: Sequence[str], *, arm: int, seed: int = 0) -> np.ndarray:
+    """Means of RESAMPLES samples, (RESAMPLES,).
 
-    Arms that were asked the same questions get the same samples, so what is computed of several
-    arms in each sample has the interval that the quantiles of the result give.
+    Arms that were asked the same questions get the same samples of the images. So what is computed
+    of several arms in each sample has the interval that the quantiles of the result give.
 
-    Args: as of `mean`; every question must be counted.
+    Args: as of `mean`, and the number of the arm, whose trainings vary on their own.
     """
-    return _bootstrap(values, images, seed)[0]
+    return _bootstrap(values, images, seed, arm)[0]
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float]:
@@ -90,8 +96,10 @@ def _tails() -> list[float]:
     return [tail, 1 - tail]
 
 
-def _bootstrap(values: np.ndarray, images: Sequence[str], seed: int) -> tuple[np.ndarray, float]:
-    """Means of RESAMPLES samples of the seeds and, in each, of the images; and the mean itself."""
+def _bootstrap(
+    values: np.ndarray, images: Sequence[str], seed: int, stream: int = 0
+) -> tuple[np.ndarray, float]:
+    """RESAMPLES samples of the mean, and the mean itself."""
     values = np.asarray(values, float)
     if values.ndim != 2 or values.shape[1] != len(images):
         raise ValueError(
@@ -99,24 +107,26 @@ def _bootstrap(values: np.ndarray, images: Sequence[str], seed: int) -> tuple[np
             f" {values.shape}."
         )
     counted = ~np.isnan(values)
-    if not counted.any():
-        raise ValueError(f"bootstrap: a question must be counted, got none of {values.size}.")
+    if not counted.any(1).all():
+        raise ValueError("bootstrap: every seed must have a question that is counted, got none.")
+    filled = np.where(counted, values, 0.0)
+    of_seed = filled.sum(1) / counted.sum(1)
     _, image_of = np.unique(np.asarray(images), return_inverse=True)
     n_seeds, n_images = len(values), int(image_of.max()) + 1
-    # (seeds, images) sums and numbers of the questions of each image
-    sums = np.zeros((n_seeds, n_images))
-    numbers = np.zeros((n_seeds, n_images))
-    for row in range(n_seeds):
-        np.add.at(sums[row], image_of, np.where(counted[row], values[row], 0.0))
-        np.add.at(numbers[row], image_of, counted[row].astype(float))
-    rng = np.random.default_rng(seed)
-    of_seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=RESAMPLES)
-    of_images = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=RESAMPLES)
-    total = np.einsum("rs,si,ri->r", of_seeds, sums, of_images, optimize=True)
-    number = np.einsum("rs,si,ri->r", of_seeds, numbers, of_images, optimize=True)
-    # A sample may leave out every image that counts; it says nothing and is left out too.
-    drawn = total[number > 0] / number[number > 0]
-    return drawn, float(sums.sum() / numbers.sum())
+    sums = np.bincount(image_of, filled.sum(0), n_images)
+    numbers = np.bincount(image_of, counted.sum(0), n_images)
+    weights = np.random.default_rng(seed).multinomial(
+        n_images, np.full(n_images, 1 / n_images), size=RESAMPLES
+    )
+    total, number = weights @ sums, weights @ numbers
+    # A sample may leave out every image that counts. It says nothing, and gets the mean.
+    value = float(sums.sum() / numbers.sum())
+    drawn = np.divide(total, number, out=np.full(RESAMPLES, value), where=number > 0)
+    if n_seeds > 1:
+        spread = of_seed.std(ddof=1) / math.sqrt(n_seeds)
+        noise = np.random.default_rng([seed, 1 + stream]).standard_t(n_seeds - 1, RESAMPLES)
+        drawn = drawn + spread * noise
+    return drawn, value
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

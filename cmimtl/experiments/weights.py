@@ -70,7 +70,9 @@ def _derive(scores_of: ScoresOf) -> dict[str, Any]:
     for which in AXES:
         arms = _axis(which)
         asked = [scores_of(arm, "overall") for arm in arms.values()]
-        drawn = np.stack([statistics.resampled(*of_arm) for of_arm in asked], axis=1)
+        drawn = np.stack(
+            [statistics.resampled(*of_arm, arm=arm) for arm, of_arm in enumerate(asked)], axis=1
+        )
         means = np.array([[values.mean() for values, _ in asked]])
         (value,) = knee(list(arms), means)
         low, high = statistics.interval(knee(list(arms), drawn))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoTokenizer,
     RobertaModel,
@@ -79,6 +80,7 @@ CHANGEABLE = (
         if f.name in CMIMTLConfig.__annotations__ and f.name != "fusion"
     ),
 )
+_TYPES = {f.name: f.type for f in fields(CMIMTLConfig)}
 
 
 def changed(preset: Preset, changes: Mapping[str, Any]) -> Preset:
@@ -97,6 +99,8 @@ def changed(preset: Preset, changes: Mapping[str, Any]) -> Preset:
         if whole not in CHANGEABLE or bool(part) != (whole in _PARTS):
             names = ", ".join(f"{f}.NAME" if f in _PARTS else f for f in CHANGEABLE)
             raise ValueError(f"train: changes must name one of {names}, got {name!r}.")
+        if _TYPES.get(name) is float and type(value) is int:
+            value = float(value)
         if name == "max_question_length":
             length = value
         else:
@@ -240,7 +244,11 @@ def build_processor(
 def build_config(
     preset: Preset, vocabulary: AnswerVocabulary, processor: CMIMTLProcessor, *, fusion: str
 ) -> CMIMTLConfig:
-    """Build the configuration of a preset, for a vocabulary and the processor's tokenizers."""
+    """Build the configuration of a preset, for a vocabulary and the processor's tokenizers.
+
+    Raises:
+        ValueError: a value of the preset does not fit its field.
+    """
     words, answers = processor.tokenizer, processor.answer_tokenizer
     text = {
         "vocab_size": len(words),
@@ -255,16 +263,22 @@ def build_config(
         "decoder_start_token_id": answers.pad_token_id,
     }
     config = dict(preset.config)
-    return CMIMTLConfig(
-        **{
-            **config,
-            "text_config": {**config["text_config"], **text},
-            "decoder_config": {**config["decoder_config"], **decoder},
-        },
-        fusion=fusion,
-        id2label=dict(enumerate(vocabulary.answers)),
-        label2id={answer: index for index, answer in enumerate(vocabulary.answers)},
-    )
+    try:
+        return CMIMTLConfig(
+            **{
+                **config,
+                "text_config": {**config["text_config"], **text},
+                "decoder_config": {**config["decoder_config"], **decoder},
+            },
+            fusion=fusion,
+            id2label=dict(enumerate(vocabulary.answers)),
+            label2id={answer: index for index, answer in enumerate(vocabulary.answers)},
+        )
+    except StrictDataclassError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"build_config: values must fit the configuration, got this: {reason}"
+        ) from error
 
 
 def build_model(

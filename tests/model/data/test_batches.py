@@ -1,5 +1,6 @@
 """From examples to batches: what is decoded when, in which order it comes, what a batch holds."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from cmimtl.data import AnswerVocabulary, DataError, VQAExample, batches
-from cmimtl.data.batches import EpochOrder, ImageCache, VQACollator, VQADataset
+from cmimtl.data.batches import EpochOrder, ImageCache, VQACollator, VQADataset, shuffled_answers
 from tests.model.conftest import ANSWERS, QUESTIONS
 
 SIZE = 8
@@ -115,7 +116,40 @@ def test_questions_about_a_picture_see_it_augmented_alike(tmp_path):
     assert np.array_equal(data[2]["picture"], later)
 
 
+def test_shuffled_answers(files):
+    """Those of open questions, each within its content type; a closed one keeps its own."""
+    examples = [
+        dataclasses.replace(
+            example(1, files[0]),
+            answer_normalized=f"{kind} {number}",
+            content_type=kind,
+            answer_type="closed" if kind == "size" else "open",
+        )
+        for number in range(30)
+        for kind in ("organ", "place", "size")
+    ]
+    answers = [e.answer_normalized for e in examples]
+    shuffled = shuffled_answers(examples, seed=0)
+    assert shuffled == shuffled_answers(examples, seed=0) != shuffled_answers(examples, seed=1)
+    for first, kind in enumerate(("organ", "place", "size")):
+        before, after = answers[first::3], shuffled[first::3]
+        assert sorted(after) == sorted(before)
+        # Of 30, one is expected to stay by chance, and 8 in one of a million cases.
+        stayed = sum(a == b for a, b in zip(before, after, strict=True))
+        assert stayed == 30 if kind == "size" else stayed < 8
+    assert [e.answer_normalized for e in examples] == answers
+
+
 # VQACollator
+
+
+def test_what_is_written_may_be_another_answer(processor, files):
+    """The decoder learns the other one; the class stays the example's own."""
+    examples = [example(1, files[0]), example(2, files[1])]
+    data = VQADataset(examples, ImageCache(files, 64), written=[ANSWERS[2], ANSWERS[1]])
+    batch = VQACollator(processor, AnswerVocabulary(["lung"]))([data[0], data[1]])
+    assert processor.batch_decode_answers(batch["labels"]) == [ANSWERS[2], ANSWERS[1]]
+    assert batch["answer_scores"].tolist() == [[1], [0]]
 
 
 def test_a_batch_with_targets(processor, files):

@@ -50,8 +50,9 @@ def test_both_heads_read_what_was_encoded_once(answerer, pictures):
         for handle in handles:
             handle.remove()
     assert encoded == [model.vision, model.text, model.qformer, model.fusion]
-    classified, written = answerer.ask([QUESTIONS[1]], [pictures[0]], [True])
-    assert (answer.classes[0][0], answer.generated) == (classified[0], written[0])
+    (classified,), (probability,), (written,) = answerer.ask([QUESTIONS[1]], [pictures[0]], [True])
+    assert answer.classes[0] == (classified, pytest.approx(probability))
+    assert answer.generated == written
 
 
 def test_the_frame_that_is_asked_about(answerer, pictures):
@@ -97,24 +98,25 @@ def test_many_questions_are_answered_as_each_alone(answerer, pictures, monkeypat
     monkeypatch.setattr(model.decoder, "write", counted)
     answerer.progress = done.append
     try:
-        classified, written = answerer.ask(questions, (pictures[i] for i in order), wanted)
+        answers = answerer.ask(questions, (pictures[i] for i in order), wanted)
     finally:
         for handle in handles:
             handle.remove()
         answerer.progress = None
     assert pictures_seen == [3, 3, 1] and questions_read == [4, 4, 1]
     assert asked == [4, 2] and done == [4, 4, 1]
-    for i, question, by_class, in_words, ask in zip(
-        order, questions, classified, written, wanted, strict=True
+    for i, question, ask, by_class, probability, in_words in zip(
+        order, questions, wanted, *answers, strict=True
     ):
         alone = answerer.answer(pictures[i], question)
         assert (by_class, in_words) == (alone.classes[0][0], alone.generated if ask else None)
+        assert probability == pytest.approx(alone.classes[0][1], rel=1e-4)
 
 
 def test_nothing_is_written_where_nothing_is_wanted(answerer, pictures, monkeypatch):
     monkeypatch.setattr(answerer.model, "decoder_input", None)  # would be an error if called
-    classified, written = answerer.ask(QUESTIONS, pictures, [False] * 3)
-    assert len(classified) == 3 and written == [None] * 3
+    answers = answerer.ask(QUESTIONS, pictures, [False] * 3)
+    assert len(answers.classified) == 3 and answers.written == [None] * 3
 
 
 def test_attention_lies_over_the_patches(answerer, pictures):

@@ -27,6 +27,16 @@ FAILING = {
     "no weights": ([*NEW, *PHANTOM, "--weights", "{tmp}"], "weights must be left out with the"),
     "hub": (BASE, "the pretrained text 'FacebookAI/roberta-base' must be on the hub"),
     "seed": ([*NEW, *PHANTOM, "--seed", "5000000000"], "seed must be a whole number from 0 to 42"),
+    "set": ([*NEW, *PHANTOM, "--set", "layers=2"], "changes must name one of max_question_length,"),
+    "set no field": ([*NEW, *PHANTOM, "--set", "text_config=2"], "got 'text_config'"),
+    "set no value": ([*NEW, *PHANTOM, "--set", "fusion_layers"], "must have the form NAME=VALUE"),
+    "set too small": ([*NEW, *PHANTOM, "--set", "num_queries=0"], "num_queries must be positive"),
+    "set below 0": (
+        [*NEW, *PHANTOM, "--set", "generation_weight=-1"],
+        "generation_weight must be a number of at least 0, got -1",
+    ),
+    "set text": ([*NEW, *PHANTOM, "--set", "num_queries=many"], "num_queries"),
+    "decoder answers": ([*NEW, *PHANTOM, "--decoder-answers", "none"], "one of own, shuffled"),
     "accumulate": ([*NEW, *PHANTOM, "--accumulate", "9999"], "an example for each of the 9999"),
     "no picture": (
         [*NEW, "--data", "phantom", "--root", "{tmp}/broken"],
@@ -266,3 +276,25 @@ def test_what_is_missing_decides_which_extra(without):
     done = without({"triton"}, "-c", "from cmimtl.messages import *\n"
         "try: import triton\nexcept ImportError as error: print(missing('x', error))")  # fmt: skip
     assert done.stdout.startswith("x: triton must be installed, got none; `pip install 'cmimtl[tr")
+
+
+def test_a_preset_with_changes(data, tmp_path):
+    """They reach the model, are kept with the run, and cannot be others when it is resumed."""
+    changes = ["fusion_layers=2", "generation_weight=0", "vision_options.depth=1"]
+    flags = [word for change in changes for word in ("--set", change)]
+    output = tmp_path / "run"
+    arguments = train_arguments(data, output, **{"max-steps": 2})
+    assert run(*arguments, *flags, "--decoder-answers", "shuffled") == 0
+    kept = json.loads((output / "run.json").read_text())["arguments"]
+    assert kept["changes"] == {
+        "fusion_layers": 2, "generation_weight": 0, "vision_options.depth": 1,
+    }  # fmt: skip
+    model = CMIMTLForVisualQuestionAnswering.from_pretrained(output)
+    assert len(model.fusion.layers) == 2 and len(model.vision.vit.blocks) == 1
+    assert model.config.vision_options["num_heads"] == 4  # the preset's, beside what was changed
+    logs = json.loads((output / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    entry = next(entry for entry in logs if "loss" in entry)
+    expected = entry["classification_loss"] + 0.2 * entry["contrastive_loss"]
+    assert entry["generation_loss"] > 1 and entry["loss"] == pytest.approx(expected, rel=1e-3)
+    assert run("train", "--output-dir", output, "--resume", *flags) == 0
+    assert run("train", "--output-dir", output, "--resume", "--set", "fusion_layers=3") == 2
