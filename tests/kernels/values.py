@@ -241,12 +241,16 @@ class Call:
         valid = torch.arange(x.shape[1]) < valid[:, None]
         return valid.view(*valid.shape, *[1] * (x.dim() - 2)).expand(x.shape)
 
-    def run(self, function, wide: bool = False, **options) -> dict[str, Tensor]:
+    def run(
+        self, function, *, wide: bool = False, device: str = "cpu", **options
+    ) -> dict[str, Tensor]:
         """Outputs and gradients of a public op, or of the reference, by name."""
         inputs, douts = self.tensors()
         if wide:
             inputs = {n: x.double() if _floating(x) else x for n, x in inputs.items()}
             douts = [d.double() for d in douts]
+        inputs = {n: None if x is None else x.to(device) for n, x in inputs.items()}
+        douts = [d.to(device) for d in douts]
         leaves = {n: x.detach().requires_grad_() if _floating(x) else x for n, x in inputs.items()}
         if self.case.op != "causal_conv1d":
             options["return_last_state"] = True
@@ -256,8 +260,8 @@ class Call:
         pairs = [(o, d) for o, d in zip(outs, douts, strict=True) if o.requires_grad]
         roots, given = zip(*pairs, strict=True)  # without a step, some depend on nothing
         grads = torch.autograd.grad(roots, list(wanted.values()), given, materialize_grads=True)
-        results = {f"out_{i}": out.detach() for i, out in enumerate(outs)}
-        return results | {f"d{n}": g for n, g in zip(wanted, grads, strict=True)}
+        results = {f"out_{i}": out.detach().cpu() for i, out in enumerate(outs)}
+        return results | {f"d{n}": g.cpu() for n, g in zip(wanted, grads, strict=True)}
 
     def expected(self) -> dict[str, Tensor]:
         """The same, by the equations."""
@@ -271,17 +275,17 @@ class Call:
         soft = options.get("delta_softplus", False)
         return scan(wide, douts[:-1], douts[-1], soft=soft, reverse=reverse)
 
-    def check(self, backend: str) -> None:
-        """Hold a backend, or the reference in float32 or float64, against the equations.
+    def check(self, backend: str, device: str = "cpu") -> None:
+        """Hold a backend, or the reference in its own or in double precision, to the equations.
 
         Raises:
             AssertionError: NaN or an infinity is in other places, or a number is out of tolerance.
         """
         if backend.startswith("reference"):
             function = getattr(reference, self.case.op)
-            actual = self.run(function, wide=backend == "reference, float64")
+            actual = self.run(function, wide=backend == "reference, double")
         else:
-            actual = self.run(getattr(ops, self.case.op), backend=backend)
+            actual = self.run(getattr(ops, self.case.op), device=device, backend=backend)
         wanted = self.expected()
         assert actual.keys() == wanted.keys()
         wrong = {n: difference(actual[n], wanted[n]) for n in wanted}
@@ -324,9 +328,6 @@ def difference(actual: Tensor, wanted: Tensor) -> str:
     scale = wanted.abs() + (wanted.square().mean().sqrt() or 1)
     error = float(((actual - wanted).abs() / scale).max())
     return f"error {error:.1e}" if error > 10 * max(forward, backward) else ""
-
-
-VALUES = (INF, -INF, 0.0, *range(32))  # the integers are payloads of NaN
 
 
 def arguments(case: matrix.Case) -> list[str]:
@@ -372,3 +373,38 @@ def draw(op: str, seed: int, dtypes=matrix.DTYPES, most: int = 33) -> Call:
             value = r.choice((1e6, -1e6))
         specials.append((name, r.randrange(10**6), value))
     return Call(case, specials, seed=r.randrange(1000))
+
+
+# Errors that do not grow
+
+# What a result that is computed in float32 and rounded once may be away, as relative L2 error.
+ROUNDED_ONCE = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 1e-5}
+
+
+def growth_cases(op: str, dtype: torch.dtype, scale: int = 1) -> list[matrix.Case]:
+    """Calls in each of which another size is large, and with it the sums along it."""
+    few = {"batch": 1, "length": 4, "dim": 16, "dtype": dtype}
+    long, soft = {"length": 512 // scale, "dim": 4}, {"delta_softplus": True}
+    if op == "causal_conv1d":
+        silu = {"activation": "silu"}
+        large = [{"batch": 512 // scale}, {"length": 2048 // scale}, {"width": 32}]
+        return [matrix.Case(op, few | sizes, silu) for sizes in large]
+    large = [{"dim": 4096 // scale}, {"batch": 512 // scale}, long, {"dstate": 256}]
+    return [matrix.Case(op, few | sizes, soft) for sizes in large]
+
+
+def check_growth(case: matrix.Case, backend: str, device: str = "cpu") -> None:
+    """Hold every output and gradient to an error that does not depend on the sizes."""
+    inputs = case.inputs(device)
+    if "A" in inputs:  # near -1 for every state, or those of many states would forget at once
+        inputs["A"] = inputs["A"] / inputs["A"].abs().amax(0)
+    errors = testing.compare(case.op, inputs, backend=backend, **case.options)
+    # Gradients of weights are sums in float32, whatever the dtype of u is.
+    wide = {"dA", "dD", "ddelta_bias", "dinitial_state", "dweight", "dbias"}
+    if case.op != "causal_conv1d":
+        wide.add(max(name for name in errors if name.startswith("out_")))
+    dtype = case.sizes["dtype"]
+    limits = {n: ROUNDED_ONCE[torch.float32 if n in wide else dtype] for n in errors}
+    # For half types, the step sizes are computed to some 1e-5.
+    wrong = {n: e for n, e in errors.items() if not e <= limits[n] * (1 + 3 * (n in wide))}
+    assert not wrong, f"{case} on {backend}: {wrong}"
