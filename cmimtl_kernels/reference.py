@@ -55,22 +55,22 @@ def selective_scan(
     A = A.to(acc)
 
     if delta_bias is not None:
-        delta = delta + delta_bias.to(acc)
+        delta = _keep(valid, delta + delta_bias.to(acc))
     if delta_softplus:
-        delta = _softplus(delta)
-    delta = _keep(valid, delta)  # a step of size 0 leaves the state as it is
+        delta = _keep(valid, _softplus(delta))
 
     state = u.new_zeros(batch, dim, dstate) if initial_state is None else initial_state.to(acc)
     # unbind, and not x[:, t]: the backward pass of indexing writes a gradient of the size of x at
     # every step.
-    steps = list(zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True))
+    steps = list(zip(*(x.unbind(1) for x in (valid, u, delta, B, C)), strict=True))
     ys: dict[int, Tensor] = {}  # step -> (batch, dim)
     for t in reversed(range(length)) if reverse else range(length):
-        u_t, delta_t, B_t, C_t = steps[t]
-        decay = torch.exp(delta_t[..., None] * A)  # (batch, dim, dstate)
+        valid_t, u_t, delta_t, B_t, C_t = steps[t]
+        # A padded step leaves the state as it is, also where A is infinite and 0 * A is NaN.
+        decay = torch.exp(_keep(valid_t, delta_t[..., None] * A))  # (batch, dim, dstate)
         state = decay * state + (delta_t * u_t)[..., None] * _per_channel(B_t, dim)
         ys[t] = (_per_channel(C_t, dim) * state).sum(-1)
-    out = torch.stack([ys[t] for t in range(length)], 1) if length else torch.zeros_like(u)
+    out = torch.stack([ys[t] for t in range(length)], 1) if length else u
     if D is not None:
         out = out + D.to(acc) * u
     if z is not None:
@@ -157,12 +157,15 @@ def causal_conv1d(
     out = x.new_zeros(batch, length, dim)
     for k, weight_k in enumerate(weight.to(acc).unbind(1)):
         first = width - 1 - k if reverse else k
-        out = out + weight_k * x[:, first : first + length]
+        # What a padded output would read has no part in it, nor in the gradients: its gradient is
+        # 0, and 0 times infinity would be NaN.
+        out = out + weight_k * _keep(valid, x[:, first : first + length])
     if bias is not None:
         out = out + bias.to(acc)
+    out = _keep(valid, out)
     if activation == "silu":
-        out = F.silu(out)
-    return _keep(valid, out).to(dtype)
+        out = F.silu(out)  # which keeps 0
+    return out.to(dtype)
 
 
 def run(op: str, tensors: tuple[Tensor | None, ...], *options: bool):
@@ -206,4 +209,6 @@ def _per_channel(x: Tensor, dim: int) -> Tensor:
 
 def _keep(valid: Tensor, x: Tensor) -> Tensor:
     """x where `valid`, and 0 elsewhere, where the gradient is 0 too, even if x is NaN there."""
-    return torch.where(valid.reshape(valid.shape + (1,) * (x.dim() - 2)), x, x.new_zeros(()))
+    return torch.where(
+        valid.reshape(valid.shape + (1,) * (x.dim() - valid.dim())), x, x.new_zeros(())
+    )

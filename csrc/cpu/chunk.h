@@ -185,7 +185,7 @@ struct Order {
 // per call, and all tasks read them.
 template <class T>
 struct Weights {
-  T *A2, *largest;  // A * log2(e), and the largest magnitude of each channel's
+  T *A2, *largest;  // A * log2(e), and the largest magnitude of each channel's, NaN where one is
   T *D, *bias;      // 0 where absent
 
   Weights(void* memory, const ScanSizes& s) {
@@ -223,14 +223,20 @@ void store_states(const T* from, int64_t dstate, int channels, T* to) {
 template <class T>
 void prepare_weights(const ScanForward& p, const Weights<T>& w, const Line& line) {
   constexpr int kLine = Simd<T>::kLine;
+  constexpr T kLargest = FloatTraits<T>::kLargest;
   const int64_t dstate = p.size.dstate, at_line = line.index * kLine;
   T *A2 = w.A2 + at_line * dstate, *largest = w.largest + at_line;
   load_states(static_cast<const T*>(p.A) + line.channel * dstate, dstate, line.channels, A2);
   for (int c = 0; c < kLine; ++c) largest[c] = 0;
   for (int64_t n = 0; n < dstate; ++n)
     for (int c = 0; c < kLine; ++c) {
-      const T x = A2[n * kLine + c] *= T(kLog2E), magnitude = x < 0 ? -x : x;
-      largest[c] = magnitude > largest[c] ? magnitude : largest[c];
+      const T A = A2[n * kLine + c], product = A * T(kLog2E);
+      // Of a finite A it is finite, so that a step of size 0 leaves the state as it is.
+      const bool above = __builtin_fabs(product) > kLargest && __builtin_fabs(A) <= kLargest;
+      const T x = A2[n * kLine + c] = !above ? product : A < 0 ? -kLargest : kLargest;
+      const T magnitude = x < 0 ? -x : x;
+      // No number is above a NaN, which stays.
+      largest[c] = magnitude > largest[c] || magnitude != magnitude ? magnitude : largest[c];
     }
   load_channels(p.D, line, w.D + at_line);
   load_channels(p.delta_bias, line, w.bias + at_line);

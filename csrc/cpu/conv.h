@@ -191,6 +191,11 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
                        load_rows(q.dout, batch, line, steps, w.in, w.gradients);
                        for (int64_t i = 0; i < halo * kLine; ++i) w.gradients[count * kLine + i] = kept.halo[i];
                        const Target<S> dx = target(q.dx, batch, line.channel, line.channels, steps, w.out);
+                       // The rows of `gradients` that exist: past the last step there are none, and
+                       // the zeros there must meet no infinite weight. The first `whole` rows of dx
+                       // take all of their gradients from rows that exist.
+                       const int64_t left = valid - begin, known = left < count + halo ? left : count + halo;
+                       const int whole = known > halo ? int(known - halo) : 0;
 #pragma GCC unroll 8
                        for (int v = 0; v < kLine; v += Simd<T>::kLanes) {
                          V dbias = at(kept.dbias + v);
@@ -212,12 +217,14 @@ void conv_backward_task(const ConvBackward& q, typename Storage<S>::T* dweight_p
                              sum += at(w.gradients + j * kLine + v) * at(w.rows + (j + k) * kLine + v);
                            at(kept.dweight + k * kLine + v) = sum;
                          }
-                         for (int j = 0; j < count; ++j) {
+                         const auto put = [&](int j, int64_t first) __attribute__((always_inline)) {
                            V sum = V{};
-                           for (int64_t k = 0; k < width; ++k)
+                           for (int64_t k = first; k < width; ++k)
                              sum += at(kept.weight + k * kLine + v) * at(w.gradients + (j + halo - k) * kLine + v);
                            dx.put(j, v, sum);
-                         }
+                         };
+                         for (int j = 0; j < whole; ++j) put(j, 0);
+                         for (int j = whole; j < count; ++j) put(j, j + halo + 1 - known);
                        }
                        // The chunk before needs the first ones of these gradients.
                        for (int64_t i = 0; i < halo * kLine; ++i) kept.halo[i] = w.gradients[i];

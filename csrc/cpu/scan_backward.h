@@ -33,6 +33,8 @@ struct BackwardScratch {
   T *dD, *dbias;  // [line of the task][lane]
   T *B, *C;       // [step][state]
   T *dB, *dC;     // [step][state of a group][lane of a vector]
+  // As dB and dC, of a vector whose last lanes have no channel.
+  T *spare_dB, *spare_dC;
   T *decay, *history;
   Columns<T> columns[kBlockLines];
   S *in[7], *out[5];  // rows that cannot be used in place: see stage_backward and finish_backward
@@ -46,6 +48,7 @@ struct BackwardScratch {
     for (Columns<T>& c : columns) c = Columns<T>(memory, dstate);
     for (S*& rows : in) rows = memory.take<S>(kSteps * kLine);
     for (S*& rows : out) rows = memory.take<S>(kSteps * kLine);
+    for (T** group : {&spare_dB, &spare_dC}) *group = memory.take<T>(kSteps * kBackwardGroup * Simd<T>::kLanes);
   }
 };
 
@@ -61,7 +64,7 @@ bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Wei
   const auto rows = [&](const In& x, const Steps& steps, int buffer) {
     return gather(x, batch, line.channel, line.channels, steps, w.in[buffer]);
   };
-  const bool gated = p.z[0].data;
+  const bool gated = p.z[0].data, skip = p.D;
   const Rows<const S> delta = rows(p.delta, c.steps, 0);
   Rows<const S> u[2], z[2], dout[2];
   for (int m = 0; m < p.streams; ++m) {
@@ -84,7 +87,7 @@ bool stage_backward(const BackwardScratch<S>& w, const Columns<T>& to, const Wei
     at(to.step_size + place) = step_size;
     at(to.slope + place) = slope;
     at(to.input + place) = step_size * x;
-    at(to.y + place) = at(D + v) * x;
+    at(to.y + place) = skip ? V(at(D + v) * x) : V{};  // 0 times infinity would be NaN
     at(to.dinput + place) = at(to.dstep_size + place) = V{};
     at(to.dy + place) = dout * gate;
     at(to.dgate + place) = dout * slope_of_gate;
@@ -120,7 +123,7 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
   constexpr int kLine = Simd<T>::kLine, kLanes = Simd<T>::kLanes;
   const ScanForward& p = q.forward;
   const T* D = weights.D + line.index * kLine;
-  const bool gated = p.z[0].data;
+  const bool gated = p.z[0].data, skip = p.D;
   const auto rows = [&](const In& x, int buffer) {
     return gather(x, batch, line.channel, line.channels, c.pairs, w.in[buffer]);
   };
@@ -146,7 +149,8 @@ void finish_backward(const BackwardScratch<S>& w, const Columns<T>& from, const 
     ddelta.put(i, v, ddelta_i);
     dD[v / kLanes] += dy * x;
     dbias[v / kLanes] += ddelta_i;
-    return V(at(from.step_size + place) * dinput + at(D + v) * dy);
+    const V dx = at(from.step_size + place) * dinput;
+    return skip ? V(dx + at(D + v) * dy) : dx;
   };
   const auto dgate = [&](int i, int v) { return V(at(from.dgate + i * kLine + v) * at(from.y + i * kLine + v)); };
   if (p.streams == 1) {
@@ -234,6 +238,38 @@ void store_maps(const ScanForward& p, const Partial<T>& partial, const Chunk& c,
   }
 }
 
+// Computes one vector of a line, for one group of states, of which only the first `channels` lanes
+// have a channel. The other lanes compute with zeros. These give NaN where B or C is infinite, which
+// must not get into the sums over channels.
+template <int kGroup, class S, class T>
+__attribute__((noinline)) void partial_vector(const BackwardScratch<S>& w, BackwardSlice<T> s, bool moderate,
+                                              int channels, bool first) {
+  using V = typename Simd<T>::V;
+  constexpr int kLanes = Simd<T>::kLanes;
+  T *const dB = s.dB, *const dC = s.dC;
+  s.dB = w.spare_dB, s.dC = w.spare_dC;
+  replay_any<kGroup>(s, moderate, true);
+  gradient_any<kGroup>(s, true);
+  typename Simd<T>::I has_channel;
+  for (int l = 0; l < kLanes; ++l) has_channel[l] = l < channels ? -1 : 0;
+  const auto add = [&](const T* from, T* to) {
+    for (int i = 0; i < s.count * kGroup * kLanes; i += kLanes) {
+      const V sum = has_channel ? V(at(from + i)) : V{};
+      at(to + i) = first ? sum : V(at(to + i) + sum);
+    }
+  };
+  add(w.spare_dB, dB), add(w.spare_dC, dC);
+}
+
+// Computes one vector of a line, for one group of states. With `first`, dB and dC hold nothing yet.
+template <int kGroup, class S, class T>
+inline void backward_vector(const BackwardScratch<S>& w, const BackwardSlice<T>& s, bool moderate, int channels,
+                            bool first) {
+  if (channels < Simd<T>::kLanes) return partial_vector<kGroup>(w, s, moderate, channels, first);
+  replay_any<kGroup>(s, moderate, first);
+  gradient_any<kGroup>(s, first);
+}
+
 // Computes one block of lines in one chunk. The outer loop is over groups of states and the inner
 // one over lines, so that the sums dB and dC of one group stay in the first-level cache. The
 // elementwise work of a line is done beside its first and its last group, while the line's columns
@@ -280,8 +316,7 @@ void backward_block(const BackwardScratch<S>& w, const Weights<T>& weights, cons
                                      .decay = w.decay,
                                      .history = w.history,
                                      .prefetch = {.rows = next + k, .part = group, .parts = groups}};
-        replay_any<kGroup>(slice, moderate[k], first);
-        gradient_any<kGroup>(slice, first);
+        backward_vector<kGroup>(w, slice, moderate[k], line.channels - v, first);
       }
       if (n + kGroup == dstate)
         finish_backward(w, columns, weights, q, c, batch, line, w.dD + of_task, w.dbias + of_task);

@@ -44,6 +44,7 @@ bool stage_forward(const ForwardScratch<S>& w, const ForwardColumns<T>& to, cons
   using I = typename Simd<T>::I;
   constexpr int kLine = Simd<T>::kLine;
   const T *D = weights.D + line.index * kLine, *bias = weights.bias + line.index * kLine;
+  const bool skip = p.D;
   Magnitude<T> magnitude;
   const Rows<const S> delta = gather(p.delta, batch, line.channel, line.channels, c.steps, w.in[0]);
   const auto stream = [&](int m) { return gather(p.u[m], batch, line.channel, line.channels, c.pairs, w.in[1 + m]); };
@@ -58,7 +59,7 @@ bool stage_forward(const ForwardScratch<S>& w, const ForwardColumns<T>& to, cons
     magnitude.add(v, step_size);
     at(to.step_size + i * kLine + v) = step_size;
     at(to.input + i * kLine + v) = step_size * x;
-    at(to.y + i * kLine + v) = at(D + v) * x;
+    at(to.y + i * kLine + v) = skip ? V(at(D + v) * x) : V{};  // 0 times infinity would be NaN
   };
   if (p.streams == 1) {
     const Rows<const S> u = stream(0);

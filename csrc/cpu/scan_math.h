@@ -20,6 +20,7 @@ struct FloatTraits<float> {
   static constexpr int kMantissaBits = 23;
   static constexpr float kMaxExponent = 126.0f;  // 2^±126 is normal
   static constexpr float kUnderflow = -150.0f, kOverflow = 128.0f;
+  static constexpr float kLargest = 3.40282347e38f;
 };
 template <>
 struct FloatTraits<double> {
@@ -28,6 +29,7 @@ struct FloatTraits<double> {
   static constexpr int kMantissaBits = 52;
   static constexpr double kMaxExponent = 1022.0;
   static constexpr double kUnderflow = -1075.0, kOverflow = 1024.0;
+  static constexpr double kLargest = 1.7976931348623157e308;
 };
 
 // 2^f on [-1/2, 1/2]. The constant term is exactly 1: a recurrence amplifies the error of 1 - 2^f,
@@ -210,21 +212,27 @@ inline V quotient(V a, V b, double) {
   return a / b;
 }
 
-// e^-|x|, but not below the smallest normal number. For NaN it is some number. Without their signs,
-// numbers have the order of their bits as integers.
+// e^-|x|: 0 below the smallest normal number, and for NaN. Without their signs, numbers have the
+// order of their bits as integers.
 template <class T, class V, class I>
 inline V exp_of_minus_magnitude(V x) {
   using Int = typename FloatTraits<T>::Int;
   constexpr T kBound = T(FloatTraits<T>::kMaxExponent * kLn2), kBase = T(kLog2E);
 #if CMIMTL_VECTOR_BYTES == 64
   // VRANGE: of x and the bound the one with the smaller magnitude, with the sign set.
-  if constexpr (sizeof(T) == 4)
-    return exp2_product16(V(_mm512_maskz_range_ps(0xFFFF, x, kBound - V{}, 0b1110)), kBase - V{});
+  if constexpr (sizeof(T) == 4) {
+#if CMIMTL_SAPPHIRE_RAPIDS
+    // The multiplication by 2^n gives 0 by itself: e^-150 is 2^-216.
+    return exp2_product16(V(_mm512_maskz_range_ps(0xFFFF, x, 150 - V{}, 0b1110)), kBase - V{});
+#else
+    const V inside = _mm512_maskz_range_ps(0xFFFF, x, kBound - V{}, 0b1110);
+    return inside > -kBound ? exp2_product16(inside, V(kBase - V{})) : V{};
+#endif
+  }
 #endif
   const I bound = __builtin_bit_cast(Int, kBound) - I{};
-  I magnitude = I(x) & (~(Int(1) << (8 * sizeof(T) - 1)) - I{});
-  magnitude = magnitude < bound ? magnitude : bound;
-  return exp2_product<T, V, I>(V(magnitude), -kBase - V{});
+  const I magnitude = I(x) & (~(Int(1) << (8 * sizeof(T) - 1)) - I{});
+  return V(I(exp2_product<T, V, I>(V(magnitude), -kBase - V{})) & (magnitude <= bound));
 }
 
 // max(x, 0); NaN for NaN.
@@ -236,15 +244,16 @@ inline V positive_part(V x) {
   return x < 0 ? V{} : x;
 }
 
-// softplus(x) = log(1 + e^x) and its slope, the sigmoid, from e = exp_of_minus_magnitude(x). For
-// NaN the value is NaN, and the slope is some number.
+// softplus(x) = log(1 + e^x) and its slope, the sigmoid, from e = exp_of_minus_magnitude(x). At
+// -infinity both are exactly 0. For NaN the value is NaN, and the slope is some number.
 template <class T, class V>
 inline void softplus(V x, V e, V& value, V& slope) {
   value = log1p_unit(e, positive_part<T>(x), T());
   slope = quotient(x < 0 ? e : V(1 - V{}), V(1 + e), T());
 }
 
-// The sigmoid of x. For NaN it is some number, so that x * sigmoid(x) is NaN.
+// The sigmoid of x. At -infinity it is exactly 0, so that x * sigmoid(x) is NaN there, as in
+// PyTorch. For NaN it is some number, and x * sigmoid(x) is NaN.
 template <class T, class V, class I>
 inline V sigmoid(V x) {
 #if CMIMTL_VECTOR_BYTES == 64
@@ -252,7 +261,8 @@ inline V sigmoid(V x) {
   if constexpr (sizeof(T) == 4) {
     constexpr float kBound = float((FloatTraits<float>::kMaxExponent - 1) * kLn2);
     const V inside = _mm512_maskz_range_ps(0xFFFF, x, kBound - V{}, 0b0010);
-    return quotient(V(1 - V{}), V(1 + exp2_product16(inside, V(-float(kLog2E) - V{}))), T());
+    const V one = 1 - V{}, result = quotient(one, V(1 + exp2_product16(inside, V(-float(kLog2E) - V{}))), T());
+    return x < -kBound ? V{} : result;
   }
 #endif
   const V e = exp_of_minus_magnitude<T, V, I>(x);

@@ -289,8 +289,7 @@ class BackwardPhases : Phases<S, true> {
                                          .decay = w.decay,
                                          .history = w.history,
                                          .prefetch = {.rows = &none, .part = 0, .parts = 1}};
-            replay_any<kGroup>(slice, moderate_[place], first);
-            gradient_any<kGroup>(slice, first);
+            backward_vector<kGroup>(w, slice, moderate_[place], this->line(i).channels - v, first);
           }
         }
         store_maps(p_, sums_, c, segment_.batch, index, n, kGroup, w.dB, w.dC);
