@@ -183,7 +183,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         width = config.fusion_feed_forward or 4 * config.d_model
         self.interleaved = interleaved
-        self.stream_norm = nn.LayerNorm(config.d_model)
+        if interleaved:
+            self.stream_norm = nn.LayerNorm(config.d_model)
         self.attention_norm, self.feed_forward_norm = (
             nn.LayerNorm(config.d_model) for _ in range(2)
         )
