@@ -4,4 +4,6 @@ import sys
 
 from cmimtl.cli import main
 
-sys.exit(main())
+# A child that multiprocessing starts anew imports this module again, under another name.
+if __name__ == "__main__":
+    sys.exit(main())

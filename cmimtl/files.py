@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and check outputs before hours of work."""
+"""Write files whole or not at all, check outputs before hours of work, and doubt what is read."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # The errors of a write that its user can mend: no space is left on the disk, or none of a quota or
 # a limit; there is no right to write; the disk is read-only or broken.
@@ -17,6 +19,10 @@ _OF_WRITING = {
 }  # fmt: skip
 # torch.save and safetensors tell of such an error in these words, without its number.
 _FAILED_WRITES = ("inline_container.cc", "PytorchStreamWriter", "Error while serializing")
+
+# Longer whole numbers are none that a float can hold.
+MAX_DIGITS = 308
+_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 
 
 class WriteError(OSError):
@@ -133,3 +139,81 @@ def check_folder(operation: str, argument: str, path: str | os.PathLike[str]) ->
         f"{operation}: {argument} must be a folder that can be written to, got {path}:"
         f" {existing} {why}."
     )
+
+
+@contextlib.contextmanager
+def reading(operation: str, requirement: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Where the body fails to read a file, raise an error that names the file and says why.
+
+    Libraries raise nearly everything of a damaged file: TypeError, KeyError, struct.error,
+    RuntimeError, RecursionError among them.
+
+    Args:
+        operation, requirement: the error has the form "operation: requirement, got path: reason".
+        path: the file that the body reads.
+    Raises:
+        ValueError: the body raised anything. A ValueError that names the file is left as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        if not isinstance(error, ValueError) or not reason:
+            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
+        raise ValueError(f"{operation}: {requirement}, got {path}: {reason}") from error
+
+
+def read_file(operation: str, requirement: str, path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a file; what is no file, such as a pipe, would never end.
+
+    Args: as `reading`.
+    Raises:
+        OSError: the file is not there or cannot be opened.
+        ValueError: it is no file, or has a name that no file can have.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "no file"
+            raise ValueError(f"{operation}: {requirement}, got {path}, which is {kind}.")
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{operation}: {requirement}, got a name too long: {path}.") from error
+        raise
+
+
+def read_json(
+    operation: str, requirement: str, path: str | os.PathLike[str], kind: type = dict
+) -> Any:
+    """What a file of JSON holds. A byte-order mark is skipped.
+
+    Args:
+        operation, requirement: as in `reading`.
+        path: the file.
+        kind: dict or list, what the file must hold.
+    Raises:
+        ValueError: it cannot be read, is no JSON in UTF-8, holds something else, is nested too
+            deeply, or has a number that is too long or text that no file can hold.
+    """
+    with reading(operation, requirement, path):
+        text = read_file(operation, requirement, path).decode("utf-8-sig")
+        content = json.loads(text, parse_int=_whole_number)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds a {type(content).__name__}, no {kind.__name__}")
+        return content
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits, more than {MAX_DIGITS}")
+    return int(digits)
+
+
+def leads_out(root: Path, path: Path) -> bool:
+    """Whether a path leads out of a folder, by its own parts or by those that links stand for."""
+    return ".." in path.parts or not path.resolve().is_relative_to(root.resolve())

@@ -19,7 +19,25 @@ from cmimtl_kernels.submodules import convolve, is_plain, step_size
 INTERLEAVE_KINDS = ("product-sum", "gated")
 
 
-class CrossMambaBlock(nn.Module):
+class KeepsFloat32(nn.Module):
+    """A module whose own parameters stay float32 where `half()` and its like cast the module.
+
+    Those of its children, and what is cast to float64, are cast as always.
+    """
+
+    def _apply(self, fn, recurse=True):
+        def keep(x: Tensor) -> Tensor:
+            moved = fn(x)
+            narrow = moved.dtype in (torch.float16, torch.bfloat16) and x.dtype == torch.float32
+            return x.to(moved.device) if narrow else moved
+
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        return super()._apply(keep, recurse=False)
+
+
+class CrossMambaBlock(KeepsFloat32):
     """Fuse a visual and a text stream, with a residual connection around the fusion.
 
         n_m        = norm(m)                      for both streams m, with the same weights

@@ -22,6 +22,7 @@ Conventions of every kernel:
 - A gradient that does not apply (dD without D) is an empty tensor.
 """
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -83,7 +84,7 @@ def define(namespace: str, ops: tuple[str, ...] = OPS) -> None:
     for name in names:
         backward = _BACKWARDS[name](_OPS.get((namespace, name.replace("_fwd", "_bwd"))))
         setup = _SETUPS.get(name)
-        torch.library.register_fake(f"{namespace}::{name}", _FAKES[name], lib=library)
+        torch.library.register_fake(f"{namespace}::{name}", _checked(name), lib=library)
         torch.library.register_autograd(
             f"{namespace}::{name}", backward, setup_context=setup, lib=library
         )
@@ -300,6 +301,41 @@ _FAKES: dict[str, Callable] = {
     "causal_conv1d_fwd": _fake_conv_fwd,
     "causal_conv1d_bwd": _fake_conv_bwd,
 }
+
+
+def _checked(name: str) -> Callable:
+    """The fake kernel of an op, after the checks that keep its own code from stumbling.
+
+    It also runs for a call in which one tensor is on meta and the others are not.
+    """
+    fake = _FAKES[name]
+    schema = SCHEMAS[name].partition("->")[0]
+    arguments = [
+        (position, argument, not optional)
+        for position, (kind, optional, argument) in enumerate(
+            re.findall(r"(Tensor|bool|int)(\??) (\w+)", schema)
+        )
+        if kind == "Tensor"
+    ]
+    ranks = {"A": (2,), "weight": (2,), "B": (3, 4), "C": (3, 4), "checkpoints": (1, 4)}
+
+    def checked(*args):
+        device = args[0].device if args[0] is not None else None
+        for position, argument, required in arguments:
+            x = args[position]
+            if x is None and required:
+                raise RuntimeError(f"{name}: {argument} must be a tensor, got None")
+            if x is not None and x.device != device:
+                raise RuntimeError(f"{name}: {argument} must be on {device}, got {x.device}")
+            allowed = ranks.get(argument, (3,))
+            if required and x.dim() not in allowed:
+                raise RuntimeError(
+                    f"{name}: {argument} must have {' or '.join(map(str, allowed))} dimensions,"
+                    f" got {tuple(x.shape)}"
+                )
+        return fake(*args)
+
+    return checked
 
 
 # Autograd calls the backward ops and turns the gradients of absent inputs into None

@@ -8,22 +8,18 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
+#include "bindings_checks.h"
 #include "selective_scan.h"
 
 namespace cmimtl {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
-
+// Of a stream, whose dtype has been checked.
 inline DType dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat32;
     case ScalarType::Double:
       return DType::kFloat64;
     case ScalarType::BFloat16:
@@ -31,7 +27,7 @@ inline DType dtype_of(const Tensor& x) {
     case ScalarType::Half:
       return DType::kFloat16;
     default:
-      STD_TORCH_CHECK(false, "cmimtl: u must be float32, float64, bfloat16 or float16");
+      return DType::kFloat32;
   }
 }
 
@@ -84,41 +80,42 @@ struct ScanInputs {
   bool delta_softplus, reverse;
   int64_t checkpoint_every;
 
-  // Raises where a shape would let a kernel read or write outside of a tensor. The public functions
-  // have checked all shapes before, with better messages; this check is for callers of the op
-  // itself.
-  void check(const char* op) const {
+  Arguments check(const char* op) const {
+    constexpr const char *kStreams[2][2] = {{"u", ""}, {"v", "t"}}, *kGates[2][2] = {{"z", ""}, {"z_v", "z_t"}};
+    const auto &names = kStreams[streams - 1], &gates = kGates[streams - 1];
+    const Arguments arguments(op, names[0], u[0]);
+    const ScalarType dtype = u[0].scalar_type(), acc = accumulation_of(u[0]);
     const int64_t batch = u[0].size(0), length = u[0].size(1), dim = u[0].size(2), steps = streams * length;
-    const auto shape = [&](const char* name, const Tensor& x, std::vector<int64_t> expected) {
-      bool same = x.dim() == int64_t(expected.size());
-      for (size_t i = 0; same && i < expected.size(); ++i) same = x.size(int64_t(i)) == expected[i];
-      STD_TORCH_CHECK(same, op, ": ", name, " must have the shape that the op's schema states");
-    };
-    const auto optional = [&](const char* name, const Optional& x, std::vector<int64_t> expected) {
-      if (x) shape(name, *x, expected);
-    };
-    STD_TORCH_CHECK(A.dim() == 2 && (B.dim() == 3 || B.dim() == 4), op, ": A must have 2 dimensions and B 3 or 4, got ",
-                    A.dim(), " and ", B.dim());
-    const int64_t dstate = A.size(1), ngroups = groups_of(B);
-    STD_TORCH_CHECK(dstate > 0, op, ": A must have at least one state, got (", A.size(0), ", 0)");
-    STD_TORCH_CHECK(ngroups > 0 && dim % ngroups == 0, op, ": B must have groups that divide dim=", dim, ", got ",
-                    ngroups);
-    const auto map = [&](const char* name, const Tensor& x) {
-      if (x.dim() == 3 && ngroups == 1) return shape(name, x, {batch, steps, dstate});
-      shape(name, x, {batch, steps, ngroups, dstate});
-    };
     for (int m = 0; m < streams; ++m) {
-      shape("every stream", u[m], {batch, length, dim});
-      optional("every gate", z[m], {batch, length, dim});
+      if (m) arguments.require(names[m], u[m], {batch, length, dim}, dtype);
+      arguments.require(gates[m], z[m], {batch, length, dim}, dtype);
     }
-    shape("delta", delta, {batch, steps, dim});
-    shape("A", A, {dim, dstate});
-    map("B", B);
-    map("C", C);
-    optional("D", D, {dim});
-    optional("delta_bias", delta_bias, {dim});
-    optional("initial_state", initial_state, {batch, dim, dstate});
-    optional("lengths", lengths, {batch});
+    CMIMTL_CHECK(streams == 1 || z[0].has_value() == z[1].has_value(), op, ": ", gates[z[0] ? 1 : 0],
+                 " must be given together with ", gates[z[0] ? 0 : 1], ", got None");
+    arguments.require("delta", delta, {batch, steps, dim}, dtype);
+    arguments.require_tensor("A", A, acc);
+    CMIMTL_CHECK(A.dim() == 2 && A.size(0) == dim && A.size(1) > 0, op, ": A must have shape (dim=", dim,
+                 ", dstate >= 1), got ", text_of(A.sizes()));
+    const int64_t dstate = A.size(1);
+    arguments.require_tensor("B", B, dtype);
+    CMIMTL_CHECK(B.dim() == 3 || (B.dim() == 4 && B.size(2) > 0 && dim % B.size(2) == 0), op,
+                 ": B must have shape (batch, steps, dstate) or (batch, steps, ngroups, dstate) with ngroups a divisor "
+                 "of dim=",
+                 dim, ", got ", text_of(B.sizes()));
+    const int64_t ngroups = groups_of(B);
+    for (const auto& [name, x] : {std::pair("B", &B), std::pair("C", &C)}) {
+      CMIMTL_CHECK(x->defined(), op, ": ", name, " must be a tensor, got None");
+      if (x->dim() == 3 && ngroups == 1) {
+        arguments.require(name, *x, {batch, steps, dstate}, dtype);
+      } else {
+        arguments.require(name, *x, {batch, steps, ngroups, dstate}, dtype);
+      }
+    }
+    arguments.require("D", D, {dim}, acc);
+    arguments.require("delta_bias", delta_bias, {dim}, acc);
+    arguments.require("initial_state", initial_state, {batch, dim, dstate}, acc);
+    arguments.require("lengths", lengths, {batch}, ScalarType::Long);
+    return arguments;
   }
 
   // The struct without outputs; the tensors must outlive it.
@@ -161,11 +158,20 @@ struct ConvInputs {
   Tensor x, weight;
   Optional bias, lengths;
 
-  ConvForward params(const char* op, bool silu, bool reverse) {
-    STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 2 && weight.size(0) == x.size(2), op,
-                    ": weight must have shape (dim, width) with the dim of x");
-    STD_TORCH_CHECK(!bias || bias->numel() == x.size(2), op, ": bias must have shape (dim,)");
-    STD_TORCH_CHECK(!lengths || lengths->numel() == x.size(0), op, ": lengths must have shape (batch,)");
+  Arguments check(const char* op) const {
+    const Arguments arguments(op, "x", x);
+    const int64_t dim = x.size(2);
+    const ScalarType acc = accumulation_of(x);
+    arguments.require_tensor("weight", weight, acc);
+    CMIMTL_CHECK(weight.dim() == 2 && weight.size(0) == dim && weight.size(1) > 0, op,
+                 ": weight must have shape (dim=", dim, ", width >= 1), got ", text_of(weight.sizes()));
+    arguments.require("bias", bias, {dim}, acc);
+    arguments.require("lengths", lengths, {x.size(0)}, ScalarType::Long);
+    return arguments;
+  }
+
+  // The struct without outputs, of arguments that have been checked.
+  ConvForward params(bool silu, bool reverse) {
     weight = plain(weight), bias = plain(bias), lengths = plain(lengths);
     ConvForward p{};
     p.batch = x.size(0), p.length = x.size(1), p.dim = x.size(2), p.width = weight.size(1);
@@ -217,26 +223,28 @@ struct Ops {
 
   static ScanGradients backward(const char* op, const Tensor* dout, const Optional& dlast_state, ScanInputs x,
                                 const Tensor& checkpoints) {
-    x.check(op);
+    const Arguments arguments = x.check(op);
+    CMIMTL_CHECK(x.checkpoint_every > 0, op, ": checkpoint_every must be positive in the backward pass, got ",
+                 x.checkpoint_every);
     ScanBackward q{};
     q.forward = x.params();
     ScanForward& p = q.forward;
     Kernels::check_scan(op, p, true);
-    STD_TORCH_CHECK(x.checkpoint_every > 0, op, ": checkpoint_every must be positive in the backward pass, got 0");
     const auto& s = p.size;
     const ScalarType acc = accumulation_of(x.u[0]), dtype = x.u[0].scalar_type();
+    arguments.require("checkpoints", checkpoints, {s.batch, s.nchunks, s.dim, s.dstate}, acc);
+    arguments.require("dlast_state", dlast_state, {s.batch, s.dim, s.dstate}, acc);
+    for (int m = 0; m < x.streams; ++m) {
+      const char* name = x.streams == 1 ? "dout" : m ? "dout_t" : "dout_v";
+      arguments.require(name, dout[m], {s.batch, s.length, s.dim}, dtype);
+    }
     const Tensor kept = plain(checkpoints);
-    STD_TORCH_CHECK(kept.numel() == s.batch * s.nchunks * s.dim * s.dstate, op,
-                    ": checkpoints must be those of the forward pass, got ", kept.numel(), " elements");
     p.checkpoints = const_cast<void*>(kept.const_data_ptr());
     const Optional dlast = plain(dlast_state);
     q.dlast_state = data(dlast);
 
     ScanGradients r;
     for (int m = 0; m < x.streams; ++m) {
-      STD_TORCH_CHECK(
-          dout[m].dim() == 3 && dout[m].size(0) == s.batch && dout[m].size(1) == s.length && dout[m].size(2) == s.dim,
-          op, ": dout must have the shape of its output");
       q.dout[m] = in(dout[m]);
       q.du[m] = out(r.du[m] = result_like(x.u[m]));
       r.dz[m] = x.z[m] ? result_like(*x.z[m]) : nothing(x.u[m], dtype);
@@ -354,7 +362,8 @@ struct Ops {
 
   static Tensor causal_conv1d_fwd(Tensor x, Tensor weight, Optional bias, Optional lengths, bool silu, bool reverse) {
     ConvInputs inputs{.x = x, .weight = weight, .bias = bias, .lengths = lengths};
-    ConvForward p = inputs.params("causal_conv1d_fwd", silu, reverse);
+    inputs.check("causal_conv1d_fwd");
+    ConvForward p = inputs.params(silu, reverse);
     Kernels::check_conv("causal_conv1d_fwd", p, false);
     Tensor y = result_like(x);
     p.out = out(y);
@@ -365,12 +374,11 @@ struct Ops {
   static std::tuple<Tensor, Tensor, Tensor> causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Optional bias,
                                                               Optional lengths, bool silu, bool reverse) {
     ConvInputs inputs{.x = x, .weight = weight, .bias = bias, .lengths = lengths};
+    inputs.check("causal_conv1d_bwd").require("dout", dout, {x.size(0), x.size(1), x.size(2)}, x.scalar_type());
     ConvBackward q{};
-    q.forward = inputs.params("causal_conv1d_bwd", silu, reverse);
+    q.forward = inputs.params(silu, reverse);
     const ConvForward& p = q.forward;
     Kernels::check_conv("causal_conv1d_bwd", p, true);
-    STD_TORCH_CHECK(dout.dim() == 3 && dout.size(0) == p.batch && dout.size(1) == p.length && dout.size(2) == p.dim,
-                    "causal_conv1d_bwd: dout must have the shape of x");
     const ScalarType acc = accumulation_of(x);
     Tensor dx = result_like(x), dweight = empty(x, {p.dim, p.width}, acc), dbias = optional_like(bias, x, acc);
     q.dout = in(dout);

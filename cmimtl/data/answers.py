@@ -38,6 +38,20 @@ _CONTRACTIONS = {
 # The punctuation marks, in the order in which they are treated. "." has a rule of its own, and "'"
 # and ":" stay.
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+# What typewriters and keyboards write otherwise, and what cannot be seen.
+_TYPOGRAPHIC = str.maketrans(
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d", "-"),
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u2032\uff07", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\uff02", '"'),
+        **dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", " "),
+        **dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff", ""),
+        **dict(
+            zip("\u3002\uff0c\u3001\uff1f\uff01\uff1b\uff1a\uff08\uff09", ".,,?!;:()", strict=True)
+        ),
+    }
+)
+_DECIMAL = re.compile(r"(\d+)\.(\d+)")
 _COMMA_BETWEEN_DIGITS = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 
@@ -45,14 +59,15 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 def normalize_answer(text: str) -> str:
     """Bring an answer to the form in which answers are compared and counted as classes.
 
-    In this order:
+    Hyphens, dashes, apostrophes, quotation marks and blanks of typography, and the marks of
+    Chinese, count as those of ASCII, and what has no width as nothing. Then, in this order:
 
     1. Each mark of ``; / [ ] " { } ( ) = + \\ _ - > < @ ` , ? !`` is taken out where it stands
        beside a blank anywhere in the text, or where the text has a comma between digits ("1,000");
        otherwise it becomes a blank ("x-ray" -> "x ray").
     2. A full stop goes unless a digit follows it ("3.5 cm." -> "3.5 cm").
     3. Lower case, blanks single, articles (a, an, the) dropped; number words zero to ten become
-       digits, and "none" becomes "0".
+       digits, and "none" becomes "0". A decimal fraction loses its last zeros ("2.0" -> "2").
     4. Contractions get their apostrophe back ("dont" -> "don't").
 
     Args:
@@ -67,14 +82,23 @@ def normalize_answer(text: str) -> str:
     """
     if not isinstance(text, str):
         raise TypeError(f"normalize_answer: text must be a str, got {type(text).__name__}.")
+    text = text.translate(_TYPOGRAPHIC)
     digits = _COMMA_BETWEEN_DIGITS.search(text) is not None
     cleaned = text
     for mark in _PUNCTUATION:
         beside_blank = f"{mark} " in text or f" {mark}" in text
         cleaned = cleaned.replace(mark, "" if digits or beside_blank else " ")
     cleaned = _FULL_STOP.sub("", cleaned)
-    words = (_NUMBER_WORDS.get(word, word) for word in cleaned.lower().split())
+    words = (_number(word) for word in cleaned.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def _number(word: str) -> str:
+    """A number word as digits, and a decimal fraction without its last zeros; else the word."""
+    if (decimal := _DECIMAL.fullmatch(word)) is not None:
+        whole, fraction = decimal[1], decimal[2].rstrip("0")
+        return f"{whole}.{fraction}" if fraction else whole
+    return _NUMBER_WORDS.get(word, word)
 
 
 class AnswerVocabulary:

@@ -6,13 +6,13 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cmimtl.data import dicom
+from cmimtl.files import read_file
 
 # Nothing else is opened, whatever a file is named: Pillow starts another program for some formats.
 FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "GIF", "BMP", "WEBP", "PPM")
@@ -51,7 +51,8 @@ def load_image(source: object, *, frame: int | None = None, view: int = 0) -> Im
             than above; frame or view is not there. The message says what it got.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _from_bytes(Path(source).read_bytes(), frame, view, str(source))
+        data = read_file("load_image", "source must be an image file", source)
+        return _from_bytes(data, frame, view, str(source))
     if isinstance(source, (bytes, bytearray)):
         return _from_bytes(bytes(source), frame, view, "the bytes")
     _chosen("view", view, 1, "what is not DICOM")

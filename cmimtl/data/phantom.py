@@ -29,6 +29,7 @@ from cmimtl.data.example import DataError, ReaderReport, VQAExample
 from cmimtl.data.phantom_pictures import Grid, draw_picture
 from cmimtl.data.phantom_questions import Phantom, Question, ask, draw_phantom
 from cmimtl.data.slake import SLAKE_FILES, read_slake
+from cmimtl.files import read_json
 from cmimtl.names import MORE_SPLITS
 
 # These splits ask only for descriptions, which only a decoder can give.
@@ -122,7 +123,7 @@ def write_phantom(
 def _drawn(root: Path) -> dict | None:
     """The arguments that the set in root was drawn with; None where root holds no whole set."""
     try:
-        return json.loads((root / "phantom.json").read_text())
+        return read_json("write_phantom", "it must tell how it was drawn", root / "phantom.json")
     except (OSError, ValueError):
         return None
 

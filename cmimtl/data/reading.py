@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cmimtl.data.answers import normalize_answer
 from cmimtl.data.example import CLOSED, OPEN, DataError, ReaderReport, VQAExample
+from cmimtl.files import leads_out, read_json
 
 _ANSWER_TYPES = {"OPEN": OPEN, "CLOSED": CLOSED}
 
@@ -17,12 +17,20 @@ class Row:
     """One row of a JSON list, which knows its place, for messages, and repairs what is read."""
 
     def __init__(
-        self, operation: str, path: Path, number: int, fields: object, report: ReaderReport
+        self,
+        operation: str,
+        path: Path,
+        number: int,
+        fields: object,
+        report: ReaderReport,
+        qids: set[str],
     ):
+        """qids: those of the file's earlier rows, to which `example` adds this row's."""
         self._operation = operation
         self._path = path
         self._number = number
         self._report = report
+        self._qids = qids
         if not isinstance(fields, dict):
             raise DataError(
                 f"{operation}: {path}, row {number} must be an object with named fields, "
@@ -44,7 +52,7 @@ class Row:
     def text(self, field: str) -> str:
         """A field as text, with blanks trimmed and single; it may be empty.
 
-        Repairs: numbers become text; tabs, line ends and runs of blanks become one blank.
+        Repairs: numbers become text, 2.0 as 2; tabs, line ends and runs of blanks become one blank.
 
         Raises:
             DataError: the field is missing or neither text nor a finite number.
@@ -55,11 +63,11 @@ class Row:
             )
         value = self._fields[field]
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            value = str(value)
+            value = str(int(value) if value == int(value) else value)
             if field == "answer":
                 self._report.repair("number as answer", self.where(field))
         if not isinstance(value, str):
-            raise self.error(field, "be text or a finite number", repr(value))
+            raise self.error(field, "be text or a finite number", _short(value))
         cleaned = " ".join(value.split())
         if cleaned != value:
             self._report.repair(f"blanks in {field}", self.where(field))
@@ -88,7 +96,7 @@ class Row:
         """
         value = self.text("answer_type").upper()
         if value not in _ANSWER_TYPES:
-            raise self.error("answer_type", "be OPEN or CLOSED", repr(self._fields["answer_type"]))
+            raise self.error("answer_type", "be OPEN or CLOSED", _short(value))
         return _ANSWER_TYPES[value]
 
     def example(
@@ -109,8 +117,12 @@ class Row:
             reason = "answer without a word" if answer else "empty answer"
             self._report.drop(reason, self.where("answer"))
             return None
+        qid = self.required("qid")
+        if qid in self._qids:
+            self.note("qid of an earlier row", "qid")
+        self._qids.add(qid)
         return VQAExample(
-            qid=self.required("qid"),
+            qid=qid,
             image=image,
             image_id=image_id,
             question=question,
@@ -151,19 +163,31 @@ class ImageFolder:
                 f"with the images, got {root} with {_contents(root)}."
             )
         self.folder = present[0].resolve()
+        self._root = root
+        if leads_out(root, self.folder):
+            raise DataError(
+                f"{operation}: root must hold its images itself, got {present[0]}, which leads to"
+                f" {self.folder}; name the folder that holds them as root, or copy them."
+            )
         self._known: dict[str, Path] = {}
 
     def path(self, row: Row, field: str) -> Path:
         """The absolute path of the image that a row names.
 
         Raises:
-            DataError: there is no such file.
+            DataError: there is no such file, or it lies outside the data set.
         """
         name = row.required(field)
         if name not in self._known:
             path = self.folder / name
-            if not path.is_file():
-                raise row.error(field, f"name an image file in {self.folder}", f"{name!r}")
+            try:
+                found, out = path.is_file(), leads_out(self._root, path)
+            except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a circle of links
+                found, out = False, False
+            if out:
+                raise row.error(field, f"name an image file within {self._root}", _short(name))
+            if not found:
+                raise row.error(field, f"name an image file in {self.folder}", _short(name))
             self._known[name] = path
         return self._known[name]
 
@@ -172,11 +196,16 @@ def find_file(operation: str, root: Path, names: Sequence[str]) -> Path:
     """The first of some files that exists in root.
 
     Raises:
-        DataError: none does.
+        DataError: none does, or it is a link to a file elsewhere.
     """
     for name in names:
-        if (root / name).is_file():
-            return root / name
+        if (path := root / name).is_file():
+            if leads_out(root, path):
+                raise DataError(
+                    f"{operation}: root must hold {name!r} itself, got {path}, which leads to"
+                    f" {path.resolve()}."
+                )
+            return path
     wanted = " or ".join(map(repr, names))
     raise DataError(f"{operation}: root must hold {wanted}, got {root} with {_contents(root)}.")
 
@@ -188,16 +217,20 @@ def read_rows(operation: str, path: Path, report: ReaderReport) -> Iterator[Row]
         DataError: the file cannot be read, is no JSON or no list, or a row is no object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(operation, "a data set's file must hold a list of rows", path, list)
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{operation}: {path} must be a readable JSON file, got {error}."
-        ) from error
-    if not isinstance(content, list) or not content:
-        got = "an empty list" if content == [] else type(content).__name__
-        raise DataError(f"{operation}: {path} must hold a list of rows, got {got}.")
+        raise DataError(str(error)) from error
+    if not content:
+        raise DataError(f"{operation}: {path} must hold a list of rows, got an empty list.")
+    qids: set[str] = set()
     for number, fields in enumerate(content):
-        yield Row(operation, path, number, fields, report)
+        yield Row(operation, path, number, fields, report, qids)
+
+
+def _short(value: object) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}… ({len(text)} characters)"
 
 
 def _contents(root: Path) -> str:

@@ -233,7 +233,8 @@ class QuestionAnswerer:
         while chunk := list(itertools.islice(pairs, self._batch_size)):
             text, images = (list(part) for part in zip(*chunk, strict=True))
             batch = dict(self.processor(text=text))
-            batch["pixel_values"] = self.processor.pixel_values(np.stack(images))
+            pixel_values = self.processor.pixel_values(np.stack(images))
+            batch["pixel_values"] = pixel_values.to(self.model.dtype)
             # One array is one picture, which is encoded once for all of its questions.
             batch["image_index"] = torch.tensor(numbered(map(id, images)))
             yield {name: tensor.to(self.model.device) for name, tensor in batch.items()}

@@ -6,7 +6,6 @@ every arm takes one step in each round, so that whatever disturbs the machine di
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from cmimtl.data import read_split
 from cmimtl.data.batches import ImageCache, VQACollator, VQADataset
 from cmimtl.evaluation.answer import QuestionAnswerer
 from cmimtl.experiments.runner import RunFailed, processes
-from cmimtl.files import write_json
+from cmimtl.files import read_json, write_json
 from cmimtl.modelling.presets import PRESETS
 
 ROUNDS = 9
@@ -86,8 +85,8 @@ def measured(folders: Mapping[str, Path], kept: Path) -> dict[str, dict[str, flo
     """
     keys = {name: folder.name for name, folder in folders.items()}
     if kept.is_file():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["runs"] == keys:
+        found = read_json("experiment", "a study's costs must be those that it wrote", kept)
+        if found.get("runs") == keys and "costs" in found:
             return found["costs"]
     costs = _elsewhere(measure, dict(folders))
     for name, folder in folders.items():

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cmimtl.modelling.config import CMIMTLConfig
 from cmimtl.modelling.fusion import Attention, attention_mask
 from cmimtl_kernels import selective_scan
+from cmimtl_kernels.block import KeepsFloat32
 from cmimtl_kernels.resample import align, blank_padding
 from cmimtl_kernels.submodules import convolve, step_size
 
@@ -82,7 +83,7 @@ class _Stack(nn.Module):
         return visual, text
 
 
-class MambaLayer(nn.Module):
+class MambaLayer(KeepsFloat32):
     """A Mamba layer over tokens that are made of the two streams.
 
     It has the parameters of a `cmimtl_kernels.CrossMambaBlock` and its steps but the interleaving:
@@ -108,8 +109,8 @@ class MambaLayer(nn.Module):
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * self.d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
-        self.A_log = nn.Parameter(torch.empty(self.d_inner, self.d_state))
-        self.D = nn.Parameter(torch.empty(self.d_inner))
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, self.d_state, dtype=torch.float32))
+        self.D = nn.Parameter(torch.empty(self.d_inner, dtype=torch.float32))
         for parameter in (self.A_log, self.D):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]  # as in the block
         self.reset_parameters()

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from cmimtl import runs
 from cmimtl.experiments.study import Run
+from cmimtl.files import read_json
 from cmimtl.progress import Phase
 
 # A server imports these once; each process begins as a copy of it, and not with ten seconds of
@@ -49,8 +50,13 @@ def scores_file(output: Path, run: Run, split: str) -> Path:
 
 
 def read_scores(output: Path, run: Run, split: str) -> Mapping[str, Any]:
-    """What `cmimtl evaluate` wrote of a run."""
-    return json.loads(scores_file(output, run, split).read_text(encoding="utf-8"))
+    """What `cmimtl evaluate` wrote of a run.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    file = scores_file(output, run, split)
+    return read_json("experiment", "a run's scores must be those of `cmimtl evaluate`", file)
 
 
 def is_done(output: Path, run: Run, splits: Sequence[str]) -> bool:

@@ -81,6 +81,9 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
             )
         self.decoder = AnswerDecoder(config.decoder_config)
         self.post_init()
+        # T5 keeps its "wo" in float32 where the model is loaded in float16, in which the layer's
+        # outputs overflow. That name alone would catch "word_embeddings" too.
+        self._keep_in_fp32_modules = {"DenseReluDense.wo"}
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Initialise every module, as the base class does for transformers' own models.
@@ -146,8 +149,7 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
                 f"CMIMTL: input_ids must have the batch of pixel_values ({pixel_values.shape[0]}),"
                 f" got {input_ids.shape[0]}."
             )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+        attention_mask = _question_mask(input_ids, attention_mask)
         picture_of = None
         if image_index is not None:
             picture_of, first = _first_of_each(image_index)
@@ -189,7 +191,8 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
 
         Args:
             pixel_values: (batch, 3, image_size, image_size).
-            input_ids, attention_mask: (batch, length), the question; padded on the right.
+            input_ids, attention_mask: (batch, length), the question; padded on the right. The mask
+                may be integers, bool or floats.
             answer_scores: (batch, classes) in [0, 1], for the classification loss.
             labels: (batch, answer length), the answer's tokens, -100 at padding and in the whole
                 row of a closed question, for the generation loss.
@@ -289,6 +292,34 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         """
         state = self.encode(pixel_values, input_ids, attention_mask, image_index)
         return self.write(state, **options)
+
+
+def _question_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The mask of a batch of questions as (batch, length) int64, checked.
+
+    Its sum is taken for the number of a question's tokens, which must be the first ones.
+    """
+    if attention_mask is None:
+        return torch.ones_like(input_ids)
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"CMIMTL: attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, got"
+            f" {tuple(attention_mask.shape)}."
+        )
+    read = not (attention_mask.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing())
+    mask = attention_mask.to(torch.int64)
+    if read:
+        lengths = mask.sum(1, keepdim=True)
+        first = torch.arange(mask.shape[1], device=mask.device) < lengths
+        wrong = ((first != attention_mask) | (lengths < 1)).any(1)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                "CMIMTL: attention_mask must be 1 at a question's tokens, at least one, and 0 at"
+                f" the padding after them, got {attention_mask[row].tolist()} in row {row}; let the"
+                " tokenizer pad on the right."
+            )
+    return mask
 
 
 def _first_of_each(index: Tensor) -> tuple[Tensor, Tensor]:

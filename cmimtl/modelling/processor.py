@@ -15,6 +15,7 @@ from cmimtl.data.images import load_image
 from cmimtl.modelling.config import CMIMTLConfig
 
 IGNORED = -100  # the label of a token that is not wanted
+PADDING = "right"  # where the model has it, whatever a tokenizer was saved with
 
 
 class CMIMTLProcessor(ProcessorMixin):
@@ -80,7 +81,9 @@ class CMIMTLProcessor(ProcessorMixin):
         if parts["text"] is not None:
             batch |= self._tokens(parts["text"])
         if parts["answers"] is not None:
-            encoded = self.answer_tokenizer(parts["answers"], padding=True, return_tensors="pt")
+            encoded = self.answer_tokenizer(
+                parts["answers"], padding=True, padding_side=PADDING, return_tensors="pt"
+            )
             batch["labels"] = encoded["input_ids"].masked_fill(
                 encoded["attention_mask"] == 0, IGNORED
             )
@@ -108,6 +111,7 @@ class CMIMTLProcessor(ProcessorMixin):
         encoded = self.tokenizer(
             questions,
             padding=True,
+            padding_side=PADDING,
             truncation=True,
             max_length=self.max_question_length,
             return_tensors="pt",

@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from cmimtl.modelling._timm import timm
@@ -39,4 +40,15 @@ class VisionEncoder(nn.Module):
                 f"CMIMTL: pixel_values must have shape (batch, {', '.join(map(str, size))}),"
                 f" got {tuple(pixel_values.shape)}."
             )
+        # Autocast casts pictures and weights itself.
+        dtype = next(self.vit.parameters()).dtype
+        if pixel_values.dtype != dtype and not torch.is_autocast_enabled(pixel_values.device.type):
+            raise ValueError(
+                f"CMIMTL: pixel_values must have the model's dtype ({_name(dtype)}), got"
+                f" {_name(pixel_values.dtype)}; pass pixel_values.to(model.dtype)."
+            )
         return self.vit.forward_features(pixel_values)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -15,6 +15,7 @@ A run's folder holds:
 from cmimtl.runs.checkpoints import STAGING, clean, publish, step_of
 from cmimtl.runs.folder import (
     EVENTS,
+    RUN_FILE,
     add_warning,
     check_finished,
     check_new,
@@ -34,6 +35,7 @@ from cmimtl.runs.locking import check_unlocked, lock
 
 __all__ = [
     "EVENTS",
+    "RUN_FILE",
     "STAGING",
     "add_warning",
     "check_finished",

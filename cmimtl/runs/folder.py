@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-from cmimtl.files import check_folder, write_json, writing
+from cmimtl.files import check_folder, read_json, reading, write_json, writing
 from cmimtl.runs.checkpoints import STAGING, checkpoints, step_of
 from cmimtl.runs.locking import LOCK_FILE
 
@@ -69,12 +68,18 @@ def read_record(run: str | PathLike[str]) -> dict[str, Any]:
     """
     run = Path(run)
     try:
-        record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
-        record["arguments"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        record = read_json("read_run", "run.json must describe a run", run / RUN_FILE)
+        arguments = record["arguments"]
+        whole = isinstance(arguments, dict) and all(
+            isinstance(arguments.get(name), str) for name in ("data", "root")
+        )
+        lengthened = record.get("lengthened", [])
+        if not whole or not isinstance(lengthened, list):
+            raise ValueError("it lacks arguments, or they are none")
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"read_run: run must be a folder that `cmimtl train` made, got {run}, whose {RUN_FILE}"
-            " is missing or unreadable."
+            f" is missing or unreadable ({' '.join(str(error).split())[:300]})."
         ) from error
     return record
 
@@ -122,9 +127,17 @@ def add_warning(run: Path, step: int, warning: str) -> None:
 
 
 def read_warnings(run: Path) -> list[dict[str, Any]]:
-    """The warnings of a run's training: a list of dicts of ``step`` and ``warning``."""
-    path = run / WARNINGS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    """The warnings of a run's training: a list of dicts of ``step`` and ``warning``.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    path, requirement = run / WARNINGS_FILE, "warnings.json must hold steps and warnings"
+    if not path.is_file():
+        return []
+    with reading("read_warnings", requirement, path):
+        entries = read_json("read_warnings", requirement, path, list)
+        return [{"step": int(e["step"]), "warning": str(e["warning"])} for e in entries]
 
 
 def lengthen(run: Path, arguments: dict[str, Any], step: int) -> None:

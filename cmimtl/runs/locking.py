@@ -92,7 +92,7 @@ def _in_use(run: Path) -> ValueError:
     try:
         holder = json.loads((run / LOCK_FILE).read_text(encoding="utf-8"))
         who = f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError):  # the process has not written its name yet
+    except (OSError, ValueError, KeyError, TypeError):  # the process has not written its name yet
         who = "another process"
     return ValueError(
         f"train: output_dir must not be in use, got {run}, where {who} is training; wait for it,"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from cmimtl import runs
+from cmimtl.files import reading
 from cmimtl.modelling.presets import PRESETS, changed
 from cmimtl.names import DATASETS, DECODER_ANSWERS, FUSIONS
 
@@ -47,17 +48,7 @@ def new_arguments(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("data", "root"):
         if name not in given:
             raise ValueError(f"train: {name} must be given for a new run, got none.")
-    known: dict[str, Mapping[str, object]] = {
-        "data": DATASETS,
-        "preset": PRESETS,
-        "fusion": FUSIONS,
-        "decoder_answers": dict.fromkeys(DECODER_ANSWERS),
-    }
-    for name, names in known.items():
-        if name in given and given[name] not in names:
-            raise ValueError(
-                f"train: {name} must be one of {', '.join(names)}, got {given[name]!r}."
-            )
+    _check_names(given)
     preset = given.get("preset", _DEFAULTS["preset"])
     training = PRESETS[preset].training
     arguments = {
@@ -76,6 +67,20 @@ def new_arguments(given: dict[str, Any]) -> dict[str, Any]:
     if arguments["weights"] is not None:
         _check_weights(preset, Path(arguments["weights"]))
     return arguments
+
+
+def _check_names(arguments: dict[str, Any]) -> None:
+    known: dict[str, Iterable[str]] = {
+        "data": DATASETS,
+        "preset": PRESETS,
+        "fusion": FUSIONS,
+        "decoder_answers": DECODER_ANSWERS,
+    }
+    for name, names in known.items():
+        if name in arguments and arguments[name] not in tuple(names):
+            raise ValueError(
+                f"train: {name} must be one of {', '.join(names)}, got {arguments[name]!r}."
+            )
 
 
 def _absolute(given: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +137,7 @@ def resumed_arguments(
         ValueError: there is no run, or it was started with other arguments.
     """
     record = runs.read_record(run)
-    arguments = record["arguments"]
+    arguments = _recorded(run, record["arguments"])
     started = record.get("processes", 1)  # older versions had one process and no such key
     if processes != started:
         raise ValueError(
@@ -158,3 +163,19 @@ def resumed_arguments(
         longer[name] = value
     _check_numbers(arguments | longer)
     return arguments | longer, bool(longer)
+
+
+def _recorded(run: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that run.json has, checked as those of a new run are.
+
+    Older versions had fewer arguments, which then had the value that is now the default.
+    """
+    arguments = _DEFAULTS | arguments
+    with reading("train", "run.json must have arguments of `cmimtl train`", run / runs.RUN_FILE):
+        _check_names(arguments)
+        _check_numbers(arguments)
+        for name, kind in (("augmentation", bool), ("bf16", bool), ("changes", dict)):
+            if not isinstance(arguments[name], kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, got {arguments[name]!r}")
+        changed(PRESETS[arguments["preset"]], arguments["changes"])
+    return arguments

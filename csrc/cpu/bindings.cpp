@@ -66,7 +66,7 @@ void prepare_pages(void* memory, int64_t bytes) {
 
 Memory allocate(int64_t bytes) {
   void* p = std::aligned_alloc(64, size_t(bytes + 63) / 64 * 64);
-  STD_TORCH_CHECK(p, "cmimtl: workspace must fit the memory, got no ", bytes, " bytes");
+  CMIMTL_CHECK(p, "cmimtl: workspace must fit the memory, got no ", bytes, " bytes");
   prepare_pages(p, bytes);
   return Memory(p);
 }
@@ -150,8 +150,8 @@ struct CpuKernels {
 
   static void check_scan(const char* op, const ScanForward& p, bool /*backward*/) {
     const int64_t every = p.size.checkpoint_every, most = kernels(p.dtype).most_steps;
-    STD_TORCH_CHECK(every >= 0 && every <= most && every % p.streams == 0, op,
-                    ": checkpoint_every must be a multiple of ", p.streams, " up to ", most, ", got ", every);
+    CMIMTL_CHECK(every >= 0 && every <= most && every % p.streams == 0, op, ": checkpoint_every must be a multiple of ",
+                 p.streams, " up to ", most, ", got ", every);
   }
   static void check_conv(const char*, const ConvForward&, bool /*backward*/) {}
 

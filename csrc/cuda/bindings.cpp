@@ -19,23 +19,23 @@ namespace {
 constexpr int64_t kBelow = int64_t(1) << 31;
 
 void check_dtype(const char* op, const char* name, DType dtype) {
-  STD_TORCH_CHECK(dtype != DType::kFloat64, op, ": ", name, " must be float32, bfloat16 or float16, got float64");
+  CMIMTL_CHECK(dtype != DType::kFloat64, op, ": ", name, " must be float32, bfloat16 or float16, got float64");
 }
 
 void check_size(const char* op, const char* name, int64_t size) {
-  STD_TORCH_CHECK(size < kBelow, op, ": ", name, " must be below 2^31, got ", size);
+  CMIMTL_CHECK(size < kBelow, op, ": ", name, " must be below 2^31, got ", size);
 }
 
 void check_blocks(const char* op, int64_t blocks) {
-  STD_TORCH_CHECK(blocks < kBelow, op, ": the launch must have fewer than 2^31 blocks of ", kThreads, " threads, got ",
-                  blocks, "; split the batch");
+  CMIMTL_CHECK(blocks < kBelow, op, ": the launch must have fewer than 2^31 blocks of ", kThreads, " threads, got ",
+               blocks, "; split the batch");
 }
 
 template <class Strided>
 void check_strides(const char* op, const char* name, const Strided& x, int64_t step, int64_t last) {
-  STD_TORCH_CHECK(!x.data || (step < kBelow && last < kBelow), op, ": ", name,
-                  " must have strides below 2^31 along steps and the last axis, got ", step, " and ", last,
-                  "; call contiguous() on it");
+  CMIMTL_CHECK(!x.data || (step < kBelow && last < kBelow), op, ": ", name,
+               " must have strides below 2^31 along steps and the last axis, got ", step, " and ", last,
+               "; call contiguous() on it");
 }
 void check_strides(const char* op, const char* name, const In& x) { check_strides(op, name, x, x.step, x.dim); }
 void check_strides(const char* op, const char* name, const InMap& x) { check_strides(op, name, x, x.step, x.state); }
@@ -46,10 +46,10 @@ struct CudaKernels {
   static void check_scan(const char* op, const ScanForward& p, bool backward) {
     const auto& s = p.size;
     check_dtype(op, "u", p.dtype);
-    STD_TORCH_CHECK(s.dstate > 0 && s.dstate <= kMostStates, op, ": A must have 1 to ", kMostStates, " states, got ",
-                    s.dstate);
-    STD_TORCH_CHECK(s.checkpoint_every == 0 || s.checkpoint_every == kChunk, op, ": checkpoint_every must be 0 or ",
-                    kChunk, ", got ", s.checkpoint_every);
+    CMIMTL_CHECK(s.dstate > 0 && s.dstate <= kMostStates, op, ": A must have 1 to ", kMostStates, " states, got ",
+                 s.dstate);
+    CMIMTL_CHECK(s.checkpoint_every == 0 || s.checkpoint_every == kChunk, op, ": checkpoint_every must be 0 or ",
+                 kChunk, ", got ", s.checkpoint_every);
     check_size(op, "steps", s.steps);
     check_size(op, "dim", s.dim);
     // The forward pass decides on pairs of channels when its results have been allocated; pairs
@@ -66,8 +66,8 @@ struct CudaKernels {
 
   static void check_conv(const char* op, const ConvForward& p, bool backward) {
     check_dtype(op, "x", p.dtype);
-    STD_TORCH_CHECK(p.width > 0 && p.width <= kMostTaps, op, ": weight must have 1 to ", kMostTaps, " taps, got ",
-                    p.width);
+    CMIMTL_CHECK(p.width > 0 && p.width <= kMostTaps, op, ": weight must have 1 to ", kMostTaps, " taps, got ",
+                 p.width);
     check_size(op, "length", p.length);
     check_size(op, "dim", p.dim);
     check_blocks(op, conv_blocks(p, backward ? kConvBackwardSteps : kConvForwardSteps));
@@ -84,8 +84,8 @@ struct CudaKernels {
     cuda::scan_forward(p, floats(workspace(like, forward_elements(p.size))), current.stream);
   }
   static void scan_backward(const ScanBackward& q, const Tensor& like) {
-    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(q.forward.checkpoints) % 16 == 0,
-                    "the backward scan: checkpoints must be those of the forward pass, got a slice of them");
+    CMIMTL_CHECK(reinterpret_cast<uintptr_t>(q.forward.checkpoints) % 16 == 0,
+                 "the backward scan: checkpoints must be those of the forward pass, got a slice of them");
     for (int m = 0; m < q.forward.streams; ++m) check_strides("the backward scan", "dout", q.dout[m]);
     const CurrentStream current(like);
     cuda::scan_backward(q, floats(workspace(like, backward_elements(q.forward.size))), current.stream);

@@ -36,7 +36,7 @@ struct Conv {
     tile = blockIdx.x / channels % tiles;
     sample = blockIdx.x / channels / tiles;
     if (!live) return;
-    valid = p.lengths ? p.lengths[sample] : p.length;
+    valid = valid_length(p.lengths, p.length, sample);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k)
       weight[k] = k < unused ? 0.0f : static_cast<const float*>(p.weight)[channel * p.width + k - unused];

@@ -62,7 +62,7 @@ struct BackwardInputs {
   }
 
   __device__ bool gated() const { return kGate && (kKnown || p.z[0].data); }
-  __device__ int64_t steps_of(int sample) const { return (p.lengths ? p.lengths[sample] : p.size.length) * kStreams; }
+  __device__ int64_t steps_of(int sample) const { return valid_length(p.lengths, p.size.length, sample) * kStreams; }
   __device__ int64_t step_at(int64_t steps, int64_t k) const { return p.reverse ? steps - 1 - k : k; }
   __device__ int last_chunk() const { return (count - 1) / kChunk * kChunk; }
 

@@ -19,9 +19,8 @@ __device__ void sum_tiles(const ScanBackward& q, const Partial& partial, int64_t
   const int64_t tile = s.batch * s.ngroups * s.steps * s.dstate;
   const int64_t from = ((sample * s.ngroups + group) * s.steps + step) * s.dstate + state;
   const int64_t at = ((sample * s.steps + step) * s.ngroups + group) * s.dstate + state;
-  const int64_t* lengths = q.forward.lengths;
   Vector<float, kCount> dB{}, dC{};
-  if (!lengths || step < lengths[sample] * q.forward.streams) {
+  if (step < valid_length(q.forward.lengths, s.length, sample) * q.forward.streams) {
     dB = ordered_sum<kCount>(partial.dB + from, tile, partial.tiles);
     dC = ordered_sum<kCount>(partial.dC + from, tile, partial.tiles);
   }

@@ -334,7 +334,7 @@ struct Forward {
   }
 
   __device__ void run(const Split& split) {
-    const int64_t valid = p.lengths ? p.lengths[place.sample] : p.size.length, steps = valid * kStreams;
+    const int64_t valid = valid_length(p.lengths, p.size.length, place.sample), steps = valid * kStreams;
     const int64_t first = place.segment * split.segment_steps;
     const int count = int((first + split.segment_steps < steps ? first + split.segment_steps : steps) - first);
     const int dstate = int(p.size.dstate);
@@ -407,7 +407,7 @@ struct Forward {
       store_states(place, place.row(static_cast<float*>(p.last_state), p.size, 1, 0), dstate, h);
     if (!place.live || place.channel_lane > 0) return;
     // Each segment clears its share of the rows of `out` that are past the sample's valid steps.
-    const int64_t valid = p.lengths ? p.lengths[place.sample] : p.size.length;
+    const int64_t valid = valid_length(p.lengths, p.size.length, place.sample);
     const int64_t begin = place.segment * split.segment_steps / kStreams, end = begin + split.segment_steps / kStreams;
     for (int m = 0; m < kStreams; ++m) {
       for (int c = 0; c < kChannels; ++c)

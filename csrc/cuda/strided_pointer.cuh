@@ -6,6 +6,13 @@
 
 namespace cmimtl::cuda {
 
+// The valid steps of a sample. Lengths on a GPU are read by nobody before: they are clamped here.
+__device__ inline int64_t valid_length(const int64_t* lengths, int64_t length, int64_t sample) {
+  if (!lengths) return length;
+  const int64_t n = lengths[sample];
+  return n < 0 ? 0 : n > length ? length : n;
+}
+
 // A pointer to one sample, channel and step of a tensor. It goes forwards in time, or backwards
 // with `reverse`. next() goes one step, by a number of bytes that the whole block shares and that
 // therefore needs no register of a thread; advance() goes any number of steps. The stride of a step

@@ -87,11 +87,13 @@ class Build:
             return None
         return " ".join(done.stdout.split()) or f"exit {done.returncode}"
 
-    def run(self, command: list, **environment: str) -> subprocess.CompletedProcess:
-        """Run a program of this build in ROOT, its errors among its output."""
+    def run(
+        self, command: list, cwd: Path = ROOT, **environment: str
+    ) -> subprocess.CompletedProcess:
+        """Run a program of this build, its errors among its output."""
         return subprocess.run(
             [*_at_fixed_addresses(), *map(str, command)],
-            cwd=ROOT,
+            cwd=cwd,
             env=os.environ | dict(self.environment) | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -111,9 +113,14 @@ class Build:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
-        if self.runtime:  # the address sanitizer looks for the exceptions of libstdc++ at its start
-            environment["LD_PRELOAD"] = f"{_file(self.runtime)} {_file('libstdc++.so.6')}"
-        return self.run([sys.executable, *arguments], **environment)
+        return self.run([sys.executable, *arguments], **environment | self.preloaded())
+
+    def preloaded(self) -> dict[str, str]:
+        """The environment in which Python starts with the sanitizer's library."""
+        if self.runtime is None:
+            return {}
+        # The address sanitizer looks for the exceptions of libstdc++ at its start.
+        return {"LD_PRELOAD": f"{_file(self.runtime)} {_file('libstdc++.so.6')}"}
 
 
 PLAIN = Build("plain", ("-O1",))

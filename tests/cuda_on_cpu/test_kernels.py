@@ -1,14 +1,16 @@
 """The CUDA kernels against the reference, thread by thread: see conftest.py for how they run, and
 which cases."""
 
+import os
+
 import pytest
 import torch
 
 import cmimtl_kernels
 from cmimtl_kernels import testing
 from tests.cuda_on_cpu.build import WHOLE_MATRIX
-from tests.cuda_on_cpu.conftest import BUILD
-from tests.kernels import matrix
+from tests.cuda_on_cpu.conftest import BUILD, NAMESPACE
+from tests.kernels import matrix, raw_calls
 from tests.kernels import test_scan as properties
 from tests.kernels.matrix import Case
 
@@ -135,6 +137,13 @@ def test_scan_of_slices(cuda_on_cpu, op, first):
 @pytest.mark.parametrize("case", conv_cases(), ids=str)
 def test_convolution(case):
     check(case)
+
+
+def test_random_raw_calls():
+    """Wrong ones too: see raw_calls.py. Lengths on a GPU reach the kernels without a check."""
+    count = int(os.environ.get("CMIMTL_RAW_CALLS", 12 if BUILD.few else 60))
+    outcomes = raw_calls.run_all(NAMESPACE, count, int(os.environ.get("CMIMTL_RAW_CALLS_SEED", 0)))
+    assert min(outcomes.values()) > sum(outcomes.values()) / 4, outcomes
 
 
 @pytest.mark.parametrize("length, dim", [(40, 20), (600, 3)], ids=["one pass", "split in time"])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -23,6 +24,14 @@ def test_a_run_leaves_what_it_says(trained):
     assert {"checkpoint-4", "checkpoint-6"} <= names and "checkpoint-2" not in names
     assert json.loads((trained / "run.json").read_text())["arguments"]["max_steps"] == 6
     assert any((trained / "runs").rglob("events.out.tfevents.*"))
+
+
+def test_a_child_of_multiprocessing_runs_no_command(monkeypatch):
+    """It imports the main module of its parent under this name, before its own work."""
+    assert "main" in runpy.run_module("cmimtl.__main__", run_name="__mp_main__")
+    monkeypatch.setattr(sys, "argv", ["cmimtl", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("cmimtl.__main__", run_name="__main__")
 
 
 def test_evaluate(trained, data, tmp_path):

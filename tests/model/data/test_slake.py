@@ -120,8 +120,14 @@ def test_a_missing_field_is_named(data_set):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("{", "train.json must be a readable JSON file"),
-        ("{}", "must hold a list of rows, got dict"),
+        ("{", "must hold a list of rows, got .*/train.json: Expecting property name"),
+        ("{}", "must hold a list of rows, got .*/train.json: it holds a dict, no list"),
+        ("[" * 100_000, "must hold a list of rows, got .*/train.json: RecursionError"),
+        (
+            '[{"qid": ' + 309 * "9" + "}]",
+            "train.json: it has a number of 309 digits, more than 308",
+        ),
+        (r'[{"qid": "\ud800"}]', "train.json: 'utf-8' codec can't encode"),
         ("[]", "must hold a list of rows, got an empty list"),
         ("[1]", "row 0 must be an object with named fields, got int"),
     ],
@@ -153,10 +159,67 @@ def test_arguments(data_set):
 
 
 def test_the_report_as_text_and_as_numbers(data_set):
-    _, report = read(data_set, {"answer": 1}, {"answer": 2}, {"answer": ""})
+    _, report = read(data_set, {"answer": 1}, {"answer": 2}, {"answer": "", "qid": 1})
     assert report.lines() == [
         "3 rows read, 2 examples",
         "repaired: number as answer: 2 (first: train.json, row 0, 'answer')",
         "dropped: empty answer: 1 (first: train.json, row 2, 'answer')",
+        "noted: qid of an earlier row: 1 (first: train.json, row 1, 'qid')",
     ]
     assert json.loads(json.dumps(report.to_dict()))["repaired"] == {"number as answer": 2}
+
+
+def test_a_whole_number_is_one_answer_however_it_is_written(data_set):
+    answers = [2, 2.0, "2.0", "2", "two"]
+    rows = [{"answer": answer, "qid": number} for number, answer in enumerate(answers)]
+    examples, _ = read(data_set, *rows)
+    assert {example.answer_normalized for example in examples} == {"2"}
+
+
+@pytest.mark.parametrize(
+    "name, requirement",
+    [
+        ("/etc/hostname", "within"),
+        ("../secret.jpg", "within"),
+        ("../imgs/xmlab1/source.jpg", "within"),
+        ("xmlab1/../../secret.jpg", "within"),
+        ("xmlab1/link.jpg", "within"),
+        ("linked/secret.jpg", "within"),
+        ("xmlab1/circle.jpg", "in"),
+        ("x" * 5000, "in"),
+        ("x\0y", "in"),
+    ],
+)
+def test_an_image_lies_within_the_data_set(data_set, tmp_path, name, requirement):
+    """Whatever a row names: a data set that was sent by others may not have other files read."""
+    root = data_set.write("train.json", [ROW, {**ROW, "img_name": name, "qid": 1}], IMAGES)
+    (tmp_path / "secret.jpg").write_bytes((root / "imgs/xmlab1/source.jpg").read_bytes())
+    (root / "secret.jpg").symlink_to(tmp_path / "secret.jpg")
+    (root / "imgs/xmlab1/link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (root / "imgs/linked").symlink_to(tmp_path)
+    (root / "imgs/xmlab1/circle.jpg").symlink_to("circle.jpg")
+    with pytest.raises(DataError) as error:
+        load_dataset("slake", root, "train")
+    message = str(error.value)
+    assert f"train.json, row 1, 'img_name' must name an image file {requirement} {root}" in message
+    assert len(message) < 500
+
+
+def test_files_and_folders_lie_within_the_data_set(data_set, tmp_path):
+    root = data_set.write("train.json", [ROW], IMAGES)
+    (root / "imgs").rename(tmp_path / "imgs")
+    (root / "imgs").symlink_to(tmp_path / "imgs")
+    with pytest.raises(
+        DataError, match=r"root must hold its images itself, got .*/set/imgs, which"
+    ):
+        load_dataset("slake", root, "train")
+    (root / "imgs").unlink()
+    (tmp_path / "imgs").rename(root / "imgs")
+    (root / "train.json").rename(tmp_path / "train.json")
+    (root / "train.json").symlink_to(tmp_path / "train.json")
+    with pytest.raises(DataError, match=r"root must hold 'train.json' itself, got .*, which leads"):
+        load_dataset("slake", root, "train")
+    (root / "train.json").unlink()
+    (tmp_path / "train.json").rename(root / "train.json")
+    (tmp_path / "alias").symlink_to(root)  # the user's own name of the folder
+    assert len(load_dataset("slake", tmp_path / "alias", "train")) == 1
