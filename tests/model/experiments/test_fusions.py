@@ -137,3 +137,21 @@ def test_a_model_starts_with_the_mamba_layer_s_own_values(make_model):
     assert 0.99e-3 <= steps.min() < 5e-3 and 0.03 < steps.max() <= 0.101
     assert layer.dt_proj.weight.abs().max() <= 6**-0.5
     assert layer.dt_proj.weight.std().item() == pytest.approx(6**-0.5 / 3**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("fusion", ["scan-concatenated", "scan-of-products"])
+@pytest.mark.parametrize("name", ["conv1d", "dt_proj"])
+def test_a_hook_on_a_module_of_the_mamba_layer_counts(fusion, name):
+    """A module whose output a hook doubles is one of twice its weights."""
+    layers = [
+        build_fusion(CMIMTLConfig(**PRESETS["tiny"].config, fusion=fusion)).layers[0]
+        for _ in range(2)
+    ]
+    layers[1].load_state_dict(layers[0].state_dict())
+    getattr(layers[0], name).register_forward_hook(lambda module, args, out: 2 * out)
+    with torch.no_grad():
+        for parameter in getattr(layers[1], name).parameters():
+            parameter.mul_(2)
+    lengths = torch.tensor([WORDS, 5])
+    for a, b in zip(*(layer(*streams(), lengths) for layer in layers), strict=True):
+        torch.testing.assert_close(a, b)
