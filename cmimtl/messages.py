@@ -6,7 +6,9 @@ from __future__ import annotations
 _EXTRAS = {
     "triton": "triton",
     "causal_conv1d": "cuda",
-    **dict.fromkeys(("hypothesis", "mambapy", "pytest", "pytest_benchmark", "xdist"), "test"),
+    **dict.fromkeys(
+        ("hypothesis", "mambapy", "peft", "pytest", "pytest_benchmark", "xdist"), "test"
+    ),
 }
 
 

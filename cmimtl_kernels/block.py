@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cmimtl_kernels.ops import causal_conv1d, check_lengths, cross_selective_scan, selective_scan
+from cmimtl_kernels.ops import check_lengths, cross_selective_scan, selective_scan
+from cmimtl_kernels.reference import accumulation_dtype
 from cmimtl_kernels.registration import inside_torch_func
 from cmimtl_kernels.resample import align, align_all, blank_padding, interpolate, pool
+from cmimtl_kernels.submodules import convolve, is_plain, step_size
 
 INTERLEAVE_KINDS = ("product-sum", "gated")
 
@@ -53,6 +55,9 @@ class CrossMambaBlock(KeepsFloat32):
 
     Parameter names are those of `mamba_ssm.Mamba`, and of Vision Mamba for the second direction, so
     `load_state_dict(mixer_state, strict=False)` takes a Mamba mixer's weights.
+
+    A sub-module may be replaced, adapted, parametrised, quantised, sharded or hooked into. The
+    convolution and the projection of the step size are then not fused with what follows them.
 
     The first output of a block that scans in one direction depends on the first tokens alone. So
     read out the block by a masked mean, or set `bidirectional=True`; never read a single position.
@@ -236,7 +241,9 @@ class CrossMambaBlock(KeepsFloat32):
         # checkpoint works by hooks on saved tensors, which torch.func does not have.
         if not self.recompute or not torch.is_grad_enabled() or inside_torch_func():
             return part(*inputs)
-        return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+        # What the block is made of draws no random numbers; the dropout of an adapter does.
+        random = not all(is_plain(module) for module in self.children())
+        return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=random)
 
     def _project_in(self, visual, text, visual_lengths, text_lengths):
         """Project both streams, one after the other, in one GEMM.
@@ -277,18 +284,18 @@ class CrossMambaBlock(KeepsFloat32):
             conv1d, x_proj, dt_proj, A_log, D = self._parameters_of(suffix)
             reverse = suffix == "_b"
             c_v = self._convolve(conv1d, u_v, visual_lengths, reverse)
-            delta, B, C = self._project_tokens(x_proj, dt_proj, c_v, c_t)
+            delta, delta_bias, B, C = self._project_tokens(x_proj, dt_proj, c_v, c_t)
             out = cross_selective_scan(
                 c_v,
                 c_t,
                 delta,
-                -torch.exp(A_log.float()),
+                _state_matrix(A_log, delta),
                 B,
                 C,
                 D,
                 z_v,
                 z_t,
-                dt_proj.bias,
+                delta_bias,
                 delta_softplus=True,
                 lengths=visual_lengths,
                 reverse=reverse,
@@ -317,15 +324,15 @@ class CrossMambaBlock(KeepsFloat32):
             conv1d, x_proj, dt_proj, A_log, D = self._parameters_of(suffix)
             reverse = suffix == "_b"
             x = self._convolve(conv1d, u, lengths, reverse)
-            delta, B, C = self._project(x_proj, dt_proj, x)
+            delta, delta_bias, B, C = self._project(x_proj, dt_proj, x)
             out = selective_scan(
                 x,
                 delta,
-                -torch.exp(A_log.float()),
+                _state_matrix(A_log, delta),
                 B,
                 C,
                 D,
-                delta_bias=dt_proj.bias,
+                delta_bias=delta_bias,
                 delta_softplus=True,
                 lengths=lengths,
                 reverse=reverse,
@@ -337,15 +344,7 @@ class CrossMambaBlock(KeepsFloat32):
     def _convolve(
         self, conv1d: nn.Conv1d, u: Tensor, lengths: Tensor | None, reverse: bool
     ) -> Tensor:
-        return causal_conv1d(
-            u,
-            conv1d.weight[:, 0],
-            conv1d.bias,
-            activation="silu",
-            lengths=lengths,
-            reverse=reverse,
-            backend=self.backend,
-        )
+        return convolve(conv1d, u, lengths, reverse=reverse, backend=self.backend)
 
     def _project_tokens(self, x_proj: nn.Linear, dt_proj: nn.Linear, v: Tensor, t: Tensor):
         """Project the interleaved tokens of v and t, (batch, length, d_inner), as `_project`.
@@ -357,13 +356,14 @@ class CrossMambaBlock(KeepsFloat32):
     def _project(self, x_proj: nn.Linear, dt_proj: nn.Linear, x: Tensor):
         """Project tokens x, (batch, steps, d_inner), to what the scan depends on.
 
-        -> delta (batch, steps, d_inner), without its bias; B and C (batch, steps, d_state).
+        -> delta (batch, steps, d_inner); the bias of it that the scan is left to add, if any; B and
+        C (batch, steps, d_state).
         """
         return self._split(dt_proj, x_proj(x))
 
     def _split(self, dt_proj: nn.Linear, projected: Tensor):
         r, B, C = projected.split((self.dt_rank, self.d_state, self.d_state), dim=-1)
-        return F.linear(r, dt_proj.weight), B, C
+        return *step_size(dt_proj, r), B, C
 
 
 class CrossMamba(nn.Module):
@@ -395,6 +395,11 @@ class CrossMamba(nn.Module):
         for layer in self.layers:
             visual, text = layer(visual, text, visual_lengths, text_lengths)
         return visual, text
+
+
+def _state_matrix(A_log: Tensor, delta: Tensor) -> Tensor:
+    """A, in the dtype that the states of a scan with these step sizes have."""
+    return -torch.exp(A_log.to(accumulation_dtype(delta.dtype)))
 
 
 def _take_apart(uz: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:

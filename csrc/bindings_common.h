@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "arguments.h"
+#include "bindings_checks.h"
 #include "selective_scan.h"
 
 namespace cmimtl {

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from cmimtl.modelling.config import CMIMTLConfig
 from cmimtl.modelling.fusion import Attention, attention_mask
-from cmimtl_kernels import causal_conv1d, selective_scan
+from cmimtl_kernels import selective_scan
 from cmimtl_kernels.block import KeepsFloat32
 from cmimtl_kernels.resample import align, blank_padding
+from cmimtl_kernels.submodules import convolve, step_size
 
 
 def scan_concatenated(config: CMIMTLConfig) -> nn.Module:
@@ -104,7 +105,7 @@ class MambaLayer(KeepsFloat32):
         self.d_inner, self.d_state, self.dt_rank = 2 * d_model, 16, math.ceil(d_model / 16)
         self.norm = nn.LayerNorm(d_model)
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
-        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, 4, groups=self.d_inner)
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, 4, groups=self.d_inner, padding=3)
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * self.d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
@@ -146,20 +147,19 @@ class MambaLayer(KeepsFloat32):
         return visual + y, text + align(y, n_t, None, text_lengths)
 
     def _convolve(self, u: Tensor, lengths: Tensor | None) -> Tensor:
-        return causal_conv1d(
-            u, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu", lengths=lengths
-        )
+        return convolve(self.conv1d, u, lengths, reverse=False, backend="auto")
 
     def _scan(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         r, B, C = self.x_proj(x).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
+        delta, delta_bias = step_size(self.dt_proj, r)
         return selective_scan(
             x,
-            F.linear(r, self.dt_proj.weight),
+            delta,
             -torch.exp(self.A_log),
             B,
             C,
             self.D,
-            delta_bias=self.dt_proj.bias,
+            delta_bias=delta_bias,
             delta_softplus=True,
             lengths=lengths,
         )

@@ -10,6 +10,7 @@ Importing this package registers the kernels and compiles nothing; the first cal
     scan_segments.py              the scans split over time
     conv.py                       the convolution
     plan.py                       how the kernels are laid over a device
+    checks.py                     what an op is given
     launch.py                     allocation and launches
 
 In kernels a prefix says what a name is: `p_` a pointer, `b_` a block of values, `o_` offsets, `m_`
@@ -21,6 +22,7 @@ import importlib
 import torch
 
 from cmimtl_kernels import registration
+from cmimtl_kernels.triton.checks import check
 
 NAMESPACE = "cmimtl_triton"
 CHECKPOINT_EVERY = 16  # steps between two states kept for the backward pass
@@ -30,6 +32,7 @@ def implementation(name: str):
     """The implementation of an op of `registration.SCHEMAS`; a call imports it from launch.py."""
 
     def run(*args):
+        check(name, args)
         return getattr(importlib.import_module("cmimtl_kernels.triton.launch"), name)(*args)
 
     return run

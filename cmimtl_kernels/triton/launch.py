@@ -62,7 +62,6 @@ def _forward(
     B, C = _grouped(B), _grouped(C)
     batch, length, dim = xs[0].shape
     steps, dstate, ngroups = delta.shape[1], A.shape[1], B.shape[2]
-    _check_every("checkpoint_every", every, len(xs))
     last = xs[0].new_empty((batch, dim, dstate), dtype=torch.float32)
     shape = (batch, -(-steps // every), dim, dstate) if every else (0,)
     checkpoints = xs[0].new_empty(shape, dtype=torch.float32)
@@ -174,9 +173,6 @@ def _backward(
     B, C = _grouped(B), _grouped(C)
     batch, length, dim = xs[0].shape
     steps, dstate, ngroups = delta.shape[1], A.shape[1], B.shape[2]
-    _check_every("checkpoint_every", every, len(xs))
-    if every == 0:
-        raise ValueError("cmimtl_triton: checkpoint_every must be that of the forward pass, got 0")
     lanes = lanes_of(delta)
     tiles = triton.cdiv(dim // ngroups, lanes)
     processors = processors_of(delta)
@@ -280,13 +276,6 @@ def _convolve(x, weight, bias, lengths, silu, reverse, out) -> None:
             *rows.stride()[:2], WIDTH=weight.shape[1], SILU=silu, REVERSE=reverse,
             ROWS=CONV_ROWS, BLOCK=CONV_BLOCK, num_warps=CONV_WARPS, **COMPILER,
         )  # fmt: skip
-
-
-def _check_every(name: str, every: int, streams: int) -> None:
-    if every < 0 or every % streams:
-        raise ValueError(
-            f"cmimtl_triton: {name} must be a multiple of {streams} and not negative, got {every}"
-        )
 
 
 def processors_of(x: Tensor) -> int:

@@ -41,6 +41,7 @@ OTHERS = (torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64)
 EVERY = {
     "cmimtl": (range(1, 17), range(2, 17, 2)),
     "cmimtl_cuda_on_cpu": ((8,), (8,)),
+    "cmimtl_triton": (range(1, 1 << 63), range(2, 1 << 63, 2)),
 }
 MOST_STATES, MOST_TAPS = {"cmimtl_cuda_on_cpu": 256}, {"cmimtl_cuda_on_cpu": 32}
 
@@ -63,7 +64,7 @@ def requirement_missed(namespace: str, name: str, call: Call) -> bool:
     first = next(call[n] for n in ("u", "v", "x") if n in call)
     if not isinstance(first, Tensor) or first.dim() != 3 or first.dtype not in FLOATS:
         return True
-    if "cuda" in namespace and first.dtype == torch.float64:
+    if namespace != "cmimtl" and first.dtype == torch.float64:
         return True
     wide = reference.accumulation_dtype(first.dtype)
     streams = 2 if "v" in call else 1

@@ -23,13 +23,13 @@ CLEAN = "no fault"
 # name -> (file of csrc/, a text that it has once, the expression in it, the broken one)
 FAULTS = {
     "a tensor's dtype is not checked": (
-        "arguments.h", "x.scalar_type() == dtype, op_", "x.scalar_type() == dtype", "true",
+        "bindings_checks.h", "x.scalar_type() == dtype, op_", "x.scalar_type() == dtype", "true",
     ),
     "a tensor's shape is not checked": (
-        "arguments.h", "sizes[i] == shape.begin()[i]", "sizes[i] == shape.begin()[i]", "true",
+        "bindings_checks.h", "sizes[i] == shape.begin()[i]", "sizes[i] == shape.begin()[i]", "true",
     ),
     "memory that was freed is not seen": (
-        "arguments.h", "bytes_needed <= bytes, op_", "bytes_needed <= bytes", "true",
+        "bindings_checks.h", "bytes_needed <= bytes, op_", "bytes_needed <= bytes", "true",
     ),
     "lengths are not clamped": (
         "cpu/chunk.h", "n < 0 ? 0 : n > length ? length : n", "n < 0 ? 0 : n > length ? length : n",

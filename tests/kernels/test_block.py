@@ -194,6 +194,14 @@ def test_low_precision_keeps_the_states_wide(kind, bidirectional):
         assert testing.relative_l2(a, b) < 2e-2
 
 
+@every_kind
+def test_float64_is_float64_throughout(kind, bidirectional):
+    block = _block(kind, bidirectional).double()
+    streams = [x.double() for x in _streams()]
+    for a, b in zip(block(*streams), _by_the_equations(block, *streams), strict=True):
+        assert testing.relative_l2(a, b) < 1e-14
+
+
 def test_one_step_moves_every_parameter():
     stack = CrossMamba(16, 2, bidirectional=True)
     before = {n: p.detach().clone() for n, p in stack.named_parameters()}

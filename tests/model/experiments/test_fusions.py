@@ -36,16 +36,15 @@ def parameters(module):
 
 
 def multiply_adds(module):
-    """Of products with weights, as torch counts them; the rest by hand: the convolutions of width
-    4, a scan's three for each step, channel and state (two of the recurrence, one of the output),
-    and attention's two for each pair of tokens and feature."""
+    """Of products with weights and convolutions, as torch counts them; the rest by hand: a scan's
+    three for each step, channel and state (two of the recurrence, one of the output), and
+    attention's two for each pair of tokens and feature."""
     visual, text = (x[:1].detach() for x in streams())
     with FlopCounterMode(display=False) as counter:
         module(visual, text)
     total = counter.get_total_flops() / 2
     for layer in module.modules():
         if isinstance(layer, CrossMambaBlock | fusions.MambaLayer):
-            total += 4 * layer.d_inner * (QUERIES + WORDS)
             total += 3 * 2 * QUERIES * layer.d_inner * layer.d_state
         elif isinstance(layer, fusions.EncoderLayer):
             tokens = 2 * QUERIES if layer.interleaved else QUERIES + WORDS
@@ -137,3 +136,21 @@ def test_a_model_starts_with_the_mamba_layer_s_own_values(make_model):
     assert 0.99e-3 <= steps.min() < 5e-3 and 0.03 < steps.max() <= 0.101
     assert layer.dt_proj.weight.abs().max() <= 6**-0.5
     assert layer.dt_proj.weight.std().item() == pytest.approx(6**-0.5 / 3**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("fusion", ["scan-concatenated", "scan-of-products"])
+@pytest.mark.parametrize("name", ["conv1d", "dt_proj"])
+def test_a_hook_on_a_module_of_the_mamba_layer_counts(fusion, name):
+    """A module whose output a hook doubles is one of twice its weights."""
+    layers = [
+        build_fusion(CMIMTLConfig(**PRESETS["tiny"].config, fusion=fusion)).layers[0]
+        for _ in range(2)
+    ]
+    layers[1].load_state_dict(layers[0].state_dict())
+    getattr(layers[0], name).register_forward_hook(lambda module, args, out: 2 * out)
+    with torch.no_grad():
+        for parameter in getattr(layers[1], name).parameters():
+            parameter.mul_(2)
+    lengths = torch.tensor([WORDS, 5])
+    for a, b in zip(*(layer(*streams(), lengths) for layer in layers), strict=True):
+        torch.testing.assert_close(a, b)

@@ -1,6 +1,6 @@
-// Checks of what an op was given. The ops are public and take any tensors; between the passes a
-// caller can change what autograd saved. So each tensor's dtype, device, shape and memory is checked
-// in both passes, or a kernel would read and write outside of it. The functions of
+// Checks of what an op was given. The ops are public and take any tensors, and between the passes a
+// caller can change what autograd saved. So the dtype, device, shape and memory of each tensor are
+// checked in both passes, or a kernel would read and write outside of it. The functions of
 // cmimtl_kernels/ops.py check the same and more before.
 #pragma once
 
