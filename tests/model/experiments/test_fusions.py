@@ -36,16 +36,15 @@ def parameters(module):
 
 
 def multiply_adds(module):
-    """Of products with weights, as torch counts them; the rest by hand: the convolutions of width
-    4, a scan's three for each step, channel and state (two of the recurrence, one of the output),
-    and attention's two for each pair of tokens and feature."""
+    """Of products with weights and convolutions, as torch counts them; the rest by hand: a scan's
+    three for each step, channel and state (two of the recurrence, one of the output), and
+    attention's two for each pair of tokens and feature."""
     visual, text = (x[:1].detach() for x in streams())
     with FlopCounterMode(display=False) as counter:
         module(visual, text)
     total = counter.get_total_flops() / 2
     for layer in module.modules():
         if isinstance(layer, CrossMambaBlock | fusions.MambaLayer):
-            total += 4 * layer.d_inner * (QUERIES + WORDS)
             total += 3 * 2 * QUERIES * layer.d_inner * layer.d_state
         elif isinstance(layer, fusions.EncoderLayer):
             tokens = 2 * QUERIES if layer.interleaved else QUERIES + WORDS
