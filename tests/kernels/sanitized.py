@@ -118,7 +118,7 @@ def _run_larger() -> int:
     cases = [matrix.Case("causal_conv1d", {"width": 19, "dtype": torch.bfloat16})]
     for op in matrix.SCANS:
         soft, back = {"delta_softplus": True}, {"delta_softplus": True, "reverse": True}
-        # In phases, with one segment and with two; and results above 4 MiB, which may be stored past
+        # In phases, with one segment and with two; results above 4 MiB, which may be stored past
         # the caches.
         long, large = 4200 if op == "selective_scan" else 1030, {"length": 258, "dim": 4096}
         cases += [matrix.Case(op, {"batch": 1, "length": long, "dim": 2, "dstate": 2}, back)]
