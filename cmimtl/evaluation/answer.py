@@ -17,6 +17,7 @@ from cmimtl import runs
 from cmimtl.data import OPEN, AnswerVocabulary
 from cmimtl.data.batches import numbered, square
 from cmimtl.data.images import load_image
+from cmimtl.files import reading
 from cmimtl.modelling.model import CMIMTLForVisualQuestionAnswering
 from cmimtl.modelling.processor import CMIMTLProcessor
 from cmimtl.progress import without_bars
@@ -103,7 +104,7 @@ class QuestionAnswerer:
         """Load the model that ``cmimtl train`` left in a folder, to the GPU where there is one.
 
         Raises:
-            ValueError: the folder holds no finished model.
+            ValueError: the folder holds no finished model, or a damaged one.
         """
         run = Path(run)
         runs.check_finished("QuestionAnswerer.from_run", run)
@@ -111,7 +112,9 @@ class QuestionAnswerer:
         with without_bars():
             model = CMIMTLForVisualQuestionAnswering.from_pretrained(run)
             model.to(device)
-        return cls(model, CMIMTLProcessor.from_pretrained(run), batch_size=batch_size)
+        processor = CMIMTLProcessor.from_pretrained(run)
+        with reading("QuestionAnswerer.from_run", "run must hold a model and its processor", run):
+            return cls(model, processor, batch_size=batch_size)
 
     @property
     def image_size(self) -> int:
