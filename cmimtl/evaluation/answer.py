@@ -79,7 +79,17 @@ class QuestionAnswerer:
         *,
         batch_size: int = 64,
     ) -> None:
-        """Put the model into evaluation mode; batch_size is the number of questions at a time."""
+        """Put the model into evaluation mode; batch_size is the number of questions at a time.
+
+        Raises:
+            ValueError: the processor's tokens are more than the model's.
+        """
+        known, tokens = model.config.text_config.vocab_size, processor.tokenizer.get_vocab()
+        if max(tokens.values(), default=0) >= known:
+            raise ValueError(
+                f"QuestionAnswerer: processor must be that of the model, which knows {known}"
+                f" tokens, got one with {len(tokens)}."
+            )
         self.model = model.eval()
         # Called after each batch with the number of its questions.
         self.progress: Callable[[int], None] | None = None
@@ -100,8 +110,7 @@ class QuestionAnswerer:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with without_bars():
             model = CMIMTLForVisualQuestionAnswering.from_pretrained(run)
-            # transformers wraps `to` in a way that loses its types.
-            model.to(device)  # type: ignore[arg-type]
+            model.to(device)
         return cls(model, CMIMTLProcessor.from_pretrained(run), batch_size=batch_size)
 
     @property

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from cmimtl.modelling import losses, scratch
+from cmimtl.modelling import loading, losses, scratch
 from cmimtl.modelling.config import CMIMTLConfig
 from cmimtl.modelling.fusion import build_fusion, initialises_itself
 from cmimtl.modelling.heads import AnswerClassifier, AnswerDecoder
@@ -84,6 +84,39 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
         # T5 keeps its "wo" in float32 where the model is loaded in float16, in which the layer's
         # outputs overflow. That name alone would catch "word_embeddings" too.
         self._keep_in_fp32_modules = {"DenseReluDense.wo"}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **options):
+        """Load a whole model of this package, as transformers does, from a folder or the hub.
+
+        No code that comes with it is run, and a folder fetches nothing; see
+        `cmimtl.modelling.loading`.
+
+        Raises:
+            ValueError: a file is damaged or of another model, or a weight is missing, unknown, of
+                another shape or kind, or not finite; the message names the file and the weight.
+        """
+        loading.check_options(options)
+        source = pretrained_model_name_or_path
+        folder = loading.local_folder(source, options.get("subfolder", ""))
+        options |= {"trust_remote_code": False, "use_safetensors": True}
+        told = options.pop("output_loading_info", False)
+        resized = options.get("ignore_mismatched_sizes", False)
+        if folder is not None:
+            loading.check_folder(folder)
+            if config is None:
+                config, options = loading.read_config(cls.config_class, folder, options)
+            if isinstance(config, CMIMTLConfig):
+                loading.check_labels(config, folder / loading.CONFIG)
+                loading.check_weights(cls, config, folder, resized=resized)
+        model, info = super().from_pretrained(
+            source, *model_args, config=config, output_loading_info=True, **options
+        )
+        loading.check_nothing_missing(info, source)
+        loading.check_finite(
+            model.state_dict(), source if folder is None else folder / loading.WEIGHTS
+        )
+        return (model, info) if told else model
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Initialise every module, as the base class does for transformers' own models.

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from cmimtl.data import AnswerVocabulary
+from cmimtl.modelling import loading
 from cmimtl.modelling._timm import timm
 from cmimtl.modelling.config import CMIMTLConfig
 from cmimtl.modelling.model import CMIMTLForVisualQuestionAnswering
@@ -340,8 +341,24 @@ def _file(weights: Path) -> str:
 
 
 def _pretrained(kind, preset: Preset, part: str, weights: Path | None, **options):
-    name = preset.pretrained[part] if weights is None else str(weights / part)
-    return _load(part, preset, lambda: kind.from_pretrained(name, **options))
+    """A pretrained part, of which a folder fetches nothing, and no code is ever run."""
+
+    def load():
+        name = preset.pretrained[part]
+        if weights is not None:
+            name = str(weights / part)
+            loading.check_folder(weights / part)
+        if kind is AutoTokenizer:
+            return kind.from_pretrained(name, trust_remote_code=False, **options)
+        model, info = kind.from_pretrained(
+            name, trust_remote_code=False, output_loading_info=True, **options
+        )
+        if missing := set(info["missing_keys"]):
+            raise ValueError(f"{name} lacks {min(missing)} ({len(missing)} in all)")
+        loading.check_finite(model.state_dict(), name)
+        return model
+
+    return _load(part, preset, load)
 
 
 def _load(part: str, preset: Preset, call):

@@ -12,6 +12,7 @@ from tokenizers.trainers import WordLevelTrainer
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from cmimtl.data.images import load_image
+from cmimtl.modelling import loading
 from cmimtl.modelling.config import CMIMTLConfig
 
 IGNORED = -100  # the label of a token that is not wanted
@@ -41,6 +42,24 @@ class CMIMTLProcessor(ProcessorMixin):
     ):
         self.max_question_length = max_question_length
         super().__init__(image_processor, tokenizer, answer_tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **options):
+        """Load a processor from a folder or the hub, as transformers does.
+
+        No code that comes with it is run. A folder has tokenizers in ``tokenizer.json`` and
+        ``answer_tokenizer/tokenizer.json``, of whatever class its files say, and a
+        ViTImageProcessor; it fetches nothing.
+
+        Raises:
+            ValueError: a file is missing or damaged; the message names it.
+        """
+        loading.check_options(options)
+        source = pretrained_model_name_or_path
+        folder = loading.local_folder(source, options.get("subfolder", ""))
+        if folder is None:
+            return super().from_pretrained(source, **options | {"trust_remote_code": False})
+        return loading.read_processor(cls, folder)
 
     def __call__(
         self,

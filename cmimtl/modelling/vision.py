@@ -1,5 +1,6 @@
 """The image encoder: a Vision Transformer of timm."""
 
+import inspect
 from typing import Any, cast
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor, nn
 
 from cmimtl.modelling._timm import timm
 from cmimtl.modelling.config import CMIMTLConfig
+
+# The arguments of timm.create_model that are not its model's.
+_NOT_OF_A_TRANSFORMER = set(inspect.signature(timm.create_model).parameters) - {"kwargs"}
 
 
 class VisionEncoder(nn.Module):
@@ -18,13 +22,26 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: CMIMTLConfig):
         super().__init__()
+        options = config.vision_options or {}
+        # timm reads configurations and weights from the hub or from files where it is told to, by
+        # a name with a scheme or by one of its own arguments.
+        if not timm.is_model(config.vision_model) or ":" in config.vision_model:
+            raise ValueError(
+                "CMIMTLConfig: vision_model must be the name of a Vision Transformer of timm, got"
+                f" {config.vision_model!r}."
+            )
+        if taken := _NOT_OF_A_TRANSFORMER & set(options):
+            raise ValueError(
+                "CMIMTLConfig: vision_options must be those of a Vision Transformer, got"
+                f" {', '.join(sorted(taken))}."
+            )
         self.vit: Any = timm.create_model(
             config.vision_model,
             pretrained=False,
             num_classes=0,
             img_size=config.image_size,
             patch_size=config.patch_size,
-            **(config.vision_options or {}),
+            **options,
         )
         self.hidden_size = cast("int", self.vit.num_features)
         self.image_size = config.image_size

@@ -35,6 +35,7 @@ from cmimtl.modelling.processor import CMIMTLProcessor
 from cmimtl.progress import without_bars
 from cmimtl.training.arguments import new_arguments, resumed_arguments
 from cmimtl.training.processes import FailedElsewhere, join, together
+from cmimtl.training.resuming import check_checkpoint
 from cmimtl.training.signatures import Watch
 from cmimtl.training.trainer import CMIMTLTrainer
 
@@ -237,6 +238,7 @@ def _run(
     threads = PRESETS[job.arguments["preset"]].training.cpu_threads
     with writing("train", run), without_bars(), _at_most(threads):
         if newest is not None:
+            check_checkpoint(newest, job.model)
             console.print(f"resuming after step {runs.step_of(newest)}")
         if newest is None or runs.step_of(newest) < trainer.planned_steps():
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +99,8 @@ class CMIMTLTrainer(Trainer):
     def _issue_warnings_after_load(self, load_result) -> None:
         """Of weights that are one, a checkpoint has one, which the base would warn of.
 
-        Raises:
-            ValueError: the checkpoint lacks other weights, or has some that the model lacks.
+        `cmimtl.training.resuming.check_checkpoint` has seen to all others.
         """
-        missing = set(load_result.missing_keys) - set(self.model.all_tied_weights_keys)
-        if missing or load_result.unexpected_keys:
-            raise ValueError(
-                "train: a checkpoint must have the weights of this model, got one without"
-                f" {_some(missing)} and with {_some(load_result.unexpected_keys)} beside them."
-            )
         self.model.tie_weights()
 
     def get_train_dataloader(self) -> DataLoader:
@@ -282,11 +275,6 @@ def parameter_groups(
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
     ]
-
-
-def _some(names: Collection[str]) -> str:
-    """The first of some names and how many they are."""
-    return f"{min(names)} ({len(names)} in all)" if names else "none"
 
 
 def _under(name: str, prefix: str) -> bool:

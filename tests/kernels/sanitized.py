@@ -111,6 +111,28 @@ def outcomes(folder: Path, count: int, seed: int) -> dict[str, tuple[int, str]]:
     return json.loads((folder / "outcomes.json").read_text())
 
 
+def _run_larger() -> int:
+    """Checks larger calls than the random ones, both passes. -> their number."""
+    from tests.kernels import matrix
+
+    cases = [matrix.Case("causal_conv1d", {"width": 19, "dtype": torch.bfloat16})]
+    for op in matrix.SCANS:
+        soft, back = {"delta_softplus": True}, {"delta_softplus": True, "reverse": True}
+        # In phases, with one segment and with two; results above 4 MiB, which may be stored past
+        # the caches.
+        long, large = 4200 if op == "selective_scan" else 1030, {"length": 258, "dim": 4096}
+        cases += [matrix.Case(op, {"batch": 1, "length": long, "dim": 2, "dstate": 2}, back)]
+        cases += [matrix.Case(op, large | {"batch": 1, "dstate": 1}, soft)]
+        cases += [
+            matrix.Case(op, {"dim": dim, "ngroups": 2, "batch": 3}, soft) for dim in (34, 130)
+        ]
+        cases += [matrix.Case(op, {"dstate": dstate}, back) for dstate in (32, 100, 256)]
+    torch.set_num_threads(7)  # more than there are lines: the scans in phases
+    for case in cases:
+        matrix.check(case, backend="cpu")
+    return len(cases)
+
+
 def _run_each(folder: Path, count: int, seed: int) -> None:
     """Does the runs, each in a copy of this process, which has imported torch and not yet the
     library."""
@@ -127,6 +149,8 @@ def _run_each(folder: Path, count: int, seed: int) -> None:
 
             assert Path(cmimtl_kernels.__file__).is_relative_to(folder), cmimtl_kernels.__file__
             print(raw_calls.run_all("cmimtl", count, seed), flush=True)
+            if name == CLEAN:
+                print(_run_larger(), "larger calls", flush=True)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         found[name] = os.waitstatus_to_exitcode(status), output.read_text(errors="replace")

@@ -115,10 +115,10 @@ def test_resume_refuses_weights_of_another_model(data, tmp_path, capsys):
     file = output / "checkpoint-2" / "model.safetensors"
     weights = load_file(file)
     for changed, message in (
-        ({"classifier.layers.1.bias": None}, "got one without classifier.layers.1.bias (1 in all)"),
+        ({"classifier.layers.1.bias": None}, f"got {file} without classifier.layers.1.bias."),
         (
             {"classifier.layers.9.bias": weights["temperature"].clone()},
-            "with classifier.layers.9.bias (1",
+            f"got {file} with classifier.layers.9.bias, which the model has not.",
         ),
     ):
         save_file({k: v for k, v in (weights | changed).items() if v is not None}, file)

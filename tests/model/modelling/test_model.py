@@ -324,15 +324,18 @@ def test_saving_and_loading_keeps_every_bit(make_model, processor, batch, tmp_pa
     assert loaded.max_question_length == processor.max_question_length
 
 
-def test_missing_weights_are_initialised_and_loaded_ones_kept(make_model, tmp_path):
-    """A checkpoint without one parameter: it is made anew, its neighbours are the saved ones."""
+def test_weights_of_other_shapes_are_made_anew_where_that_is_asked_for(make_model, tmp_path):
+    """Of one parameter; its neighbours are the saved ones."""
     model = make_model()
     with torch.no_grad():
         for parameter in model.fusion.parameters():
             parameter.add_(1.0)
-    state = {k: v for k, v in model.state_dict().items() if k != "fusion.layers.0.A_log"}
+    name = "fusion.layers.0.A_log"
+    state = {**model.state_dict(), name: model.state_dict()[name][:, :8].clone()}
     model.save_pretrained(tmp_path, state_dict=state)
-    again = CMIMTLForVisualQuestionAnswering.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"with {name} of shape \(192, 8\); the model's has"):
+        CMIMTLForVisualQuestionAnswering.from_pretrained(tmp_path)
+    again = CMIMTLForVisualQuestionAnswering.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
     layer, old = again.fusion.layers[0], model.fusion.layers[0]
     fresh = torch.arange(1.0, 17.0).log().expand_as(layer.A_log)
     torch.testing.assert_close(layer.A_log.detach(), fresh)

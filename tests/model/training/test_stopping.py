@@ -264,3 +264,30 @@ def test_epochs_become_more(data, tmp_path, capsys):
     # A warm-up of one step, then down to 0 after step 4.
     rates, most = learning_rates(output / "checkpoint-4"), PRESETS["tiny"].training.learning_rate
     assert rates[3] == pytest.approx(2 / 3 * most) and rates[4] == pytest.approx(1 / 3 * most)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("model.safetensors", 1000),
+        ("optimizer.pt", 1000),
+        ("scheduler.pt", 0),
+        ("rng_state.pth", 100),
+        ("trainer_state.json", 50),
+        ("trainer_state.json", b'{"global_step": 5}'),
+        ("trainer_state.json", b'{"global_steps": 6}'),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(trained, tmp_path, capsys, name, content):
+    """content: the file's, or how many of its bytes are left."""
+    output = tmp_path / "run"
+    shutil.copytree(trained, output)
+    (output / "model.safetensors").unlink()
+    path = output / "checkpoint-6" / name
+    path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
+    assert run("train", "--output-dir", output, "--resume") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(("train: a checkpoint must be", "from_pretrained: weights must be"))
+    assert f"got {path}: " in last
+    shutil.rmtree(path.parent)  # as the message says
+    assert run("train", "--output-dir", output, "--resume") == 0
