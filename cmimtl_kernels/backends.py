@@ -177,6 +177,18 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 
+# On the meta device nothing is computed. The fake kernels give the results' shapes and strides, and
+# they are the same for all backends.
+_META = Backend(
+    name="meta",
+    namespace=compiled.NAMESPACE,
+    devices=("meta",),
+    dtypes=(*_HALF_AND_SINGLE, torch.float64),
+    max_dstate=lambda: None,
+    checkpoint_every=64,
+    unavailable=lambda: None,
+)
+
 # What `auto` tries, best first. The package causal_conv1d comes after our own kernels, because they
 # give the same bits on every run. The reference is not in the list: it is two orders of magnitude
 # slower, so a call that ends there gives a warning.
@@ -192,21 +204,23 @@ def auto(call: Call) -> str:
 
 
 def choose(backend: str, call: Call) -> Backend:
-    """The backend that runs a call.
+    """The backend that runs a call; on the meta device any name stands for the fake kernels.
 
     Raises:
         ValueError: no backend has this name.
         NotImplementedError: the named backend cannot run this call; the message lists every
             reason.
     """
+    if not isinstance(backend, str) or (backend != "auto" and backend not in BACKENDS):
+        names = ", ".join(("auto", *BACKENDS))
+        raise ValueError(f"{call.op}: backend must be one of {names}, got {backend!r}")
+    if call.device_type == "meta":
+        return _META
     if backend == "auto":
         name = auto(call)
         if name == "reference":
             _warn_slow(call)
         return BACKENDS[name]
-    if backend not in BACKENDS:
-        names = ", ".join(("auto", *BACKENDS))
-        raise ValueError(f"{call.op}: backend must be one of {names}, got {backend!r}")
     if reasons := BACKENDS[backend].why_not(call):
         raise NotImplementedError(
             f"{call.op}: backend {backend!r} cannot run this: {'; '.join(reasons)}"

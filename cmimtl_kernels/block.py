@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cmimtl_kernels.ops import check_lengths, cross_selective_scan, selective_scan
+from cmimtl_kernels.checks import (
+    Lengths,
+    autocast_dtype,
+    check_float,
+    check_lengths,
+    check_rank,
+    dtype_name,
+)
+from cmimtl_kernels.ops import cross_selective_scan, selective_scan
 from cmimtl_kernels.reference import accumulation_dtype
 from cmimtl_kernels.registration import inside_torch_func
 from cmimtl_kernels.resample import align, align_all, blank_padding, interpolate, pool
@@ -118,13 +126,18 @@ class CrossMambaBlock(KeepsFloat32):
         for name, value in dict(
             d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand
         ).items():
-            if not isinstance(value, int) or value < 1:
+            if not _is_count(value):
                 raise ValueError(
                     f"CrossMambaBlock: {name} must be a positive integer, got {value!r}"
                 )
-        if dt_rank != "auto" and (not isinstance(dt_rank, int) or dt_rank < 1):
+        if dt_rank != "auto" and not _is_count(dt_rank):
             raise ValueError(
                 f"CrossMambaBlock: dt_rank must be a positive integer or 'auto', got {dt_rank!r}"
+            )
+        if not 0 < dt_min <= dt_max:
+            raise ValueError(
+                "CrossMambaBlock: dt_min must be positive and at most dt_max, got"
+                f" dt_min={dt_min!r} and dt_max={dt_max!r}"
             )
         if interleave not in INTERLEAVE_KINDS:
             raise ValueError(
@@ -170,11 +183,14 @@ class CrossMambaBlock(KeepsFloat32):
             torch.empty(self.d_inner, self.d_state, dtype=torch.float32, device=device)
         )
         D = nn.Parameter(torch.empty(self.d_inner, dtype=torch.float32, device=device))
-        # By this mark Mamba's training code keeps weight decay off a parameter.
-        for parameter in (A_log, D):
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # a mark, no attribute
-        self.register_parameter("A_log" if not suffix else f"A{suffix}_log", A_log)
-        self.register_parameter("D" + suffix, D)
+        for name, parameter in (
+            ("A_log" if not suffix else f"A{suffix}_log", A_log),
+            ("D" + suffix, D),
+        ):
+            self.register_parameter(name, parameter)
+            # By this mark Mamba's training code keeps weight decay off a parameter. What was
+            # registered is marked: accelerate's empty models put another parameter there.
+            getattr(self, name)._no_weight_decay = True
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -215,17 +231,15 @@ class CrossMambaBlock(KeepsFloat32):
         self,
         visual: Tensor,
         text: Tensor,
-        visual_lengths: Tensor | None = None,
-        text_lengths: Tensor | None = None,
+        visual_lengths: Lengths | None = None,
+        text_lengths: Lengths | None = None,
     ) -> tuple[Tensor, Tensor]:
         self._check_inputs(visual, text)
-        visual_lengths = check_lengths(
-            "CrossMambaBlock", visual_lengths, visual, visual.shape[1], "visual_lengths"
+        op = "CrossMambaBlock"
+        lengths = (
+            check_lengths(op, visual_lengths, visual, visual.shape[1], "visual_lengths"),
+            check_lengths(op, text_lengths, text, text.shape[1], "text_lengths"),
         )
-        text_lengths = check_lengths(
-            "CrossMambaBlock", text_lengths, text, text.shape[1], "text_lengths"
-        )
-        lengths = visual_lengths, text_lengths
         sizes = [visual.shape[1], text.shape[1]]
         uz = self._keep_inputs(self._project_in, visual, text, *lengths)
         fuse = self._product_sum if self.interleave == "product-sum" else self._gated
@@ -255,17 +269,31 @@ class CrossMambaBlock(KeepsFloat32):
         return self.in_proj(self.norm(torch.cat(streams, 1)))
 
     def _check_inputs(self, visual: Tensor, text: Tensor) -> None:
+        op = "CrossMambaBlock"
         for name, x in (("visual", visual), ("text", text)):
-            if x.dim() != 3 or x.shape[2] != self.d_model or x.shape[1] == 0:
+            check_float(op, name, x)
+            check_rank(op, name, x, 3, f"(batch, length >= 1, d_model={self.d_model})")
+            if x.shape[2] != self.d_model or x.shape[1] == 0:
                 raise ValueError(
-                    f"CrossMambaBlock: {name} must have shape (batch, length >= 1,"
+                    f"{op}: {name} must have shape (batch, length >= 1,"
                     f" d_model={self.d_model}), got {tuple(x.shape)}"
                 )
         if visual.shape[0] != text.shape[0]:
             raise ValueError(
-                f"CrossMambaBlock: text must have the batch of visual ({visual.shape[0]}),"
-                f" got {text.shape[0]}"
+                f"{op}: text must have the batch of visual ({visual.shape[0]}), got {text.shape[0]}"
             )
+        if visual.device != text.device:
+            raise ValueError(f"{op}: text must be on {visual.device}, got {text.device}")
+        # Autocast, and what stands in the place of these two, may take any dtype.
+        plain = is_plain(self.norm) and is_plain(self.in_proj)
+        if plain and autocast_dtype(visual.device.type) is None:
+            dtype = self.in_proj.weight.dtype
+            if torch.promote_types(visual.dtype, text.dtype) != dtype:
+                name, x = ("text", text) if visual.dtype == dtype else ("visual", visual)
+                raise ValueError(
+                    f"{op}: {name} must be {dtype_name(dtype)}, as the block is, got"
+                    f" {dtype_name(x.dtype)}"
+                )
 
     def _product_sum(self, uz, sizes, visual_lengths, text_lengths):
         """Run the interleaved scan in each direction, add the outputs and project them.
@@ -381,7 +409,7 @@ class CrossMamba(nn.Module):
 
     def __init__(self, d_model: int, n_layers: int, **options):
         super().__init__()
-        if not isinstance(n_layers, int) or n_layers < 1:
+        if not _is_count(n_layers):
             raise ValueError(f"CrossMamba: n_layers must be a positive integer, got {n_layers!r}")
         self.layers = nn.ModuleList(CrossMambaBlock(d_model, **options) for _ in range(n_layers))
 
@@ -389,12 +417,16 @@ class CrossMamba(nn.Module):
         self,
         visual: Tensor,
         text: Tensor,
-        visual_lengths: Tensor | None = None,
-        text_lengths: Tensor | None = None,
+        visual_lengths: Lengths | None = None,
+        text_lengths: Lengths | None = None,
     ) -> tuple[Tensor, Tensor]:
         for layer in self.layers:
             visual, text = layer(visual, text, visual_lengths, text_lengths)
         return visual, text
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _state_matrix(A_log: Tensor, delta: Tensor) -> Tensor:

@@ -1,15 +1,24 @@
 """The public functions: argument checks, autocast, the choice of a backend, the call."""
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from cmimtl_kernels import backends
 from cmimtl_kernels.backends import Call
+from cmimtl_kernels.checks import (
+    Lengths,
+    autocast,
+    check_flag,
+    check_float,
+    check_lengths,
+    check_like,
+    check_optional,
+    check_rank,
+    check_tensor,
+    dtype_name,
+)
 from cmimtl_kernels.reference import accumulation_dtype
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @overload
@@ -25,7 +34,7 @@ def selective_scan(
     *,
     delta_softplus: bool = ...,
     initial_state: Tensor | None = ...,
-    lengths: Tensor | None = ...,
+    lengths: Lengths | None = ...,
     reverse: bool = ...,
     return_last_state: Literal[False] = ...,
     backend: str = ...,
@@ -45,7 +54,7 @@ def selective_scan(
     *,
     delta_softplus: bool = ...,
     initial_state: Tensor | None = ...,
-    lengths: Tensor | None = ...,
+    lengths: Lengths | None = ...,
     reverse: bool = ...,
     return_last_state: Literal[True],
     backend: str = ...,
@@ -65,7 +74,7 @@ def selective_scan(
     *,
     delta_softplus: bool = ...,
     initial_state: Tensor | None = ...,
-    lengths: Tensor | None = ...,
+    lengths: Lengths | None = ...,
     reverse: bool = ...,
     return_last_state: bool,
     backend: str = ...,
@@ -84,7 +93,7 @@ def selective_scan(
     *,
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
-    lengths: Tensor | None = None,
+    lengths: Lengths | None = None,
     reverse: bool = False,
     return_last_state: bool = False,
     backend: str = "auto",
@@ -110,8 +119,9 @@ def selective_scan(
         delta_bias: (dim,), any float dtype.
         delta_softplus: whether softplus is applied to the step size.
         initial_state: (batch, dim, dstate), any float dtype; zeros where None. Differentiable.
-        lengths: (batch,) integers in [0, length]: the valid steps of each sample. Steps past them
-            are never read, leave the state as it is, and have output 0 and gradient 0.
+        lengths: (batch,) integers in [0, length], a tensor or what makes one: the valid steps of
+            each sample. Steps past them are never read, leave the state as it is, and have output 0
+            and gradient 0.
         reverse: run from the last valid step to the first.
         return_last_state: also return the state after the last processed step.
         backend: "auto", "cuda", "triton", "cpu" or "reference"; see
@@ -132,22 +142,25 @@ def selective_scan(
     Autocast: u, delta, B, C and z are cast to the autocast dtype; A, D, delta_bias and the states
         are not.
     Examples:
+        >>> import torch
         >>> u, delta = torch.randn(2, 8, 4), torch.rand(2, 8, 4)
         >>> A, B, C = -torch.rand(4, 16), torch.randn(2, 8, 16), torch.randn(2, 8, 16)
         >>> selective_scan(u, delta, A, B, C).shape
         torch.Size([2, 8, 4])
     """
     op = "selective_scan"
-    _check_float(op, "u", u)
-    _check_rank(op, "u", u, 3, "(batch, length, dim)")
-    u, delta, B, C, z = _autocast(u, delta, B, C, z)
+    check_float(op, "u", u)
+    check_rank(op, "u", u, 3, "(batch, length, dim)")
+    u, delta, B, C, z = autocast(op, ("u", "delta", "B", "C", "z"), (u, delta, B, C, z))
     batch, length, dim = u.shape
-    _check(op, "delta", delta, u, (batch, length, dim))
-    _check_optional(op, "z", z, u, (batch, length, dim))
+    check_like(op, "delta", delta, u, (batch, length, dim))
+    check_optional(op, "z", z, u, (batch, length, dim))
     A, D, delta_bias, B, C, initial_state = _check_shared(
         op, u, length, A, D, delta_bias, B, C, initial_state
     )
     lengths = check_lengths(op, lengths, u, length)
+    check_flag(op, "delta_softplus", delta_softplus)
+    check_flag(op, "reverse", reverse)
 
     kernels = backends.choose(backend, Call(op, u.device.type, u.dtype, A.shape[1]))
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, lengths)
@@ -170,7 +183,7 @@ def cross_selective_scan(
     *,
     delta_softplus: bool = ...,
     initial_state: Tensor | None = ...,
-    lengths: Tensor | None = ...,
+    lengths: Lengths | None = ...,
     reverse: bool = ...,
     return_last_state: Literal[False] = ...,
     backend: str = ...,
@@ -192,7 +205,7 @@ def cross_selective_scan(
     *,
     delta_softplus: bool = ...,
     initial_state: Tensor | None = ...,
-    lengths: Tensor | None = ...,
+    lengths: Lengths | None = ...,
     reverse: bool = ...,
     return_last_state: Literal[True],
     backend: str = ...,
@@ -214,7 +227,7 @@ def cross_selective_scan(
     *,
     delta_softplus: bool = ...,
     initial_state: Tensor | None = ...,
-    lengths: Tensor | None = ...,
+    lengths: Lengths | None = ...,
     reverse: bool = ...,
     return_last_state: bool,
     backend: str = ...,
@@ -235,7 +248,7 @@ def cross_selective_scan(
     *,
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
-    lengths: Tensor | None = None,
+    lengths: Lengths | None = None,
     reverse: bool = False,
     return_last_state: bool = False,
     backend: str = "auto",
@@ -278,21 +291,24 @@ def cross_selective_scan(
         dstate states; x is formed again from v and t.
     """
     op = "cross_selective_scan"
-    _check_float(op, "v", v)
-    _check_rank(op, "v", v, 3, "(batch, length, dim)")
-    v, t, delta, B, C, z_v, z_t = _autocast(v, t, delta, B, C, z_v, z_t)
+    check_float(op, "v", v)
+    check_rank(op, "v", v, 3, "(batch, length, dim)")
+    names = "v", "t", "delta", "B", "C", "z_v", "z_t"
+    v, t, delta, B, C, z_v, z_t = autocast(op, names, (v, t, delta, B, C, z_v, z_t))
     batch, length, dim = v.shape
-    _check(op, "t", t, v, (batch, length, dim))
-    _check(op, "delta", delta, v, (batch, 2 * length, dim))
+    check_like(op, "t", t, v, (batch, length, dim))
+    check_like(op, "delta", delta, v, (batch, 2 * length, dim))
     if (z_v is None) != (z_t is None):
         missing, given = ("z_t", "z_v") if z_t is None else ("z_v", "z_t")
         raise ValueError(f"{op}: {missing} must be given together with {given}, got None")
-    _check_optional(op, "z_v", z_v, v, (batch, length, dim))
-    _check_optional(op, "z_t", z_t, v, (batch, length, dim))
+    check_optional(op, "z_v", z_v, v, (batch, length, dim))
+    check_optional(op, "z_t", z_t, v, (batch, length, dim))
     A, D, delta_bias, B, C, initial_state = _check_shared(
         op, v, 2 * length, A, D, delta_bias, B, C, initial_state
     )
     lengths = check_lengths(op, lengths, v, length)
+    check_flag(op, "delta_softplus", delta_softplus)
+    check_flag(op, "reverse", reverse)
 
     kernels = backends.choose(backend, Call(op, v.device.type, v.dtype, A.shape[1]))
     tensors = (v, t, delta, A, B, C, D, z_v, z_t, delta_bias, initial_state, lengths)
@@ -306,7 +322,7 @@ def causal_conv1d(
     bias: Tensor | None = None,
     *,
     activation: str | None = None,
-    lengths: Tensor | None = None,
+    lengths: Lengths | None = None,
     reverse: bool = False,
     backend: str = "auto",
 ) -> Tensor:
@@ -335,20 +351,22 @@ def causal_conv1d(
         do not lie in one of its two layouts.
     """
     op = "causal_conv1d"
-    _check_float(op, "x", x)
-    _check_rank(op, "x", x, 3, "(batch, length, dim)")
-    (x,) = _autocast(x)
+    check_float(op, "x", x)
+    check_rank(op, "x", x, 3, "(batch, length, dim)")
+    (x,) = autocast(op, ("x",), (x,))
     acc = accumulation_dtype(x.dtype)
+    check_tensor(op, "weight", weight)
     if weight.dim() != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] == 0:
         raise ValueError(
             f"{op}: weight must have shape (dim={x.shape[2]}, width >= 1),"
             f" got {tuple(weight.shape)}"
         )
-    weight = _check(op, "weight", weight, x, tuple(weight.shape), acc)
-    bias = _check_optional(op, "bias", bias, x, (x.shape[2],), acc)
+    weight = check_like(op, "weight", weight, x, tuple(weight.shape), acc)
+    bias = check_optional(op, "bias", bias, x, (x.shape[2],), acc)
     if activation not in (None, "silu"):
         raise ValueError(f"{op}: activation must be None or 'silu', got {activation!r}")
     lengths = check_lengths(op, lengths, x, x.shape[1])
+    check_flag(op, "reverse", reverse)
 
     call = Call(
         op,
@@ -360,19 +378,6 @@ def causal_conv1d(
     )
     kernels = backends.choose(backend, call)
     return kernels.run(op, (x, weight, bias, lengths), activation == "silu", reverse)
-
-
-def _autocast(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
-    """Cast the streams to the autocast dtype where autocast is on for their device.
-
-    float64 is left alone. Each result is None where its argument is.
-    """
-    tensors = (first, *others)
-    device_type = first.device.type
-    if not torch.is_autocast_enabled(device_type) or first.dtype == torch.float64:
-        return tensors
-    dtype = torch.get_autocast_dtype(device_type)
-    return tuple(None if x is None else x.to(dtype) for x in tensors)
 
 
 def _check_shared(
@@ -392,7 +397,7 @@ def _check_shared(
     """
     batch, _, dim = u.shape
     acc = accumulation_dtype(u.dtype)
-    _check_tensor(op, "A", A)
+    check_tensor(op, "A", A)
     if A.dtype.is_complex:
         raise ValueError(
             f"{op}: A must be real, got {dtype_name(A.dtype)}; complex states are not supported"
@@ -400,9 +405,9 @@ def _check_shared(
     if A.dim() != 2 or A.shape[0] != dim or A.shape[1] == 0:
         raise ValueError(f"{op}: A must have shape (dim={dim}, dstate >= 1), got {tuple(A.shape)}")
     dstate = A.shape[1]
-    A = _check(op, "A", A, u, (dim, dstate), acc)
-    D = _check_optional(op, "D", D, u, (dim,), acc)
-    delta_bias = _check_optional(op, "delta_bias", delta_bias, u, (dim,), acc)
+    A = check_like(op, "A", A, u, (dim, dstate), acc)
+    D = check_optional(op, "D", D, u, (dim,), acc)
+    delta_bias = check_optional(op, "delta_bias", delta_bias, u, (dim,), acc)
     B = _check_map(op, "B", B, u, steps, dstate)
     C = _check_map(op, "C", C, u, steps, dstate)
     if B.shape != C.shape:
@@ -411,105 +416,20 @@ def _check_shared(
             raise ValueError(
                 f"{op}: C must have the groups of B ({groups_of_B}), got {groups_of_C} groups"
             )
-    initial_state = _check_optional(
-        op, "initial_state", initial_state, u, (batch, dim, dstate), acc
-    )
+    initial_state = check_optional(op, "initial_state", initial_state, u, (batch, dim, dstate), acc)
     return A, D, delta_bias, B, C, initial_state
 
 
 def _check_map(op: str, name: str, x: Tensor, u: Tensor, steps: int, dstate: int) -> Tensor:
     """Check B or C, which is (batch, steps, dstate) or (batch, steps, ngroups, dstate)."""
-    _check_tensor(op, name, x)
+    check_tensor(op, name, x)
     batch, _, dim = u.shape
     if x.dim() == 3:
-        return _check(op, name, x, u, (batch, steps, dstate))
+        return check_like(op, name, x, u, (batch, steps, dstate))
     if x.dim() != 4 or x.shape[2] == 0 or dim % x.shape[2]:
         raise ValueError(
             f"{op}: {name} must have shape {(batch, steps, dstate)} or (batch={batch},"
             f" steps={steps}, ngroups, dstate={dstate}) with ngroups a divisor of"
             f" dim={dim}, got {tuple(x.shape)}"
         )
-    return _check(op, name, x, u, (batch, steps, x.shape[2], dstate))
-
-
-def check_lengths(
-    op: str, lengths: Tensor | None, u: Tensor, length: int, name: str = "lengths"
-) -> Tensor | None:
-    """Check lengths and return them as int64.
-
-    Only values on the CPU are checked: reading them on a GPU would make the CPU wait for it.
-    Kernels clamp them to [0, length].
-    """
-    if lengths is None:
-        return None
-    if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
-        raise ValueError(f"{op}: {name} must be integers, got {dtype_name(lengths.dtype)}")
-    if tuple(lengths.shape) != (u.shape[0],):
-        raise ValueError(
-            f"{op}: {name} must have shape (batch={u.shape[0]},), got {tuple(lengths.shape)}"
-        )
-    if lengths.device != u.device:
-        raise ValueError(f"{op}: {name} must be on {u.device}, got {lengths.device}")
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and lengths.numel():
-        low, high = int(lengths.min()), int(lengths.max())
-        if low < 0 or high > length:
-            worst = low if low < 0 else high
-            raise ValueError(f"{op}: {name} must be in [0, {length}], got {worst}")
-    return lengths.to(torch.int64)
-
-
-def _check_tensor(op: str, name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
-
-
-def _check_float(op: str, name: str, x: Tensor) -> None:
-    _check_tensor(op, name, x)
-    if x.dtype not in _FLOATS:
-        raise ValueError(
-            f"{op}: {name} must be float32, bfloat16, float16 or float64, got {dtype_name(x.dtype)}"
-        )
-
-
-def _check_rank(op: str, name: str, x: Tensor, rank: int, shape: str) -> None:
-    if x.dim() != rank:
-        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(x.shape)}")
-
-
-def _check(
-    op: str,
-    name: str,
-    x: Tensor,
-    like: Tensor,
-    shape: tuple[int, ...],
-    to: torch.dtype | None = None,
-) -> Tensor:
-    """Check shape, device and dtype of x; with `to`, any float dtype is taken and converted."""
-    _check_tensor(op, name, x)
-    if x.shape != shape:
-        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(x.shape)}")
-    if x.device != like.device:
-        raise ValueError(f"{op}: {name} must be on {like.device}, got {x.device}")
-    if x.dtype == (like.dtype if to is None else to):
-        return x  # `to` takes 2 us a call, as much as all checks of this function together
-    if to is None:
-        raise ValueError(
-            f"{op}: {name} must be {dtype_name(like.dtype)}, got {dtype_name(x.dtype)}"
-        )
-    _check_float(op, name, x)
-    return x.to(to)
-
-
-def _check_optional(
-    op: str,
-    name: str,
-    x: Tensor | None,
-    like: Tensor,
-    shape: tuple[int, ...],
-    to: torch.dtype | None = None,
-) -> Tensor | None:
-    return None if x is None else _check(op, name, x, like, shape, to)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return check_like(op, name, x, u, (batch, steps, x.shape[2], dstate))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cmimtl_kernels import ops
 from cmimtl_kernels.compat._checks import (
+    check_devices,
     check_indices,
     check_rank,
     check_shape,
@@ -84,6 +85,7 @@ def causal_conv1d_fn(
     op = "causal_conv1d_fn"
     check_rank(op, "x", x, "(batch, dim, length)")
     batch, dim, length = x.shape
+    check_shape(op, "x", x, (batch, dim, length))
     _check_weights(op, x, weight, bias, activation)
     states = (batch, dim, weight.shape[1] - 1)
     if initial_states is not None:
@@ -95,6 +97,11 @@ def causal_conv1d_fn(
             )
         check_shape(op, "final_states_out", final_states_out, states)
     if seq_idx is not None:
+        check_indices(op, "seq_idx", seq_idx, (batch, length))
+    check_devices(
+        op, x, seq_idx=seq_idx, initial_states=initial_states, final_states_out=final_states_out
+    )
+    if seq_idx is not None:
         for name, given in (
             ("initial_states", initial_states is not None),
             ("return_final_states", return_final_states),
@@ -104,7 +111,6 @@ def causal_conv1d_fn(
                     f"{op}: {name} must not be given together with seq_idx, got both; a state"
                     " belongs to one sequence"
                 )
-        check_indices(op, "seq_idx", seq_idx, (batch, length))
         return _convolve_packed(x, weight, bias, seq_idx, activation)
 
     out = _convolve(x, weight, bias, activation)
@@ -155,6 +161,7 @@ def causal_conv1d_update(
     if single:
         x = x[..., None]
     batch, dim, length = x.shape
+    check_shape(op, "x", x, (batch, dim, length))
     _check_weights(op, x, weight, bias, activation)
     check_rank(op, "conv_state", conv_state, "(batch, dim, state_len)")
     rows = conv_state.shape[0] if conv_state_indices is not None else batch
@@ -166,9 +173,17 @@ def causal_conv1d_update(
         )
     if cache_seqlens is not None:
         check_indices(op, "cache_seqlens", cache_seqlens, (batch,))
-    state = conv_state
     if conv_state_indices is not None:
         check_indices(op, "conv_state_indices", conv_state_indices, (batch,))
+    check_devices(
+        op,
+        x,
+        conv_state=conv_state,
+        cache_seqlens=cache_seqlens,
+        conv_state_indices=conv_state_indices,
+    )
+    state = conv_state
+    if conv_state_indices is not None:
         state = conv_state.index_select(0, conv_state_indices.clamp(min=0))
 
     if cache_seqlens is None:
@@ -202,6 +217,7 @@ def _check_weights(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, acti
     check_shape(op, "weight", weight, (dim, max(weight.shape[1], 1)))
     if bias is not None:
         check_shape(op, "bias", bias, (dim,))
+    check_devices(op, x, weight=weight, bias=bias)
     if activation not in (None, "silu", "swish"):
         raise ValueError(f"{op}: activation must be None, 'silu' or 'swish', got {activation!r}")
 

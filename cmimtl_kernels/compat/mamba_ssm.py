@@ -26,7 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmimtl_kernels import ops
+from cmimtl_kernels.checks import check_flag
 from cmimtl_kernels.compat._checks import (
+    check_devices,
     check_indices,
     check_rank,
     check_shape,
@@ -125,8 +127,6 @@ def selective_scan_fn(
     check_shape(op, "delta", delta, (batch, dim, length))
     dstate = _check_state_matrix(op, A, dim)
     B, C = _our_layout(op, "B", B, u, dstate), _our_layout(op, "C", C, u, dstate)
-    constant = B.dim() == 2 or C.dim() == 2
-    B, C = _same_groups(B, C, u)
     for name, given, shape in (
         ("D", D, (dim,)),
         ("z", z, u.shape),
@@ -134,7 +134,11 @@ def selective_scan_fn(
     ):
         if given is not None:
             check_shape(op, name, given, tuple(shape))
+    check_devices(op, u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    check_flag(op, "delta_softplus", delta_softplus)
 
+    constant = B.dim() == 2 or C.dim() == 2
+    B, C = _same_groups(B, C, u)
     dtype = common_dtype(u, delta, B, C, z)
     x, step_size = (stream.transpose(1, 2).to(dtype) for stream in (u, delta))
     gate = None if z is None else z.transpose(1, 2).to(dtype)
@@ -215,9 +219,16 @@ def selective_state_update(
     if B.shape != C.shape:
         raise ValueError(f"{op}: C must have shape {tuple(B.shape)}, got {tuple(C.shape)}")
 
-    before = state
     if state_batch_indices is not None:
         check_indices(op, "state_batch_indices", state_batch_indices, (batch,))
+    check_devices(
+        op, state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias,
+        state_batch_indices=state_batch_indices,
+    )  # fmt: skip
+    check_flag(op, "dt_softplus", dt_softplus)
+
+    before = state
+    if state_batch_indices is not None:
         before = state.index_select(0, state_batch_indices.clamp(min=0))
     elif torch.is_grad_enabled():
         # The backward pass reads the state before the step, and that is overwritten below.
@@ -324,19 +335,32 @@ def mamba_inner_fn(
     columns = [dt_rank, dstate if B is None else 0, dstate if C is None else 0]
     check_shape(op, "delta_proj_weight", delta_proj_weight, (dim, dt_rank))
     check_shape(op, "x_proj_weight", x_proj_weight, (sum(columns), dim))
-    for name, x, shape in (
-        ("B_proj_bias", B_proj_bias, (dstate,)),
-        ("C_proj_bias", C_proj_bias, (dstate,)),
-        ("b_rms_weight", b_rms_weight, (dstate,)),
-        ("c_rms_weight", c_rms_weight, (dstate,)),
-        ("dt_rms_weight", dt_rms_weight, (dim,)),
-    ):
-        if x is not None:
-            check_shape(op, name, x, shape)
+    check_rank(op, "out_proj_weight", out_proj_weight, "(d_model, dim)")
+    d_model = out_proj_weight.shape[0]
+    check_shape(op, "out_proj_weight", out_proj_weight, (d_model, dim))
+    x, z = xz.chunk(2, dim=1)
+    for name, given in (("B", B), ("C", C)):
+        if given is not None:
+            _our_layout(op, name, given, x, dstate)
+    vectors = dict(
+        conv1d_bias=conv1d_bias, out_proj_bias=out_proj_bias, D=D, delta_bias=delta_bias,
+        B_proj_bias=B_proj_bias, C_proj_bias=C_proj_bias, b_rms_weight=b_rms_weight,
+        c_rms_weight=c_rms_weight, dt_rms_weight=dt_rms_weight,
+    )  # fmt: skip
+    sizes = dict(out_proj_bias=d_model)
+    sizes |= dict.fromkeys(("B_proj_bias", "C_proj_bias", "b_rms_weight", "c_rms_weight"), dstate)
+    for name, vector in vectors.items():
+        if vector is not None:
+            check_shape(op, name, vector, (sizes.get(name, dim),))
+    check_devices(
+        op, xz, conv1d_weight=conv1d_weight, x_proj_weight=x_proj_weight,
+        delta_proj_weight=delta_proj_weight, out_proj_weight=out_proj_weight, A=A, B=B, C=C,
+        **vectors,
+    )  # fmt: skip
+    check_flag(op, "delta_softplus", delta_softplus)
     if checkpoint_lvl not in (0, 1):
         raise ValueError(f"{op}: checkpoint_lvl must be 0 or 1, got {checkpoint_lvl!r}")
 
-    x, z = xz.chunk(2, dim=1)
     u = causal_conv1d_fn(x, conv1d_weight[:, 0], conv1d_bias, activation="silu")
     r, B_projected, C_projected = F.linear(u.transpose(1, 2), x_proj_weight).split(columns, dim=-1)
     delta = _norm(F.linear(r, delta_proj_weight), dt_rms_weight, b_c_dt_rms_eps)

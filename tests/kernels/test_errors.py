@@ -3,6 +3,7 @@ got."""
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,33 @@ CASES = [
     (SCAN, {"lengths": X(2, dtype=torch.int64, device="meta")}, "lengths must be on cpu, got meta"),
     (SCAN, {"lengths": torch.tensor([5, 6])}, "lengths must be in [0, 5], got 6"),
     (SCAN, {"lengths": torch.tensor([-1, 5])}, "lengths must be in [0, 5], got -1"),
+    (SCAN, {"lengths": [5.0, 3.0]}, "lengths must be integers, got float32"),
+    (SCAN, {"lengths": [[5], [3, 4]]}, "lengths must be integers, got list"),
+    (SCAN, {"lengths": {5, 3}}, "lengths must be integers, got set"),
+    (SCAN, {"lengths": 5}, "lengths must have shape (batch=2,), got ()"),
+    (SCAN, {"lengths": (5, 6)}, "lengths must be in [0, 5], got 6"),
+    (SCAN, {"lengths": torch.tensor([5, 6], dtype=torch.uint16)},
+     "lengths must be in [0, 5], got 6"),
+    (SCAN, {"lengths": torch.tensor([True, False])}, "lengths must be integers, got bool"),
+    (SCAN, {"u": X(2, 5, 4).to_sparse()}, "u must be dense, got sparse_coo"),
+    (SCAN, {"A": X(4, 3).to_sparse_csr()}, "A must be dense, got sparse_csr"),
+    (SCAN, {"u": torch.nested.nested_tensor([X(5, 4), X(3, 4)])},
+     "u must be dense, got a nested tensor; pad it and give lengths"),
+    (SCAN, {"u": torch.nested.nested_tensor([X(5, 4), X(3, 4)], layout=torch.jagged)},
+     "u must be dense, got jagged"),
+    (SCAN, {"u": torch.quantize_per_tensor(X(2, 5, 4), 0.1, 0, torch.qint8)},
+     "u must be float32, bfloat16, float16 or float64, got qint8"),
+    (SCAN, {"delta_softplus": 1}, "delta_softplus must be True or False, got 1"),
+    (SCAN, {"reverse": None}, "reverse must be True or False, got None"),
+    (CROSS, {"delta_softplus": "yes"}, "delta_softplus must be True or False, got 'yes'"),
+    (CROSS, {"reverse": 0}, "reverse must be True or False, got 0"),
+    (CONV, {"reverse": 0}, "reverse must be True or False, got 0"),
+    (CONV, {"weight": [[1.0]] * 4}, "weight must be a tensor, got list"),
+    (CONV, {"bias": [1.0] * 4}, "bias must be a tensor, got list"),
+    (SCAN, {"backend": None},
+     "backend must be one of auto, cuda, triton, causal_conv1d, cpu, reference, got None"),
+    (CONV, {"backend": ["cpu"]},
+     "backend must be one of auto, cuda, triton, causal_conv1d, cpu, reference, got ['cpu']"),
     (SCAN, {"backend": "tpu"},
      "backend must be one of auto, cuda, triton, causal_conv1d, cpu, reference, got 'tpu'"),
     (CROSS, {"t": X(2, 4, 4)}, "t must have shape (2, 5, 4), got (2, 4, 4)"),
@@ -83,6 +111,29 @@ CASES = [
 def test_message(op, changes, message):
     with pytest.raises(ValueError, match="^" + re.escape(f"{op}: {message}")):
         _call(op, **changes)
+
+
+STREAMS = [
+    (SCAN, ("u", "delta", "B", "C", "z")),
+    (CROSS, ("v", "t", "delta", "B", "C", "z_v", "z_t")),
+    (CONV, ("x",)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e5m2])
+@pytest.mark.parametrize("op, name", [(op, name) for op, names in STREAMS for name in names])
+def test_autocast_casts_floats_alone(op, name, dtype):
+    make = testing.conv_inputs if op == CONV else testing.scan_inputs
+    sizes = {} if op == CONV else dict(dstate=3, cross=op == CROSS)
+    shape = make(batch=2, length=5, dim=4, **sizes)[name].shape
+    wrong = {name: X(shape, dtype=dtype)}
+    got = str(dtype).removeprefix("torch.")
+    message = f"{op}: {name} must be float32, bfloat16, float16 or float64, got {got}"
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ValueError, match="^" + re.escape(message) + "$"),
+    ):
+        _call(op, **wrong)
 
 
 @pytest.mark.parametrize("op", [SCAN, CROSS, CONV])
@@ -113,10 +164,15 @@ def test_second_derivatives_say_which_backend_has_them():
 BLOCK_CASES = [
     ({"d_model": 0}, "d_model must be a positive integer, got 0"),
     ({"d_state": 1.5}, "d_state must be a positive integer, got 1.5"),
+    ({"d_conv": True}, "d_conv must be a positive integer, got True"),
+    ({"dt_min": 0.0},
+     "dt_min must be positive and at most dt_max, got dt_min=0.0 and dt_max=0.1"),
+    ({"dt_min": 1.0},
+     "dt_min must be positive and at most dt_max, got dt_min=1.0 and dt_max=0.1"),
     ({"expand": -1}, "expand must be a positive integer, got -1"),
     ({"dt_rank": "big"}, "dt_rank must be a positive integer or 'auto', got 'big'"),
     ({"interleave": "sum"}, "interleave must be one of ('product-sum', 'gated'), got 'sum'"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -157,6 +213,27 @@ def test_block_inputs(visual, text, message):
         CrossMambaBlock(8)(X(visual), X(text))
 
 
+@pytest.mark.parametrize(
+    "visual, text, message",
+    [
+        (None, X(2, 5, 8), "visual must be a tensor, got NoneType"),
+        (X(2, 5, 8), [1.0], "text must be a tensor, got list"),
+        (X(2, 5, 8).long(), X(2, 5, 8),
+         "visual must be float32, bfloat16, float16 or float64, got int64"),
+        (X(2, 5, 8), X(2, 5, 8).to_sparse(), "text must be dense, got sparse_coo"),
+        (X(2, 5, 8), X(2, 5, 8, device="meta"), "text must be on cpu, got meta"),
+        (X(2, 5, 8).double(), X(2, 5, 8).double(),
+         "visual must be float32, as the block is, got float64"),
+        (X(2, 5, 8), X(2, 5, 8).double(), "text must be float32, as the block is, got float64"),
+        (X(2, 5, 8).half(), X(2, 5, 8).half(),
+         "visual must be float32, as the block is, got float16"),
+    ],
+)  # fmt: skip
+def test_block_streams(visual, text, message):
+    with pytest.raises(ValueError, match="^" + re.escape(f"CrossMambaBlock: {message}") + "$"):
+        CrossMambaBlock(8)(visual, text)
+
+
 @pytest.mark.parametrize("interleave", ["product-sum", "gated"])
 @pytest.mark.parametrize("name", ["visual_lengths", "text_lengths"])
 @pytest.mark.parametrize(
@@ -172,3 +249,29 @@ def test_block_lengths(interleave, name, lengths, message):
     block = CrossMambaBlock(8, interleave=interleave)
     with pytest.raises(ValueError, match="^" + re.escape(f"CrossMambaBlock: {name} {message}")):
         block(X(2, 5, 8), X(2, 5, 8), **{name: lengths})
+
+
+@pytest.mark.parametrize("op", [SCAN, CROSS, CONV])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [5, 3],
+        (5, 3),
+        np.array([5, 3]),
+        *(torch.tensor([5, 3], dtype=getattr(torch, f"{s}int{n}"))
+          for s in ("", "u") for n in (8, 16, 32)),
+        torch.tensor([5, 3], dtype=torch.uint64),
+    ],
+    ids=lambda x: str(getattr(x, "dtype", type(x).__name__)),
+)  # fmt: skip
+def test_lengths_are_taken_in_any_form(op, lengths):
+    first = 0 if op != CONV else slice(None)
+    expected = _call(op, lengths=torch.tensor([5, 3]))[first]
+    assert torch.equal(_call(op, lengths=lengths)[first], expected)
+
+
+def test_block_takes_lists_of_lengths():
+    block, visual, text = CrossMamba(8, 1), torch.randn(2, 5, 8), torch.randn(2, 4, 8)
+    expected = block(visual, text, torch.tensor([5, 3]), torch.tensor([1, 4]))
+    for a, b in zip(block(visual, text, [5, 3], (1, 4)), expected, strict=True):
+        assert torch.equal(a, b)

@@ -226,7 +226,7 @@ CASES = [
     (UPDATE, STATE | dict(cache_seqlens=X(3).int()),
      "cache_seqlens must have shape (2,), got (3,)"),
     (UPDATE, STATE | dict(conv_state_indices=[0, 1]),
-     "conv_state_indices must be int32 or int64, got list"),
+     "conv_state_indices must be a tensor, got list"),
     (UPDATE, STATE | dict(activation="relu"),
      "activation must be None, 'silu' or 'swish', got 'relu'"),
 ]  # fmt: skip
