@@ -157,7 +157,7 @@ class QuestionAnswerer:
 
         for batch in self._batches(questions, pictures):
             state = self.model.encode(**batch)
-            best = self.model.classify(state).max(-1)
+            best = self._finite(self.model.classify(state)).max(-1)
             first = len(classified)
             classified += [self.vocabulary.answers[index] for index in best.indices.tolist()]
             probabilities += best.values.sigmoid().tolist()
@@ -205,7 +205,7 @@ class QuestionAnswerer:
         (batch,) = self._batches([question], [picture])
         with torch.inference_mode():
             state = self.model.encode(**batch, return_attentions=True)
-            logits = self.model.classify(state)
+            logits = self._finite(self.model.classify(state))
         probabilities, indices = logits[0].sigmoid().topk(min(best, len(self.vocabulary)))
         classes = [
             (self.vocabulary.answers[index], probability)
@@ -221,6 +221,7 @@ class QuestionAnswerer:
             )
             words = self.processor.batch_decode_answers(generated.sequences)[0]
             words_probability = sequence_probability(generated)
+            self._finite(torch.tensor(words_probability))
         return Answer(
             question=question,
             picture=picture,
@@ -230,6 +231,16 @@ class QuestionAnswerer:
             unread=max(0, self.processor.tokens_of(question) - self.processor.max_question_length),
             attention=self._on_grid(state["query_attentions"][0]),
         )
+
+    def _finite(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values, which weights that are too large make infinite or no numbers."""
+        if not values.isfinite().all():
+            name = self.model.config.name_or_path or "the model"
+            raise ValueError(
+                "QuestionAnswerer: a model must answer with finite numbers, got"
+                f" {values[~values.isfinite()][0].item()} of {name} in {self.model.dtype}."
+            )
+        return values
 
     def _on_grid(self, attention: torch.Tensor) -> np.ndarray:
         """Lay attention out as the patches lie: (heads, queries, tokens) -> (rows, columns)."""
