@@ -17,6 +17,7 @@ from cmimtl import runs
 from cmimtl.data import OPEN, AnswerVocabulary
 from cmimtl.data.batches import numbered, square
 from cmimtl.data.images import load_image
+from cmimtl.files import reading
 from cmimtl.modelling.model import CMIMTLForVisualQuestionAnswering
 from cmimtl.modelling.processor import CMIMTLProcessor
 from cmimtl.progress import without_bars
@@ -103,7 +104,7 @@ class QuestionAnswerer:
         """Load the model that ``cmimtl train`` left in a folder, to the GPU where there is one.
 
         Raises:
-            ValueError: the folder holds no finished model.
+            ValueError: the folder holds no finished model, or a damaged one.
         """
         run = Path(run)
         runs.check_finished("QuestionAnswerer.from_run", run)
@@ -111,7 +112,9 @@ class QuestionAnswerer:
         with without_bars():
             model = CMIMTLForVisualQuestionAnswering.from_pretrained(run)
             model.to(device)
-        return cls(model, CMIMTLProcessor.from_pretrained(run), batch_size=batch_size)
+        processor = CMIMTLProcessor.from_pretrained(run)
+        with reading("QuestionAnswerer.from_run", "run must hold a model and its processor", run):
+            return cls(model, processor, batch_size=batch_size)
 
     @property
     def image_size(self) -> int:
@@ -154,7 +157,7 @@ class QuestionAnswerer:
 
         for batch in self._batches(questions, pictures):
             state = self.model.encode(**batch)
-            best = self.model.classify(state).max(-1)
+            best = self._finite(self.model.classify(state)).max(-1)
             first = len(classified)
             classified += [self.vocabulary.answers[index] for index in best.indices.tolist()]
             probabilities += best.values.sigmoid().tolist()
@@ -202,7 +205,7 @@ class QuestionAnswerer:
         (batch,) = self._batches([question], [picture])
         with torch.inference_mode():
             state = self.model.encode(**batch, return_attentions=True)
-            logits = self.model.classify(state)
+            logits = self._finite(self.model.classify(state))
         probabilities, indices = logits[0].sigmoid().topk(min(best, len(self.vocabulary)))
         classes = [
             (self.vocabulary.answers[index], probability)
@@ -218,6 +221,7 @@ class QuestionAnswerer:
             )
             words = self.processor.batch_decode_answers(generated.sequences)[0]
             words_probability = sequence_probability(generated)
+            self._finite(torch.tensor(words_probability))
         return Answer(
             question=question,
             picture=picture,
@@ -227,6 +231,16 @@ class QuestionAnswerer:
             unread=max(0, self.processor.tokens_of(question) - self.processor.max_question_length),
             attention=self._on_grid(state["query_attentions"][0]),
         )
+
+    def _finite(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values, which weights that are too large make infinite or no numbers."""
+        if not values.isfinite().all():
+            name = self.model.config.name_or_path or "the model"
+            raise ValueError(
+                "QuestionAnswerer: a model must answer with finite numbers, got"
+                f" {values[~values.isfinite()][0].item()} of {name} in {self.model.dtype}."
+            )
+        return values
 
     def _on_grid(self, attention: torch.Tensor) -> np.ndarray:
         """Lay attention out as the patches lie: (heads, queries, tokens) -> (rows, columns)."""

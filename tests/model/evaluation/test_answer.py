@@ -169,3 +169,21 @@ def test_from_a_folder(answerer, processor, pictures, tmp_path):
     assert loaded.vocabulary.answers == ("yes", "no", "lung")
     everything = QUESTIONS, pictures, [True] * 3
     assert loaded.ask(*everything) == answerer.ask(*everything)
+
+
+@pytest.mark.parametrize(
+    "part", ["classifier.layers.4.weight", "decoder.decoder.final_layer_norm.weight"]
+)
+def test_an_answer_that_is_no_number_is_refused(make_model, processor, pictures, part):
+    """Weights are finite and yet too large."""
+    model = make_model()
+    with torch.no_grad():
+        model.get_parameter(part).mul_(torch.inf).nan_to_num_()
+    answerer = QuestionAnswerer(model, processor)
+    with pytest.raises(
+        ValueError, match=r"answer with finite numbers, got -?(nan|inf) of the model"
+    ):
+        answerer.answer(pictures[0], QUESTIONS[1])
+    if part.startswith("classifier"):
+        with pytest.raises(ValueError, match="must answer with finite numbers"):
+            answerer.ask(QUESTIONS[:1], pictures[:1], [False])
