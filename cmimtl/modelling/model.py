@@ -60,6 +60,7 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
     config_class = CMIMTLConfig
     main_input_name = "pixel_values"
     base_model_prefix = "cmimtl"
+    supports_gradient_checkpointing = True
     _no_split_modules = ["CrossMambaBlock"]  # noqa: RUF012 - as transformers has it
 
     def __init__(self, config: CMIMTLConfig):
@@ -117,6 +118,13 @@ class CMIMTLForVisualQuestionAnswering(PreTrainedModel):
             model.state_dict(), source if folder is None else folder / loading.WEIGHTS
         )
         return (model, info) if told else model
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of the question's words in the text encoder."""
+        return self.text.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text.set_input_embeddings(value)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Initialise every module, as the base class does for transformers' own models.

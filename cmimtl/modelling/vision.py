@@ -45,6 +45,7 @@ class VisionEncoder(nn.Module):
         )
         self.hidden_size = cast("int", self.vit.num_features)
         self.image_size = config.image_size
+        self.gradient_checkpointing = False  # transformers sets it in every module that has it
 
     def reset_parameters(self) -> None:
         """Initialise the weights as timm does."""
@@ -64,6 +65,7 @@ class VisionEncoder(nn.Module):
                 f"CMIMTL: pixel_values must have the model's dtype ({_name(dtype)}), got"
                 f" {_name(pixel_values.dtype)}; pass pixel_values.to(model.dtype)."
             )
+        self.vit.set_grad_checkpointing(self.gradient_checkpointing and self.training)
         return self.vit.forward_features(pixel_values)
 
 
