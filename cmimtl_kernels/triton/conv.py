@@ -15,23 +15,32 @@ from cmimtl_kernels.triton.streams import load, store
 @triton.jit
 def _load_shifted(x, o_t, o_dim, valid, dim, s_x_step, K: tl.constexpr, WIDTH: tl.constexpr,
                   REVERSE: tl.constexpr):  # fmt: skip
-    """What the weight of column K is multiplied by: x some steps before, or with REVERSE after."""
+    """What the weight of column K is multiplied by: x some steps before, or with REVERSE after.
+
+    -> (x, 0 where there is none; where there is one). A padded step reads none: its gradient is 0,
+    and 0 times infinity would be NaN.
+    """
     o_source = o_t + (WIDTH - 1 - K if REVERSE else K - (WIDTH - 1))
-    m = (o_source >= 0) & (o_source < valid) & (o_dim < dim)
-    return load(x + o_source.to(tl.int64) * s_x_step, m)
+    m = (o_source >= 0) & (o_source < valid) & (o_t < valid) & (o_dim < dim)
+    return load(x + o_source.to(tl.int64) * s_x_step, m), m
 
 
 @triton.jit
 def _convolve(x, weight, bias, o_t, o_dim, valid, dim, s_x_step, WIDTH: tl.constexpr,
-              REVERSE: tl.constexpr):  # fmt: skip
-    """bias + sum_k weight[k] x[t + shift_k] at steps o_t (rows) and channels o_dim (columns)."""
+              REVERSE: tl.constexpr, GRADIENT: tl.constexpr = False):  # fmt: skip
+    """bias + sum_k weight[k] x[t + shift_k] at steps o_t (rows) and channels o_dim (columns).
+
+    Where there is no x it is 0, which an infinite weight makes NaN. With GRADIENT, x is a gradient,
+    and where there is none nothing is added.
+    """
     m_dim = o_dim < dim
     b_sum = (o_t * 0 + o_dim * 0).to(tl.float32)
     if bias is not None:
         b_sum += tl.load(bias + o_dim, mask=m_dim, other=0.0)
     for k in tl.static_range(WIDTH):
-        b_x = _load_shifted(x, o_t, o_dim, valid, dim, s_x_step, k, WIDTH, REVERSE)
-        b_sum += tl.load(weight + o_dim * WIDTH + k, mask=m_dim, other=0.0) * b_x
+        b_x, m = _load_shifted(x, o_t, o_dim, valid, dim, s_x_step, k, WIDTH, REVERSE)
+        b_term = tl.load(weight + o_dim * WIDTH + k, mask=m_dim, other=0.0) * b_x
+        b_sum += tl.where(m, b_term, 0.0) if GRADIENT else b_term
     return b_sum
 
 
@@ -49,6 +58,7 @@ def conv_forward(
     WIDTH: tl.constexpr,
     SILU: tl.constexpr,
     REVERSE: tl.constexpr,
+    GRADIENT: tl.constexpr,  # whether x and out are gradients: see _convolve
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -57,7 +67,7 @@ def conv_forward(
     o_t = tl.program_id(2) * ROWS + tl.arange(0, ROWS)[:, None]
     valid = valid_steps(lengths, i_sample, length)
     x += i_sample * s_x_batch + o_dim
-    b_out = _convolve(x, weight, bias, o_t, o_dim, valid, dim, s_x_step, WIDTH, REVERSE)
+    b_out = _convolve(x, weight, bias, o_t, o_dim, valid, dim, s_x_step, WIDTH, REVERSE, GRADIENT)
     if SILU:
         b_out = silu(b_out)
     b_out = tl.where(o_t < valid, b_out, 0.0)
@@ -105,7 +115,7 @@ def conv_backward(
     o_sums = (i_sample * tl.num_programs(2) + tl.program_id(2)) * dim + o_channel
     m_channel = o_channel < dim
     for k in tl.static_range(WIDTH):
-        b_x = _load_shifted(x, o_t, o_dim, valid, dim, s_x_step, k, WIDTH, REVERSE)
+        b_x, _ = _load_shifted(x, o_t, o_dim, valid, dim, s_x_step, k, WIDTH, REVERSE)
         tl.store(dweight + o_sums * WIDTH + k, tl.sum(b_dvalue * b_x, axis=0), mask=m_channel)
     if dbias is not None:
         tl.store(dbias + o_sums, tl.sum(b_dvalue, axis=0), mask=m_channel)

@@ -213,8 +213,8 @@ def _backward(
                 length, dim, dim // ngroups, tiles, every, chunks_per_segment, rows,
                 *_strides(xs_in), *delta_in.stride()[:2], *B_in.stride()[:3], *C_in.stride()[:3],
                 *_strides(zs_in), *_strides(douts),
-                N=dstate, CROSS=len(xs) == 2, SOFTPLUS=softplus, REVERSE=reverse,
-                ROWS=BACKWARD_ROWS, LANES=lanes, num_warps=1, **COMPILER,
+                N=dstate, WHOLE=dim // ngroups % lanes == 0, CROSS=len(xs) == 2, SOFTPLUS=softplus,
+                REVERSE=reverse, ROWS=BACKWARD_ROWS, LANES=lanes, num_warps=1, **COMPILER,
             )  # fmt: skip
     nothing = xs[0].new_empty(0)
     nothing_wide = wide(0)
@@ -259,12 +259,12 @@ def causal_conv1d_bwd(dout, x, weight, bias, lengths, silu, reverse):
                 num_warps=CONV_WARPS, **COMPILER,
             )  # fmt: skip
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _convolve(dvalue, weight, None, lengths, False, not reverse, dx)
+    _convolve(dvalue, weight, None, lengths, False, not reverse, dx, gradient=True)
     nothing = torch.empty(0, **float32)
     return laid_out(x, dx), dweight.sum((0, 1)), nothing if dbias is None else dbias.sum((0, 1))
 
 
-def _convolve(x, weight, bias, lengths, silu, reverse, out) -> None:
+def _convolve(x, weight, bias, lengths, silu, reverse, out, gradient=False) -> None:
     batch, length, dim = x.shape
     if not x.numel():
         return
@@ -274,7 +274,7 @@ def _convolve(x, weight, bias, lengths, silu, reverse, out) -> None:
         conv_forward[grid](
             rows, weight.contiguous(), _dense(bias), _dense(lengths), out, length, dim,
             *rows.stride()[:2], WIDTH=weight.shape[1], SILU=silu, REVERSE=reverse,
-            ROWS=CONV_ROWS, BLOCK=CONV_BLOCK, num_warps=CONV_WARPS, **COMPILER,
+            GRADIENT=gradient, ROWS=CONV_ROWS, BLOCK=CONV_BLOCK, num_warps=CONV_WARPS, **COMPILER,
         )  # fmt: skip
 
 

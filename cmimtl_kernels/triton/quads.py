@@ -4,6 +4,8 @@ Slot s of lane l belongs to channel s ^ (l % 4) of the four, so that `lanes.sum_
 no selecting. The states of lane l are state 4 (l % 4) and the three after it.
 """
 
+# ruff: noqa: RUF005 - Triton compiles `a + (b,)`, but no `(*a, b)`.
+
 import triton
 import triton.language as tl
 
@@ -19,6 +21,21 @@ def _four_states(p, slot, first_channel, first_state, dim_per_group, N: tl.const
     if N % 16 == 0:
         m = (o_channel < dim_per_group)[:, None]
     return p + o_channel.to(tl.int64) * N + o_n, m
+
+
+@triton.jit
+def which_states(first_channel, first_state, dim_per_group, N: tl.constexpr, o_lane):
+    """Which of each lane's 16 states exist: masks in the order of `load_states`.
+
+    The others compute with zeros, of which an infinity in B, C or the channel would make NaN, and
+    so they must be kept out of the sums over channels and states.
+    """
+    m = ()
+    for slot in tl.static_range(4):
+        o_channel = first_channel + o_lane // 4 * 4 + ((o_lane ^ slot) & 3)
+        for i in tl.static_range(4):
+            m = m + ((o_channel < dim_per_group) & (first_state + o_lane % 4 * 4 + i < N),)
+    return m
 
 
 @triton.jit

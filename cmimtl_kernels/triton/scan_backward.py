@@ -47,7 +47,7 @@ from cmimtl_kernels.triton.lanes import (
     sum_over_states,
 )
 from cmimtl_kernels.triton.math import LN2, LOG2E, next_state, valid_steps
-from cmimtl_kernels.triton.quads import load_states, store_states
+from cmimtl_kernels.triton.quads import load_states, store_states, which_states
 from cmimtl_kernels.triton.scan_backward_inputs import (
     DSTATE_B,
     DSTEP_SIZE,
@@ -64,7 +64,15 @@ from cmimtl_kernels.triton.streams import pointers
 
 
 @triton.jit
-def _recompute_states(b_h, b_A, p_row, p_B, s_B, steps, m_n, LANES: tl.constexpr):
+def _keep(b, m_states, i: tl.constexpr):
+    """State i of a lane's 16: b where it exists and 0 elsewhere. Without masks, all exist."""
+    if len(m_states) > 0:
+        b = tl.where(m_states[i], b, 0.0)
+    return b
+
+
+@triton.jit
+def _recompute_states(b_h, b_A, p_row, p_B, s_B, steps, m_n, m_states, LANES: tl.constexpr):
     """Stage 2: keep the state before each step of the chunk in the scratch.
 
     -> (the state after the last step; p_row and p_B, which point to the step after it)
@@ -80,7 +88,7 @@ def _recompute_states(b_h, b_A, p_row, p_B, s_B, steps, m_n, LANES: tl.constexpr
                 b_h_n = next_state(
                     b_h[4 * e + i], b_A[4 * e + i], b_step_size[e], b_scaled_x[e], b_B[i]
                 )
-                b_next = b_next + (b_h_n,)
+                b_next = b_next + (_keep(b_h_n, m_states, 4 * e + i),)
         b_h = b_next
         p_row += ROW * LANES
         p_B += s_B
@@ -104,7 +112,7 @@ def _output_sums(b_h, b_C, b_dy):
 
 
 @triton.jit
-def _step_back(b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, m_n, LANES: tl.constexpr):
+def _step_back(b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, m_n, m_states, LANES: tl.constexpr):
     """Stage 3 of one step, with the state after it and the carry into it.
 
     State i of slot e is value 4 e + i of a tuple of 16. The sums are a lane's own.
@@ -132,8 +140,10 @@ def _step_back(b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, m_n, LANES: tl.constexp
         b_new_dB = ()
         for i in tl.static_range(4):
             b_dstate = b_carry[4 * e + i] + b_C[i] * b_dy[e]
+            b_dstate = _keep(b_dstate, m_states, 4 * e + i)
             b_dstate_B_e += b_B[i] * b_dstate
             b_carry_n = tl.exp2(b_step_size[e] * b_A[4 * e + i]) * b_dstate
+            b_carry_n = _keep(b_carry_n, m_states, 4 * e + i)
             b_carry_h = b_carry_n * b_before_e[i]
             b_dstep_size_e += b_A[4 * e + i] * b_carry_h
             b_new_carry = b_new_carry + (b_carry_n,)
@@ -167,7 +177,7 @@ def _store_sums(p_row, b_y, b_dstate_B, b_dstep_size, first_state, o_lane, N: tl
 @triton.jit
 def _go_back(
     b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, p_dBC, s_B, s_C, s_dBC, steps, first_state, m_n,
-    m_dBC, o_lane, N: tl.constexpr, LANES: tl.constexpr,
+    m_states, m_dBC, o_lane, N: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Stage 3: go back through the chunk. -> (the carry out of it, the gradient of A so far).
 
@@ -177,7 +187,7 @@ def _go_back(
         p_row -= ROW * LANES
         p_B -= s_B
         b_h, b_carry, b_dA, b_y, b_dstate_B, b_dstep_size, b_dB, b_dC = _step_back(
-            b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, m_n, LANES
+            b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, m_n, m_states, LANES
         )
         tl.store(p_dBC, sum_over_channels(b_dB, b_dC, o_lane), mask=m_dBC)
         _store_sums(p_row, b_y, b_dstate_B, b_dstep_size, first_state, o_lane, N, LANES)
@@ -242,6 +252,7 @@ def scan_backward(
     s_dout1_batch,
     s_dout1_step,
     N: tl.constexpr,
+    WHOLE: tl.constexpr,  # whether every lane of every tile has a channel
     CROSS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -299,7 +310,7 @@ def scan_backward(
     o_states = i_group * dim_per_group * N
     o_segment = (i_sample * tl.num_programs(2) + i_segment) * dim * N + o_states
 
-    b_D = tl.zeros([1, LANES], dtype=tl.float32)
+    b_D = None
     if D is not None:
         b_D = tl.load(D + o_dim, mask=m_channel, other=0.0)[None, :]
     b_bias = None
@@ -345,6 +356,9 @@ def scan_backward(
             m_n = None if EVEN else first_state + o_four[:, None] + tl.arange(0, 4)[None, :] < N
             b_A = load_states(A + o_states, first_channel, first_state, dim_per_group, N, o_lane)
             b_A = scaled(b_A, LOG2E)
+            m_states = ()
+            if not (EVEN and WHOLE):
+                m_states = which_states(first_channel, first_state, dim_per_group, N, o_lane)
             m_dBC = None
             if not (EVEN and LANES == 32):
                 m_dBC = (o_lane < 32) & (first_state + o_own < N)
@@ -363,7 +377,9 @@ def scan_backward(
             t = steps - 1 - t if REVERSE else t
             p_row = scratch + 4 * o_lane
             p_B = B + t * s_B_step + first_state
-            b_h, p_row, p_B = _recompute_states(b_h, b_A, p_row, p_B, s_B, chunk_steps, m_n, LANES)
+            b_h, p_row, p_B = _recompute_states(
+                b_h, b_A, p_row, p_B, s_B, chunk_steps, m_n, m_states, LANES
+            )
             tl.debug_barrier()
 
             # Stage 3, from its last step
@@ -372,7 +388,7 @@ def scan_backward(
             p_dBC = dBC + t * ngroups * N + first_state
             b_carry, b_dA = _go_back(
                 b_h, b_carry, b_dA, b_A, p_row, p_B, p_C, p_dBC, s_B, s_C, s_dBC, chunk_steps,
-                first_state, m_n, m_dBC, o_lane, N, LANES,
+                first_state, m_n, m_states, m_dBC, o_lane, N, LANES,
             )  # fmt: skip
             if N > 16:
                 store_states(

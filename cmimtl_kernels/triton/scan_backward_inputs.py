@@ -105,7 +105,7 @@ def finish_steps(
     p_dx,
     p_ddelta,
     p_dz,
-    b_D,  # [1, LANES]; 0 without D
+    b_D,  # [1, LANES], or None
     b_dD,  # [ROWS, LANES]: sums so far
     b_dbias,
     p_scratch,
@@ -151,7 +151,9 @@ def finish_steps(
             p_quad = p_row + (o_lane // 4 * 16 + o_lane % 4)[None, :]
             b_step_size = tl.load(p_quad + STEP_SIZE * LANES)
             b_dy = tl.load(p_quad + DY * LANES)
-            b_y = tl.load(p_single + Y * LANES) + b_D * b_x
+            b_y = tl.load(p_single + Y * LANES)
+            if b_D is not None:
+                b_y += b_D * b_x
             b_dstate_B = tl.load(p_single + DSTATE_B * LANES)
             b_ddelta = tl.load(p_single + DSTEP_SIZE * LANES) + b_dstate_B * b_x
             if SOFTPLUS:
@@ -160,7 +162,9 @@ def finish_steps(
             b_dbias += tl.where(m, b_ddelta, 0.0)
             b_dD += b_dy * b_x
             b_dgate += b_dout * b_y
-            b_dx = b_dstate_B * b_step_size + b_D * b_dy
+            b_dx = b_dstate_B * b_step_size
+            if b_D is not None:
+                b_dx += b_D * b_dy
             b_dpair = add_gradient(b_dpair, b_pair, b_dx, SUM=i == 1)
         for i in tl.static_range(TOKENS):
             store(p_dx[i] + o_result, b_dpair[i], m)

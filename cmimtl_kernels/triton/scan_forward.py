@@ -57,10 +57,13 @@ def _load_gates(p_z, m_channel, LANES: tl.constexpr):
 
 @triton.jit
 def _recur(
-    b_h, b_A, b_step_size, b_x, p_B, p_C, o_n, N: tl.constexpr, STATES: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    b_h, b_A, b_step_size, b_x, p_B, p_C, o_n, first_state, N: tl.constexpr,
+    STATES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """One step of the recurrence. -> (the new state, the sum of C h over the states)."""
+    """One step of the recurrence. -> (the new state, the sum of C h over the states).
+
+    A state from N on stays 0, or an infinite input would make it NaN, and the sum with it.
+    """
     b_y = ()
     for _ in tl.static_range(CHANNELS):
         b_y = b_y + (0.0,)
@@ -77,6 +80,8 @@ def _recur(
                     b_h[CHANNELS * q + 4 * c + i], b_A[CHANNELS * q + 4 * c + i],
                     b_step_size[c], b_step_size[c] * b_x[c], b_B[i],
                 )  # fmt: skip
+                if N % STATES != 0:
+                    b_h_n = tl.where(first_state + q + i < N, b_h_n, 0.0)
                 b_sum += b_h_n * b_C[i]
                 b_new = b_new + (b_h_n,)
             b_sums = b_sums + (b_sum,)
@@ -127,7 +132,7 @@ def _take_step(
         bias = b_bias[c] if len(b_bias) > 0 else None
         b_step_size = b_step_size + (step_size(b_delta[c], bias, SOFTPLUS),)
         b_x = b_x + (token(b_streams[c::CHANNELS], SUM),)
-    b_h, b_y = _recur(b_h, b_A, b_step_size, b_x, p_B, p_C, o_n, N, STATES, CHANNELS)
+    b_h, b_y = _recur(b_h, b_A, b_step_size, b_x, p_B, p_C, o_n, first_state, N, STATES, CHANNELS)
     _store_output(
         p_out[1] if SUM else p_out[0], p_partial, b_y, b_x, b_D, b_gate, m_channel, first_state,
         N, STATES, LANES,
