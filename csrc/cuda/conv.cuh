@@ -99,7 +99,7 @@ struct Conv {
           const float e[1] = {exp_of_minus_magnitude(y[i])};
           float r[1];
           reciprocals(e, r);
-          y[i] = silu(y[i], e[0], r[0]);
+          y[i] *= sigmoid(y[i], e[0], r[0]);
         }
       }
 #pragma unroll
@@ -148,9 +148,10 @@ struct Conv {
 #pragma unroll
         for (int i = 0; i < kConvGroup; ++i) {
           float dx = 0.0f;
+          // Past the last step there is no dy, and its 0 must meet no weight that is infinite or NaN.
 #pragma unroll
           for (int k = 0; k < kWidth; ++k)
-            if (used(k)) dx = fmaf(weight[k], dy[i + kBefore - k], dx);
+            if (used(k) && i - k < left) dx = fmaf(weight[k], dy[i + kBefore - k], dx);
           if (at + i >= 0 && at + i < own) to[i] = from_float<T>(dx);
           const float dy_own = at + kBefore + i < own ? dy[kBefore + i] : 0.0f;
           if (at + kBefore + i < own) {
