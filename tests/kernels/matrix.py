@@ -102,6 +102,11 @@ def scan_cases(op: str) -> list[Case]:
         for n in (4, 16)
         for g in (1, 3, 12)
     ]
+    # Vectors and sums over samples of 16, and one more, in each of two groups.
+    cases += [
+        Case(op, {"batch": batch, "length": 3, "dim": 2 * each, "dstate": 3, "ngroups": 2}, back)
+        for batch, each in ((1, 16), (16, 17), (17, 5), (18, 1))
+    ]
     off = dict.fromkeys(TENSOR_OPTIONS, False)
     cases += [Case(op, off), Case(op, off, soft), Case(op, off, {"reverse": True})]
     cases += [Case(op, off | {name: True}) for name in TENSOR_OPTIONS]
@@ -143,6 +148,10 @@ def conv_cases() -> list[Case]:
         Case(op, {"width": w, "length": 20}, o)
         for w in (1, 2, 3, 4, 5, 9)
         for o in (silu, mirrored)
+    ]
+    cases += [
+        Case(op, {"width": w, "length": 40, "dim": 17, "dtype": torch.bfloat16}, mirrored)
+        for w in (17, 18, 32)
     ]
     cases += [Case(op), Case(op, {"bias": False}), Case(op, {"bias": False}, mirrored)]
     for dtype in DTYPES:

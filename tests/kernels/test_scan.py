@@ -1,9 +1,18 @@
 """Every compiled kernel against the reference, and against facts that do not need the reference."""
 
+import itertools
+
 import pytest
 import torch
 
-from cmimtl_kernels import backends, causal_conv1d, cross_selective_scan, selective_scan, testing
+from cmimtl_kernels import (
+    backends,
+    causal_conv1d,
+    cross_selective_scan,
+    ops,
+    selective_scan,
+    testing,
+)
 from tests.kernels import matrix
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -286,3 +295,22 @@ def test_checkpoints_are_the_states_on_the_way(backend, device, reverse, lengths
             part["lengths"] = None
             _, state = _scan(part, "reference", reverse=reverse)
             assert testing.relative_l2(checkpoints[sample, k], state[0]) < 2e-6
+
+
+@on_every_target
+@pytest.mark.parametrize("op", [*matrix.SCANS, "causal_conv1d"])
+def test_the_gradients_of_one_or_two_inputs_are_those_of_all(op, backend, device):
+    states = {} if op == "causal_conv1d" else {"dstate": 2}
+    inputs = matrix.Case(op, {"length": 5, "dim": 3} | states).inputs(device)
+    function = getattr(ops, op)
+    whole = testing.run_with_gradients(function, inputs, backend=backend)
+    names = [n for n, x in inputs.items() if x is not None and x.is_floating_point()]
+    for some in [(n,) for n in names] + list(itertools.combinations(names, 2)):
+        leaves = {n: inputs[n].clone().requires_grad_() for n in some}
+        out = function(**inputs | leaves, backend=backend)
+        outs = out if isinstance(out, tuple) else (out,)
+        generator = torch.Generator().manual_seed(1)  # as run_with_gradients has it
+        given = [torch.randn(x.shape, generator=generator).bfloat16().to(x) for x in outs]
+        gradients = torch.autograd.grad(outs, list(leaves.values()), given)
+        for n, gradient in zip(some, gradients, strict=True):
+            assert torch.equal(gradient, whole[f"d{n}"]), (n, some)
