@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from cmimtl.messages import is_ours, one_line
-from cmimtl.names import DATASETS, DECODER_ANSWERS, FUSIONS, MORE_SPLITS, SPLITS, STUDIES
+from cmimtl.names import (
+    DATASETS,
+    DECODER_ANSWERS,
+    FUSIONS,
+    MORE_SPLITS,
+    PROBES,
+    SPLITS,
+    STUDIES,
+)
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -260,6 +268,12 @@ def _add_evaluate(commands) -> argparse.ArgumentParser:
         default="test",
         help="; ".join((", ".join(SPLITS), *more)) + " (%(default)s)",
     )
+    evaluate.add_argument(
+        "--probe",
+        type=_one_of(PROBES),
+        metavar="NAME",
+        help=f"ask under another condition, and keep the answers: {', '.join(PROBES)}",
+    )
     evaluate.add_argument("--json", metavar="FILE", help="where to write the scores")
     evaluate.add_argument("--batch-size", type=_whole(1), default=64, metavar="N")
     return evaluate
@@ -404,17 +418,14 @@ def _train(
     train(output_dir, resume=resume, changes=None if changes is None else dict(changes), **given)
 
 
-def _evaluate(
-    run: str,
-    data: str | None,
-    root: str | None,
-    split: str,
-    json: str | None,
-    batch_size: int,
-) -> None:
+def _evaluate(run: str, probe: str | None, json: str | None, **options: Any) -> None:
     from cmimtl.evaluation.evaluate import evaluate_run
+    from cmimtl.evaluation.probes import probe_run
 
-    evaluate_run(run, data=data, root=root, split=split, json_path=json, batch_size=batch_size)
+    if probe is None:
+        evaluate_run(run, json_path=json, **options)
+    else:
+        probe_run(run, probe, json_path=json, **options)
 
 
 def _answer(run: str, image: str, question: str, frame: int | None, output: str | None) -> None:

@@ -41,7 +41,20 @@ STUDIES = {
     "ffae": "cmimtl.experiments.ffae:STUDY",
     "fusion": "cmimtl.experiments.fusion:STUDY",
     "weights": "cmimtl.experiments.weights:STUDY",
+    "reliance": "cmimtl.experiments.reliance:STUDY",
 }
+
+# Conditions under which a model can be asked, of `cmimtl.evaluation.probes`: other pictures, other
+# words, and artefacts in three strengths.
+ARTEFACTS = ("blur", "noise", "low-dose", "motion", "streaks", "crop")
+STRENGTHS = (1, 2, 3)
+PROBES = (
+    "blank",
+    "shuffled",
+    "in-haste",
+    "at-length",
+    *(f"{kind}-{strength}" for kind in ARTEFACTS for strength in STRENGTHS),
+)
 
 # Which answers the decoder learns to write: each question's own, or that to another question of the
 # same type, which is a control.

@@ -224,8 +224,8 @@ def kept_bytes(module: nn.Module, *inputs: Tensor) -> int:
         found = {}
         for x in gc.get_objects():
             if issubclass(type(x), Tensor):
-                # Tensors of torch.compile and sparse ones may be alive. They have no memory of their
-                # own, and raise when asked.
+                # Tensors of torch.compile and sparse ones may be alive. They have no memory, and
+                # raise when asked.
                 with contextlib.suppress(RuntimeError):
                     storage = x.untyped_storage()
                     found[storage.data_ptr()] = storage.nbytes()

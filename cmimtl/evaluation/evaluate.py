@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -136,7 +136,7 @@ def evaluate(
         },
         "generated": generated,
         "by_content_type": by_content_type,
-        "predictions": _predictions(test, answers),
+        "predictions": predictions(test, answers),
     }
 
 
@@ -191,11 +191,11 @@ def evaluate_generation(
     ):
         control = score(test, said)
         scores[name] = {"exact_match": control["overall"], "token_f1": control["token_f1"]}
-    scores["predictions"] = _predictions(test, answers)
+    scores["predictions"] = predictions(test, answers)
     return scores
 
 
-def _predictions(test: Sequence[VQAExample], answers: Answers) -> list[dict[str, Any]]:
+def predictions(test: Sequence[VQAExample], answers: Answers) -> list[dict[str, Any]]:
     """Make a row per question; "generated" is None where the decoder was not asked."""
     return [
         {
@@ -328,14 +328,8 @@ def evaluate_run(
     """
     if json_path is not None:
         json_path = check_writable("evaluate", "json", json_path)
-    arguments = read_run(run)
-    if data is not None and data != arguments["data"] and root is None:
-        raise ValueError("evaluate: root must be given where data is not the run's own, got none.")
-    data, root = data or arguments["data"], root or arguments["root"]
-    check_split(data, split)
-    answerer = QuestionAnswerer.from_run(run, batch_size=batch_size)
-    test = read_split(data, root, split)
-    images = ImageCache([example.image for example in test], answerer.image_size)
+    asked = open_run(run, data=data, root=root, split=split, batch_size=batch_size)
+    answerer, data, root, test, images = asked
     console, title = Console(), f"{run} on {data}, {split}"
     train = read_split(data, root, "train")
     if data == "phantom" and split in DESCRIBED:
@@ -347,3 +341,36 @@ def evaluate_run(
     if json_path is not None:
         write_json(json_path, scores)
     return scores
+
+
+class Asked(NamedTuple):
+    """A trained model and the questions that it is asked."""
+
+    answerer: QuestionAnswerer
+    data: str
+    root: str | os.PathLike[str]
+    test: list[VQAExample]
+    images: ImageCache
+
+
+def open_run(
+    run: str | os.PathLike[str],
+    *,
+    data: str | None,
+    root: str | os.PathLike[str] | None,
+    split: str,
+    batch_size: int,
+) -> Asked:
+    """Load what ``cmimtl train`` left in a folder, and a split to ask it.
+
+    Args, Raises: as `evaluate_run`.
+    """
+    arguments = read_run(run)
+    if data is not None and data != arguments["data"] and root is None:
+        raise ValueError("evaluate: root must be given where data is not the run's own, got none.")
+    data, root = data or arguments["data"], root or arguments["root"]
+    check_split(data, split)
+    answerer = QuestionAnswerer.from_run(run, batch_size=batch_size)
+    test = read_split(data, root, split)
+    images = ImageCache([example.image for example in test], answerer.image_size)
+    return Asked(answerer, data, root, test, images)

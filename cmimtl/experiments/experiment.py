@@ -93,7 +93,7 @@ def run_experiment(
         with Phase(console, "drawing the pictures", n_images) as phase:
             write_phantom(place, n_images, progress=phase.advance)
     chosen = all_runs if task is None else [all_runs[task]]
-    runner.run_all(output, chosen, study.splits, jobs=jobs, console=console)
+    runner.run_all(output, chosen, study.asked, jobs=jobs, console=console)
     if task is not None:
         return None
     (output / name).mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import torch
 from cmimtl.experiments import statistics
 from cmimtl.experiments.costs import measured
 from cmimtl.experiments.runner import folder, read_scores
-from cmimtl.experiments.study import Run, Study
+from cmimtl.experiments.study import Asked, Measure, Run, Study, Summary
 from cmimtl.runs import read_warnings
 
 LEVEL = 0.05  # of a corrected p-value
@@ -47,14 +47,21 @@ def make_record(
     """
     seeds = sorted({run.arguments["seed"] for run in all_runs})
     rows = {
-        (run.arm, run.arguments["seed"], split): read_scores(output, run, split)["predictions"]
+        (run.arm, run.arguments["seed"], asked): read_scores(output, run, asked)["predictions"]
         for run in all_runs
-        for split in study.splits
+        for asked in study.asked
     }
+
+    def rows_of(arm: str, seed: int, what: Measure | Summary) -> list[Mapping[str, Any]]:
+        as_it_is = rows[arm, seed, Asked(what.split)]
+        if what.probe is None:
+            return as_it_is
+        probed = rows[arm, seed, Asked(what.split, what.probe)]
+        return [row | {"unprobed": other} for row, other in zip(probed, as_it_is, strict=True)]
 
     def scores(arm: str, name: str) -> tuple[np.ndarray, list[str]]:
         measure = study.measures[name]
-        asked = [rows[arm, seed, measure.split] for seed in seeds]
+        asked = [rows_of(arm, seed, measure) for seed in seeds]
         values = [[measure.score(row) for row in of_seed] for of_seed in asked]
         return np.array(values, float), [row["image"] for row in asked[0]]
 
@@ -85,7 +92,7 @@ def make_record(
             }
         summaries = {}
         for name, summary in study.summaries.items():
-            by_seed = [summary.of(rows[arm.name, seed, summary.split]) for seed in seeds]
+            by_seed = [summary.of(rows_of(arm.name, seed, summary)) for seed in seeds]
             summaries[name] = {"value": float(np.mean(by_seed)), "by_seed": by_seed}
         record["arms"].append(
             {

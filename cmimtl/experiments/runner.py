@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from cmimtl import runs
-from cmimtl.experiments.study import Run
+from cmimtl.experiments.study import Asked, Run
 from cmimtl.files import read_json
 from cmimtl.progress import Phase
 
@@ -44,30 +44,30 @@ def folder(output: Path, run: Run) -> Path:
     return output / "runs" / run.key
 
 
-def scores_file(output: Path, run: Run, split: str) -> Path:
-    """Where the scores of a run on a split are; the file is written whole or not at all."""
-    return folder(output, run) / f"scores-{split}.json"
+def scores_file(output: Path, run: Run, asked: Asked) -> Path:
+    """Where the scores of a run are; the file is written whole or not at all."""
+    return folder(output, run) / f"scores-{'-'.join(filter(None, asked))}.json"
 
 
-def read_scores(output: Path, run: Run, split: str) -> Mapping[str, Any]:
+def read_scores(output: Path, run: Run, asked: Asked) -> Mapping[str, Any]:
     """What `cmimtl evaluate` wrote of a run.
 
     Raises:
         ValueError: the file holds something else.
     """
-    file = scores_file(output, run, split)
+    file = scores_file(output, run, asked)
     return read_json("experiment", "a run's scores must be those of `cmimtl evaluate`", file)
 
 
-def is_done(output: Path, run: Run, splits: Sequence[str]) -> bool:
-    """Whether a run is trained, and evaluated on these splits."""
+def is_done(output: Path, run: Run, asked: Sequence[Asked]) -> bool:
+    """Whether a run is trained, and has been asked all this."""
     return runs.is_finished(folder(output, run)) and all(
-        scores_file(output, run, split).is_file() for split in splits
+        scores_file(output, run, one).is_file() for one in asked
     )
 
 
 def run_all(
-    output: Path, all_runs: Sequence[Run], splits: Sequence[str], *, jobs: int, console: Console
+    output: Path, all_runs: Sequence[Run], asked: Sequence[Asked], *, jobs: int, console: Console
 ) -> None:
     """Run what is not done yet, some runs at a time.
 
@@ -77,14 +77,14 @@ def run_all(
     Args:
         output: folder of the studies.
         all_runs: the runs; those with equal arguments are run once.
-        splits: the splits on which each is evaluated.
+        asked: what each is asked after its training.
         jobs: number of runs at a time; they share the cores evenly.
         console: where the progress is shown.
     Raises:
         RunFailed: a run failed.
     """
     distinct = {run.key: run for run in all_runs}
-    left = [run for run in distinct.values() if not is_done(output, run, splits)]
+    left = [run for run in distinct.values() if not is_done(output, run, asked)]
     if not left:
         return
     failures: list[RunFailed] = []
@@ -98,7 +98,7 @@ def run_all(
         running: set[Future[None]] = set()
         while True:
             while len(running) < jobs and not failures and (run := next(waiting, None)):
-                running.add(pool.submit(_run, children, output, run, splits))
+                running.add(pool.submit(_run, children, output, run, asked))
             if not running:
                 break
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -112,18 +112,21 @@ def run_all(
         raise failures[0]
 
 
-def _run(children: _Children, output: Path, run: Run, splits: Sequence[str]) -> None:
+def _run(children: _Children, output: Path, run: Run, asked: Sequence[Asked]) -> None:
     """Train and evaluate one run, as far as it is not done."""
     place = folder(output, run)
     place.parent.mkdir(parents=True, exist_ok=True)
     if not runs.is_finished(place):
         resume = ["--resume"] if runs.has_run(place) else []
         children.run(run, place, ["train", "--output-dir", str(place), *resume, *_flags(run)])
-    for split in splits:
-        target = scores_file(output, run, split)
+    for one in asked:
+        target = scores_file(output, run, one)
         if not target.is_file():
+            probe = ["--probe", one.probe] if one.probe else []
             children.run(
-                run, place, ["evaluate", str(place), "--split", split, "--json", str(target)]
+                run,
+                place,
+                ["evaluate", str(place), "--split", one.split, *probe, "--json", str(target)],
             )
 
 

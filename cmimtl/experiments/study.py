@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,13 @@ class Arm:
     train: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Asked(NamedTuple):
+    """The questions of a split, as they are or under a probe."""
+
+    split: str
+    probe: str | None = None
+
+
 @dataclass(frozen=True)
 class Measure:
     """A score that every model of a study gets.
@@ -39,11 +46,14 @@ class Measure:
         title: its name in tables and pictures.
         split: the split of the data set that is asked.
         score: what a row of the predictions counts.
+        probe: the condition under which it is asked, one of `cmimtl.names.PROBES`. A row then has
+            another one, "unprobed": the same question asked as it is.
     """
 
     title: str
     split: str
     score: Score
+    probe: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,13 @@ class Summary:
         title: its name in tables.
         split: the split of the data set that is asked.
         of: from the rows of the predictions to the number.
+        probe: as in `Measure`.
     """
 
     title: str
     split: str
     of: Callable[[Sequence[Mapping[str, Any]]], float]
+    probe: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,11 +141,14 @@ class Study:
                 )
 
     @property
-    def splits(self) -> list[str]:
-        """Every split that is asked, each once."""
-        of_measures = [measure.split for measure in self.measures.values()]
-        of_summaries = [summary.split for summary in self.summaries.values()]
-        return list(dict.fromkeys(of_measures + of_summaries))
+    def asked(self) -> list[Asked]:
+        """All that a model is asked, each once: what a probe is compared with comes before it."""
+        every: list[Measure | Summary] = [*self.measures.values(), *self.summaries.values()]
+        return list(
+            dict.fromkeys(
+                [Asked(one.split) for one in every] + [Asked(one.split, one.probe) for one in every]
+            )
+        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from cmimtl.experiments.experiment import QUICK, run_experiment
 from cmimtl.experiments.ffae import STUDY
 from cmimtl.experiments.page import page
 from cmimtl.experiments.record import in_words, make_record
-from cmimtl.experiments.study import Arm, Comparison, Measure, Run, runs_of
+from cmimtl.experiments.study import Arm, Asked, Comparison, Measure, Run, runs_of
 from tests.model.commands import run
 
 STUDIES = {name: names.load(place) for name, place in names.STUDIES.items()}
@@ -82,7 +82,7 @@ def test_nothing_is_run_twice(ran, monkeypatch):
     other = next(
         one for one in runs_of(STUDIES["fusion"], _shared(output), 1) if one.arm == "cross-mamba"
     )
-    assert usual.key == other.key and runner.is_done(output, other, ["test"])
+    assert usual.key == other.key and runner.is_done(output, other, [Asked("test")])
 
 
 def test_a_killed_study_goes_on(ran, tmp_path):
@@ -200,7 +200,7 @@ def test_the_record_s_numbers(tmp_path, monkeypatch):
     }
     monkeypatch.setattr(
         "cmimtl.experiments.record.read_scores",
-        lambda output, one, split: {"predictions": said[one.arm, one.arguments["seed"]]},
+        lambda output, one, asked: {"predictions": said[one.arm, one.arguments["seed"]]},
     )
     record = make_record(study, runs_of(study, {}, 2), tmp_path, {}, quick=False)
     a, b = (arm["measures"] for arm in record["arms"])
@@ -215,6 +215,30 @@ def test_the_record_s_numbers(tmp_path, monkeypatch):
     assert first["p_corrected"] >= first["p"] and not first["significant"]
     assert record["found"].startswith("+25.0 points (95 % interval ")
     assert record["found"].endswith("; not significant)")
+
+
+def test_a_probe_is_laid_beside_the_question_as_it_is(tmp_path, monkeypatch):
+    """Four questions: one answer changes, from right to wrong, and one is written again."""
+    said = {
+        None: rows(["right", "right", "right", "wrong"]),
+        "shuffled": rows(["right", "right", "wrong", "wrong"]),
+        "blank": rows(["right", "right", "nothing", "wrong"]),
+    }
+    study = STUDIES["reliance"]
+    reworded = {"in-haste": said["shuffled"], "at-length": said[None]}
+    monkeypatch.setattr(
+        "cmimtl.experiments.record.read_scores",
+        lambda output, one, asked: {"predictions": (said | reworded)[asked.probe]},
+    )
+    record = make_record(study, runs_of(study, {}, 1), tmp_path, {}, quick=False)
+    found = {name: m["value"] for name, m in record["arms"][0]["measures"].items()}
+    # The decoder is asked two questions, and writes "right" to one of them under both.
+    assert found == {
+        "overall": 0.75, "reliance": 0.25, "sensitivity": 0.25, "hallucination": 0.5,
+        "in-haste": 0.75, "at-length": 1,
+    }  # fmt: skip
+    assert "25 % of its answers change" in record["found"]
+    assert [asked.probe for asked in study.asked][:1] == [None] and len(study.asked) == 5
 
 
 def test_differences_are_paired_by_question(tmp_path, monkeypatch):
@@ -234,7 +258,7 @@ def test_differences_are_paired_by_question(tmp_path, monkeypatch):
 
     monkeypatch.setattr(
         "cmimtl.experiments.record.read_scores",
-        lambda output, one, split: {"predictions": answers(one.arm)},
+        lambda output, one, asked: {"predictions": answers(one.arm)},
     )
     study = dataclasses.replace(
         STUDY,
