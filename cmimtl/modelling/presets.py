@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import safe_open
 from transformers import (
     AutoTokenizer,
     RobertaModel,
@@ -307,14 +308,14 @@ def build_model(
     )
     if "vision" in preset.pretrained:
         source = _load("vision", preset, lambda: _vision_weights(preset, weights))
-        model.vision.vit.load_state_dict(source)
+        _load("vision", preset, lambda: model.vision.vit.load_state_dict(source))
     if "text" in preset.pretrained:
-        source = _pretrained(RobertaModel, preset, "text", weights, add_pooling_layer=False)
-        model.text.load_state_dict(source.state_dict())
+        text = _pretrained(RobertaModel, preset, "text", weights, add_pooling_layer=False)
+        _load("text", preset, lambda: model.text.load_state_dict(text.state_dict()))
     if "decoder" in preset.pretrained:
-        source = _pretrained(T5ForConditionalGeneration, preset, "decoder", weights).state_dict()
-        kept = {k: v for k, v in source.items() if not k.startswith("encoder.")}
-        model.decoder.load_state_dict(kept)
+        decoder = _pretrained(T5ForConditionalGeneration, preset, "decoder", weights).state_dict()
+        kept = {k: v for k, v in decoder.items() if not k.startswith("encoder.")}
+        _load("decoder", preset, lambda: model.decoder.load_state_dict(kept))
     return model
 
 
@@ -323,7 +324,7 @@ def _vision_weights(preset: Preset, weights: Path | None) -> dict:
     local: dict[str, Any] = (
         {} if weights is None else {"pretrained_cfg_overlay": {"file": _file(weights)}}
     )
-    return timm.create_model(
+    found = timm.create_model(
         name,
         pretrained=True,
         num_classes=0,
@@ -331,6 +332,12 @@ def _vision_weights(preset: Preset, weights: Path | None) -> dict:
         **config.get("vision_options", {}),
         **local,
     ).state_dict()
+    if weights is not None:  # timm draws at random what a file lacks
+        with safe_open(_file(weights), "pt") as file:
+            if missing := set(found) - set(file.keys()):
+                raise ValueError(f"{_file(weights)} lacks {min(missing)} ({len(missing)} in all)")
+    loading.check_finite(found, name if weights is None else _file(weights))
+    return found
 
 
 def _file(weights: Path) -> str:
@@ -365,8 +372,8 @@ def _load(part: str, preset: Preset, call):
     """Return call(); where that fails, raise an error that names the weights it could not get."""
     try:
         return call()
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # of damaged files, libraries raise nearly everything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise OSError(
             f"build_model: the pretrained {part} {preset.pretrained[part]!r} must be on the hub or"
             f" in the folder of weights, got: {reason}"

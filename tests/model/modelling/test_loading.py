@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 
 import pytest
 import torch
@@ -16,6 +17,19 @@ from tests.model.commands import run
 from tests.model.conftest import QUESTIONS
 
 D = "fusion.layers.0.D"
+
+
+class Asked(BaseException):
+    """A folder led to the network, which no code may swallow."""
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def connect(*_, **__):
+        raise Asked
+
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    monkeypatch.setattr(socket.socket, "connect", connect)
 
 
 @pytest.fixture(scope="module")

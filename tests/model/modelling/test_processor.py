@@ -1,13 +1,15 @@
 """Batches, tokenizers, and pretrained weights from local folders."""
 
 import dataclasses
+import itertools
+import json
 import warnings
 
 import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import RobertaModel, T5ForConditionalGeneration, ViTImageProcessor
 
 from cmimtl.data import AnswerVocabulary
@@ -149,3 +151,45 @@ def test_missing_pretrained_weights_are_named(weights, part):
             processor=build_processor(preset, QUESTIONS, ANSWERS, weights=folder),
             weights=folder,
         )
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _not_a_number(path):
+    state = load_file(path)
+    name = min(name for name in state if state[name].is_floating_point())
+    save_file(state | {name: state[name] * torch.nan}, path, metadata={"format": "pt"})
+
+
+def _without_one(path):
+    state = load_file(path)
+    del state[max(name for name in state if "layer" in name or "blocks" in name)]
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def _with_code(path):
+    config = path.with_name("config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": {"A": "x--y.Z"}}))
+
+
+@pytest.mark.parametrize(
+    "part, damage",
+    [
+        *itertools.product(["text", "decoder", "vision"], [_cut, _not_a_number, _without_one]),
+        ("text", _with_code),
+        ("decoder", _with_code),
+    ],
+)
+def test_pretrained_weights_that_are_refused(weights, part, damage):
+    preset, folder, _ = weights
+    damage(folder / part / "model.safetensors")
+    with pytest.raises(OSError, match=f"the pretrained {part} .* got: .+") as error:
+        build_model(
+            preset,
+            vocabulary=AnswerVocabulary(["yes"]),
+            processor=build_processor(preset, QUESTIONS, ANSWERS, weights=folder),
+            weights=folder,
+        )
+    assert "\n" not in str(error.value)
