@@ -202,9 +202,24 @@ def _line(statement: ast.stmt) -> str:
 # Tests
 
 
+# Where a room's tests are many, those of a module; the quickest first.
+_KERNELS = {
+    "ops": ("errors", "scan", "meta"),
+    "registration": ("scan", "raw_calls", "meta", "torch_func", "transforms"),
+    "block": ("block", "errors", "replaced_modules", "meta"),
+    "submodules": ("replaced_modules", "block"),
+    "resample": ("resample", "block"),
+    "reference": ("reference", "values", "scan"),
+    "backends": ("install_report", "scan", "causal_conv1d_package"),
+    "testing": ("testing",),
+}
+
+
 def tests_of(file: str) -> list[str]:
     """The tests of a module: the files of its room that name it, or the whole room."""
     path = Path(file)
+    if path.parts[:-1] == ("cmimtl_kernels",) and path.stem in _KERNELS:
+        return [f"tests/kernels/test_{name}.py" for name in _KERNELS[path.stem]]
     package, *rooms, _ = path.parts
     room = ROOT / "tests" / ("model" if package == "cmimtl" else "kernels")
     room = room.joinpath(*rooms) if room.joinpath(*rooms).is_dir() else room
