@@ -239,8 +239,8 @@ void store_maps(const ScanForward& p, const Partial<T>& partial, const Chunk& c,
 }
 
 // Computes one vector of a line, for one group of states, of which only the first `channels` lanes
-// have a channel. The other lanes compute with zeros. These give NaN where B or C is infinite, which
-// must not get into the sums over channels.
+// have a channel. The other lanes compute with zeros. These give NaN where B or C is infinite, and
+// that must not get into the sums over channels.
 template <int kGroup, class S, class T>
 __attribute__((noinline)) void partial_vector(const BackwardScratch<S>& w, BackwardSlice<T> s, bool moderate,
                                               int channels, bool first) {
