@@ -156,7 +156,10 @@ def reading(operation: str, requirement: str, path: str | os.PathLike[str]) -> I
     """
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        # A panic of a library in Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         reason = " ".join(str(error).split())[:300]

@@ -20,7 +20,7 @@ from cmimtl_kernels.checks import (
 )
 from cmimtl_kernels.ops import cross_selective_scan, selective_scan
 from cmimtl_kernels.reference import accumulation_dtype
-from cmimtl_kernels.registration import inside_torch_func
+from cmimtl_kernels.registration import inside_transform
 from cmimtl_kernels.resample import align, align_all, blank_padding, interpolate, pool
 from cmimtl_kernels.submodules import convolve, is_plain, step_size
 
@@ -252,8 +252,8 @@ class CrossMambaBlock(KeepsFloat32):
         The backward pass runs the part again, up to the last tensor that it needs: the input of the
         projection at the part's end. So no big GEMM is computed twice.
         """
-        # checkpoint works by hooks on saved tensors, which torch.func does not have.
-        if not self.recompute or not torch.is_grad_enabled() or inside_torch_func():
+        # checkpoint works by hooks on saved tensors, which torch.func and a trace do not have.
+        if not self.recompute or not torch.is_grad_enabled() or _without_functions():
             return part(*inputs)
         # What the block is made of draws no random numbers; the dropout of an adapter does.
         random = not all(is_plain(module) for module in self.children())
@@ -429,6 +429,10 @@ def _is_count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _without_functions() -> bool:
+    return inside_transform() or torch.jit.is_tracing()
+
+
 def _state_matrix(A_log: Tensor, delta: Tensor) -> Tensor:
     """A, in the dtype that the states of a scan with these step sizes have."""
     return -torch.exp(A_log.to(accumulation_dtype(delta.dtype)))
@@ -436,8 +440,9 @@ def _state_matrix(A_log: Tensor, delta: Tensor) -> Tensor:
 
 def _take_apart(uz: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
     """uz (batch, L_v + L_t, 2 * d_inner) -> u_v, z_v, u_t, z_t, which are views of uz."""
-    # torch.func takes only functions with a setup_context, and those must not return views.
-    return _parts(uz, sizes) if inside_torch_func() else _TakeApart.apply(uz, sizes)
+    # torch.func takes only functions with a setup_context, and those must not return views. A trace
+    # takes none.
+    return _parts(uz, sizes) if _without_functions() else _TakeApart.apply(uz, sizes)
 
 
 def _parts(uz: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:

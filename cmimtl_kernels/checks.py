@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmimtl_kernels.registration import inside_torch_func
+from cmimtl_kernels.registration import inside_transform
 
 Lengths = Tensor | Sequence[int]  # also a numpy array
 
@@ -89,7 +89,7 @@ def _holds_values(x: Tensor) -> bool:
         and x.numel() > 0
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and not inside_torch_func()
+        and not inside_transform()
     )
 
 

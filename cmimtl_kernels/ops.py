@@ -139,6 +139,8 @@ def selective_scan(
         every run, gradients included.
     Memory: for the backward pass it keeps its inputs and batch * ceil(length / k) * dim * dstate
         states, k = `backends.BACKENDS[name].checkpoint_every`.
+    Derivatives: first ones, by autograd or torch.func, whose vmap runs the elements one by one.
+        `backend="reference"` also has second ones and those in forward mode.
     Autocast: u, delta, B, C and z are cast to the autocast dtype; A, D, delta_bias and the states
         are not.
     Examples:

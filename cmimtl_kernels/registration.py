@@ -27,6 +27,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cmimtl_kernels.reference import accumulation_dtype
 
@@ -119,7 +120,8 @@ def run(
     Returns:
         the outputs of the schema, without the checkpoints.
     """
-    differentiated = _needs_grad(tensors)
+    # Inside a transform a tensor does not tell whether a gradient of it is wanted.
+    differentiated = _needs_grad(tensors) or inside_transform()
     if op not in SCANS:
         return _call(namespace, f"{op}_fwd", (*tensors, *options), differentiated)
     every = checkpoint_every if differentiated else 0
@@ -144,9 +146,9 @@ def _call(namespace: str, name: str, args: tuple, differentiated: bool):
         differentiated: whether autograd is to record the call.
     """
     op = _OPS[namespace, name]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return op(*args)
-    if inside_torch_func():
+    if inside_transform():
         return _TRANSFORMED[op].apply(*args)
     if differentiated:
         return _FUNCTIONS[namespace, name].apply(*args)
@@ -162,9 +164,9 @@ def laid_out(x: Tensor, result: Tensor) -> Tensor:
     return result.new_empty_strided(like.shape, like.stride()).copy_(result)
 
 
-def inside_torch_func() -> bool:
-    """Whether a transform of torch.func is running: grad, vjp, vmap, ..."""
-    return torch._C._are_functorch_transforms_active()
+def inside_transform() -> bool:
+    """Whether torch.func is at work (grad, vjp, vmap, ...), or forward-mode differentiation is."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -185,16 +187,38 @@ def _function(op, name: str, setup, backward) -> type[torch.autograd.Function]:
 
 def _transformed(op, setup, backward) -> type[torch.autograd.Function]:
     """Make a torch.autograd.Function of an op and its formula that torch.func takes."""
+
+    def vmap(info, in_dims, *args):
+        """Run the op once for each element: its batch could hold them all, but not its gradients
+        of what the elements share, which are wanted for each alone."""
+        outputs = []
+        for i in range(info.batch_size):
+            element = (
+                x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)
+            )
+            outputs.append(_TRANSFORMED[op].apply(*element))
+        if isinstance(outputs[0], Tensor):
+            return torch.stack(outputs), 0
+        return tuple(torch.stack(xs) for xs in zip(*outputs, strict=True)), (0,) * len(outputs[0])
+
+    def jvp(ctx, *tangents):
+        raise NotImplementedError(
+            f"{op._opname[:-4]}: backend must be 'reference' for a forward-mode derivative (jvp),"
+            " got kernels, which have none"
+        )
+
     members = {
         "forward": staticmethod(lambda *args: op(*args)),
         "setup_context": staticmethod(setup or (lambda ctx, inputs, output: None)),
         "backward": staticmethod(backward),
+        "vmap": staticmethod(vmap),
+        "jvp": staticmethod(jvp),
     }
     return type(op._opname, (torch.autograd.Function,), members)
 
 
 def _call_backward(op, *args):
-    if inside_torch_func():
+    if inside_transform():
         return _TRANSFORMED[op].apply(*args)
     # With create_graph the backward op is recorded too. Its own formula raises an error when a
     # second derivative is wanted.

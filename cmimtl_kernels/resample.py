@@ -39,7 +39,7 @@ def align_all(
     n_lengths: Tensor | None = None,
 ) -> Sequence[Tensor]:
     """`align` of several tensors of one shape, which read the same steps with the same weights."""
-    if lengths is None and n_lengths is None and xs[0].shape[1] == n:
+    if lengths is None and n_lengths is None and _known(xs[0].shape[1] == n):
         return xs
     return _read_linearly(xs, n, lengths, n_lengths, lambda j, m, k: (j + 0.5) * (m / k) - 0.5)
 
@@ -52,7 +52,7 @@ def interpolate(
     Output step j reads the input at j * (m - 1) / (k - 1). Arguments and result are those of
     `align`.
     """
-    if lengths is None and n_lengths is None and x.shape[1] == n:
+    if lengths is None and n_lengths is None and _known(x.shape[1] == n):
         return x
     (out,) = _read_linearly(
         (x,),
@@ -74,7 +74,10 @@ def pool(
     """
     length = x.shape[1]
     if lengths is None and n_lengths is None:
-        return x if length == n else F.adaptive_avg_pool1d(x.transpose(1, 2), n).transpose(1, 2)
+        if _known(length == n):
+            return x
+        if not torch.compiler.is_exporting():  # of which the function makes constants of its sizes
+            return F.adaptive_avg_pool1d(x.transpose(1, 2), n).transpose(1, 2)
     m, k = _valid_counts(x, n, lengths, n_lengths)
     m, k = m[:, None].long(), k[:, None].clamp(min=1).long()
     j = torch.arange(n, device=x.device)
@@ -111,6 +114,18 @@ def _valid_counts(
     return m, k
 
 
+def _known(condition: bool) -> bool:
+    """The condition; in a program that is exported, whether it holds for all sizes that it takes.
+
+    An answer for those of the example alone would bind the program to them.
+    """
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(condition)
+    return condition
+
+
 def _as_matrix(n: int, length: int, dim: int) -> bool:
     """Whether to resample by a product with a matrix, which is faster for short streams.
 
@@ -124,7 +139,8 @@ def _as_matrix(n: int, length: int, dim: int) -> bool:
         512 and 2048     half            three times
         1024 and 2048    more than one
     """
-    return min(n, length) <= min(dim, 512)
+    most = min(dim, 512)
+    return _known(n <= most) or _known(length <= most)
 
 
 def _read_linearly(

@@ -224,9 +224,10 @@ def kept_bytes(module: nn.Module, *inputs: Tensor) -> int:
         found = {}
         for x in gc.get_objects():
             if issubclass(type(x), Tensor):
-                storage = x.untyped_storage()
-                # Tensors of torch.compile may be alive. They have no memory, and raise when asked.
+                # Tensors of torch.compile and sparse ones may be alive. They have no memory, and
+                # raise when asked.
                 with contextlib.suppress(RuntimeError):
+                    storage = x.untyped_storage()
                     found[storage.data_ptr()] = storage.nbytes()
         return found
 

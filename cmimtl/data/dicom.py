@@ -19,6 +19,7 @@ import json
 import pickle
 import subprocess
 import sys
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.uid import (
     JPEG2000,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -45,7 +47,10 @@ PIXELS = {
 # Larger frames are refused before memory is taken for them, as Pillow refuses other images: 2**26
 # pixels take 0.5 GB as float64. A large mammogram has 2**24.
 MAX_PIXELS = 2**26
-
+# So are deflated files of more data, of which pydicom would first read every element: 500 slices of
+# 512 x 512 pixels of 16 bits.
+MAX_INFLATED = 2**28
+META_BYTES = 4096  # the header, which names the encoding, is shorter
 
 # Who decodes in this process. All other encodings are left to pydicom's other decoders in a process
 # of their own, half a second each: GDCM, which alone knows lossless JPEG and JPEG-LS, ends the
@@ -103,6 +108,7 @@ def read(data: bytes) -> pydicom.Dataset | None:
     Raises:
         Exception: anything that pydicom meets in a damaged file.
     """
+    _check_deflated(data)
     if data[128:132] == b"DICM":
         dataset = pydicom.dcmread(io.BytesIO(data))
     else:
@@ -121,6 +127,20 @@ def read(data: bytes) -> pydicom.Dataset | None:
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     return dataset
+
+
+def _check_deflated(data: bytes) -> None:
+    """Refuse a deflated file that is a thousand times as large as it looks."""
+    start = 132 if data[128:132] == b"DICM" else 0
+    if DeflatedExplicitVRLittleEndian.encode() not in data[start : start + META_BYTES]:
+        return
+    # Element (0002,0000) comes first and says where the others of the header end (PS3.10 7.1).
+    if data[start : start + 8] != b"\x02\0\0\0UL\x04\0":
+        raise ValueError("FileMetaInformationGroupLength must be given where data are deflated")
+    end = start + 12 + int.from_bytes(data[start + 8 : start + 12], "little")
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    if len(inflate.decompress(data[end:], MAX_INFLATED + 1)) > MAX_INFLATED:
+        raise ValueError(f"deflated data must have at most {MAX_INFLATED} bytes, got more")
 
 
 def frames(dataset: pydicom.Dataset) -> int:

@@ -30,7 +30,7 @@ from cmimtl.training.arguments import resumed_arguments
 from cmimtl.training.resuming import check_checkpoint
 from tests.model.damage import damaged
 
-FILES = int(os.environ.get("CMIMTL_DAMAGED_FILES", "300"))
+FILES = int(os.environ.get("CMIMTL_DAMAGED_FILES", "200"))
 SEED = int(os.environ.get("CMIMTL_DAMAGED_SEED", "0"))
 SECONDS = 120  # more for one file is a hang
 MEMORY = 24 * 2**30  # of addresses, beside those of this process, for one file

@@ -75,13 +75,22 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
         load_image(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("error", [TypeError("a\nb"), KeyError("x"), struct.error(), MemoryError()])
+class PanicException(BaseException):
+    """As libraries in Rust raise it."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TypeError("a\nb"), KeyError("x"), struct.error(), MemoryError(), PanicException("no entry")],
+)
 def test_whatever_a_library_raises_of_a_file_names_it(error):
     with pytest.raises(ValueError, match=rf"^op: so, got f.bin: {type(error).__name__}"):
         with reading("op", "so", "f.bin"):
             raise error
     with pytest.raises(ValueError, match=r"^mine: f.bin is bad$"), reading("op", "so", "f.bin"):
         raise ValueError("mine: f.bin is bad")
+    with pytest.raises(KeyboardInterrupt), reading("op", "so", "f.bin"):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The files that come with pydicom, whole and damaged. Some are kept elsewhere and fetched; what is
 tested here are those that are there."""
 
+import zlib
+
 import numpy as np
 import pydicom
 import pytest
@@ -175,3 +177,25 @@ def test_a_decoder_that_ends_its_process_does_not_end_ours(tmp_path, name, place
 def test_bytes_that_are_no_dicom_have_no_pixels():
     for data in (b"", b"\0" * 400, b"\xff" * 400, bytes(range(256)) * 4, b"\0" * 128 + b"DICM"):
         assert dicom.read(data) is None
+
+
+@pytest.mark.parametrize("header", [0, 128])
+def test_a_deflated_file_that_would_fill_the_memory(tmp_path, monkeypatch, header):
+    """It is refused before pydicom reads an element of it, with preamble and without."""
+    whole = (FILES / "image_dfl.dcm").read_bytes()
+    assert load_image(whole).size == (512, 512)
+    end = 144 + int.from_bytes(whole[140:144], "little")
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    bomb = whole[:end] + deflate.compress(bytes(dicom.MAX_INFLATED + 1)) + deflate.flush()
+    assert len(bomb) < 2**20
+
+    def read(*_, **__):
+        raise AssertionError("pydicom was asked")
+
+    monkeypatch.setattr(pydicom, "dcmread", read)
+    message = refused(tmp_path, bomb if header else bomb[132:])
+    assert "deflated data must have at most 268435456 bytes, got more" in message
+    start = 132 if header else 0
+    unsized = (bomb[:132] if header else b"") + bomb[144:]
+    assert unsized[start : start + 2] == b"\x02\0"
+    assert "GroupLength must be given" in refused(tmp_path, unsized)

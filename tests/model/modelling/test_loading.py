@@ -169,6 +169,10 @@ PROCESSOR = {
     "vocabulary": (cut("tokenizer.json", 700), "/tokenizer.json: "),
     "no vocabulary": (lambda f: (f / "tokenizer.json").unlink(), "/tokenizer.json: "),
     "no object": (with_file("answer_tokenizer/tokenizer.json", "{}"), "tokenizer/tokenizer.json: "),
+    "panic": (  # of the library in Rust
+        with_setting("tokenizer.json", post_processor__special_tokens={}),
+        "/tokenizer.json: ",
+    ),
     "vocabulary elsewhere": (linked("tokenizer.json"), "/tokenizer.json: it leads to"),
     "length": (
         with_setting("processor_config.json", max_question_length=0),

@@ -1,0 +1,328 @@
+"""Plants small faults in the packages, one at a time, and reports which the tests notice.
+
+    python -m tests.plant_faults cmimtl/evaluation --count 40 --seed 1 --report faults.jsonl
+
+draws faults from the Python files named, starts the tests of each file (`tests_of`) in a process in
+which the module has the fault, and prints the share that is caught and every fault that is not. No
+file is changed: an import hook gives the module its source. The report is a line of JSON per fault;
+those that it holds already are not run again. Survivors that change nothing are listed, with the
+reason, in `faults_that_change_nothing.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import importlib.abc
+import importlib.util
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HARMLESS = Path(__file__).with_name("faults_that_change_nothing.json")
+TIMEOUT = 240  # seconds; a test that hangs has noticed
+
+# Swapped in both directions.
+_OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Mult: ast.Div,
+    ast.FloorDiv: ast.Mult,
+    ast.Lt: ast.LtE,
+    ast.Gt: ast.GtE,
+    ast.Eq: ast.NotEq,
+    ast.In: ast.NotIn,
+    ast.Is: ast.IsNot,
+    ast.And: ast.Or,
+    ast.BitAnd: ast.BitOr,
+}
+_OPERATORS |= {b: a for a, b in _OPERATORS.items() if b is not ast.Mult}
+_METHODS = {"min": "max", "any": "all", "floor": "ceil", "argmax": "argmin", "sum": "mean"}
+_METHODS |= {b: a for a, b in _METHODS.items()}
+_METHODS |= {"sorted": "list", "eval": "train", "abs": "float", "strip": "lower"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change of one expression or statement.
+
+    Attributes:
+        file: from the root of the repository.
+        line: its number, for a person to look up.
+        was, now: the smallest statement around it, before and after.
+    """
+
+    file: str
+    line: int
+    was: str
+    now: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What stays when lines move."""
+        return self.file, self.was, self.now
+
+
+# Changes
+
+
+def changes(node: ast.AST) -> Iterator[ast.AST | None]:
+    """What can stand in a node's place; None where a statement can be left out."""
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        if not isinstance(node.left, ast.Constant) or isinstance(node.left.value, int | float):
+            yield _with(node, op=_OPERATORS[type(node.op)]())
+    elif isinstance(node, ast.BoolOp):
+        yield _with(node, op=_OPERATORS[type(node.op)]())
+        yield node.values[0]
+    elif isinstance(node, ast.Compare) and type(node.ops[0]) in _OPERATORS:
+        yield _with(node, ops=[_OPERATORS[type(node.ops[0])](), *node.ops[1:]])
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub | ast.Invert):
+        yield node.operand
+    elif isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
+        if type(node.value) is bool:
+            yield ast.Constant(not node.value)
+        else:
+            yield ast.Constant(node.value + 1)
+            if node.value:
+                yield ast.Constant(type(node.value)(0))
+    elif isinstance(node, ast.IfExp):
+        yield node.body
+        yield node.orelse
+    elif isinstance(node, ast.Call):
+        yield from _calls(node)
+    elif isinstance(node, ast.Slice):
+        if node.lower is not None:
+            yield _with(node, lower=None)
+        if node.upper is not None:
+            yield _with(node, upper=None)
+    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
+        yield node.value
+    elif isinstance(node, ast.comprehension) and node.ifs:
+        yield _with(node, ifs=[])
+    elif isinstance(node, ast.If) and not node.orelse and isinstance(node.body[0], ast.Assign):
+        yield None
+    elif isinstance(node, ast.AugAssign):
+        yield None
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield None
+
+
+def _calls(node: ast.Call) -> Iterator[ast.AST]:
+    for index in range(len(node.keywords)):
+        yield _with(node, keywords=node.keywords[:index] + node.keywords[index + 1 :])
+    if len(node.args) == 2 and not any(isinstance(a, ast.Starred) for a in node.args):
+        yield _with(node, args=node.args[::-1])
+    if isinstance(node.func, ast.Name) and node.func.id in _METHODS:
+        yield _with(node, func=ast.Name(_METHODS[node.func.id], ast.Load()))
+    if isinstance(node.func, ast.Attribute):
+        if node.func.attr in _METHODS:
+            yield _with(node, func=_with(node.func, attr=_METHODS[node.func.attr]))
+        if not node.keywords and len(node.args) <= 1:  # x.masked(m) -> x
+            yield node.func.value
+
+
+def _with(node: ast.AST, **fields: object) -> ast.AST:
+    changed = copy.copy(node)
+    for name, value in fields.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def _is_message(node: ast.AST) -> bool:
+    """What is raised, warned of, annotated or documented: tests of messages are their own."""
+    return isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments | ast.AnnAssign)
+
+
+def faults_of(file: Path) -> list[tuple[Fault, str]]:
+    """Every fault of a Python file, with the file's text that has it."""
+    text = file.read_text()
+    found = []
+
+    def visit(node: ast.AST, statement: ast.stmt | None, holder: tuple | None) -> None:
+        if _is_message(node):
+            return
+        if isinstance(node, ast.stmt) and not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            statement = node
+        if holder is not None and statement is not None:
+            for new in changes(node):
+                found.append(_changed(file, tree, holder, node, new, statement))
+        for name, value in ast.iter_fields(node):
+            if name in ("annotation", "returns", "decorator_list", "format_spec"):
+                continue
+            if isinstance(value, ast.AST):
+                visit(value, statement, (node, name, None))
+            elif isinstance(value, list):
+                for index, item in enumerate(value):
+                    if isinstance(item, ast.AST):
+                        visit(item, statement, (node, name, index))
+
+    tree = ast.parse(text)
+    visit(tree, None, None)
+    return [pair for pair in found if pair is not None]
+
+
+def _changed(file: Path, tree: ast.AST, holder, node, new, statement) -> tuple[Fault, str] | None:
+    """The fault and the whole text, by a change of the tree that is taken back."""
+    parent, name, index = holder
+    if new is None:
+        new = ast.Pass()
+    was = _line(statement)
+
+    def put(value: ast.AST) -> None:
+        if index is None:
+            setattr(parent, name, value)
+        else:
+            getattr(parent, name)[index] = value
+
+    put(new)
+    try:
+        now = "pass" if statement is node else _line(statement)
+        whole = ast.unparse(ast.fix_missing_locations(tree))
+    finally:
+        put(node)
+    if now == was:
+        return None
+    line = getattr(node, "lineno", statement.lineno)
+    return Fault(file.relative_to(ROOT).as_posix(), line, was, now), whole
+
+
+def _line(statement: ast.stmt) -> str:
+    """A statement in one line; of a compound one its head."""
+    lines = ast.unparse(statement).splitlines()
+    return lines[0] if hasattr(statement, "body") else " ".join(line.strip() for line in lines)
+
+
+# Tests
+
+
+# Where a room's tests are many, those of a module; the quickest first.
+_KERNELS = {
+    "ops": ("errors", "scan", "meta"),
+    "registration": ("scan", "raw_calls", "meta", "torch_func", "transforms"),
+    "block": ("block", "errors", "replaced_modules", "meta"),
+    "submodules": ("replaced_modules", "block"),
+    "resample": ("resample", "block"),
+    "reference": ("reference", "values", "scan"),
+    "backends": ("install_report", "scan", "causal_conv1d_package"),
+    "testing": ("testing",),
+}
+
+
+def tests_of(file: str) -> list[str]:
+    """The tests of a module: the files of its room that name it, or the whole room."""
+    path = Path(file)
+    if path.parts[:-1] == ("cmimtl_kernels",) and path.stem in _KERNELS:
+        return [f"tests/kernels/test_{name}.py" for name in _KERNELS[path.stem]]
+    package, *rooms, _ = path.parts
+    room = ROOT / "tests" / ("model" if package == "cmimtl" else "kernels")
+    room = room.joinpath(*rooms) if room.joinpath(*rooms).is_dir() else room
+    files = sorted(room.glob("test_*.py"))
+    module = ".".join(path.with_suffix("").parts)
+    own = [f for f in files if f.stem == f"test_{path.stem}"]
+    named = [f for f in files if module in f.read_text() or f".{path.stem} " in f.read_text()]
+    chosen = list(dict.fromkeys(own + named)) or files
+    return [f.relative_to(ROOT).as_posix() for f in chosen]
+
+
+class _Planted(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+    """Gives one module another source."""
+
+    def __init__(self, module: str, path: Path, text: str) -> None:
+        self.module, self.path, self.text = module, str(path), text
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.module:
+            return None
+        package = Path(self.path).name == "__init__.py"
+        places = [str(Path(self.path).parent)] if package else None
+        return importlib.util.spec_from_file_location(
+            name, self.path, loader=self, submodule_search_locations=places
+        )
+
+    def get_filename(self, name):
+        return self.path
+
+    def get_data(self, path):
+        return self.text.encode()
+
+
+def caught(fault: Fault, text: str, *, more: tuple[str, ...] = ()) -> bool:
+    """Whether the tests of the file fail in a copy of this process whose module has the text."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1), os.dup2(null, 2)
+        path = ROOT / fault.file
+        parts = Path(fault.file).with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        sys.meta_path.insert(0, _Planted(module, path, text))
+        import pytest
+
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        os._exit(int(pytest.main([*options, *tests_of(fault.file), *more])))
+    until = time.monotonic() + TIMEOUT
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status) != 0
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def harmless() -> dict[tuple[str, str, str], str]:
+    """The faults that change nothing, with the reason."""
+    rows = json.loads(HARMLESS.read_text())
+    return {(row["file"], row["was"], row["now"]): row["reason"] for row in rows}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="+", help="files or folders of the packages")
+    parser.add_argument("--count", type=int, default=40, help="number of faults (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", type=Path, help="JSON lines, which are gone on with")
+    options = parser.parse_args(arguments)
+    files = [
+        file
+        for path in map(Path, options.paths)
+        for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])
+    ]
+    every = [pair for file in files for pair in faults_of(file.resolve())]
+    drawn = random.Random(options.seed).sample(every, min(options.count, len(every)))
+    known = {}
+    if options.report and options.report.is_file():
+        for row in map(json.loads, options.report.read_text().splitlines()):
+            known[row["file"], row["was"], row["now"]] = row["caught"]
+    import torch  # noqa: F401  these once, and not in every copy
+    import transformers  # noqa: F401
+
+    reasons, survivors, counted = harmless(), [], 0
+    for fault, text in drawn:
+        if fault.key in reasons:
+            continue
+        counted += 1
+        if fault.key not in known:
+            known[fault.key] = caught(fault, text)
+            if options.report:
+                with options.report.open("a") as report:
+                    print(json.dumps(asdict(fault) | {"caught": known[fault.key]}), file=report)
+        if not known[fault.key]:
+            survivors.append(fault)
+            print(f"{fault.file}:{fault.line}\n  - {fault.was}\n  + {fault.now}", flush=True)
+    seen = counted - len(survivors)
+    print(f"caught {seen} of {counted} ({100 * seen / max(1, counted):.0f} %)")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
