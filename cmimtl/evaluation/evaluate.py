@@ -23,6 +23,7 @@ from cmimtl.data import (
     AnswerVocabulary,
     VQAExample,
     check_split,
+    load_dataset,
     read_split,
 )
 from cmimtl.data.batches import ImageCache
@@ -331,7 +332,7 @@ def evaluate_run(
     asked = open_run(run, data=data, root=root, split=split, batch_size=batch_size)
     answerer, data, root, test, images = asked
     console, title = Console(), f"{run} on {data}, {split}"
-    train = read_split(data, root, "train")
+    train = load_dataset(data, root, "train")
     if data == "phantom" and split in DESCRIBED:
         scores = evaluate_generation(answerer, train, test, images)
         print_generation(scores, title, console)
@@ -368,9 +369,11 @@ def open_run(
     arguments = read_run(run)
     if data is not None and data != arguments["data"] and root is None:
         raise ValueError("evaluate: root must be given where data is not the run's own, got none.")
+    # A run of others may name any folder: a phantom set is drawn only where the user names it.
+    read = load_dataset if root is None else read_split
     data, root = data or arguments["data"], root or arguments["root"]
     check_split(data, split)
     answerer = QuestionAnswerer.from_run(run, batch_size=batch_size)
-    test = read_split(data, root, split)
+    test = read(data, root, split)
     images = ImageCache([example.image for example in test], answerer.image_size)
     return Asked(answerer, data, root, test, images)

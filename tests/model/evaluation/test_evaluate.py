@@ -1,6 +1,8 @@
 """What `evaluate` shows an answerer, and every number it makes of the answers, by hand."""
 
 import io
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from cmimtl.evaluation.evaluate import (
     print_scores,
     shuffled,
 )
+from tests.model.commands import run
 
 SIZE = 4
 
@@ -276,3 +279,14 @@ def test_what_is_printed(scored):
     assert any("20.0 % of the answers are none of the classifier's classes" in r for r in rows)
     alone = text_of(print_generation, scores["generated"], "T")
     assert any("T: 3 questions" in row[0] for row in alone)
+
+
+def test_a_run_of_others_draws_nothing(trained, tmp_path, capsys):
+    """Its `run.json` names a folder, which is only read; one that the user names is drawn."""
+    other, place = tmp_path / "run", tmp_path / "set"
+    shutil.copytree(trained, other)
+    record = json.loads((other / "run.json").read_text())
+    record["arguments"]["root"] = str(place)
+    (other / "run.json").write_text(json.dumps(record))
+    assert run("evaluate", other) == 2
+    assert str(place) in capsys.readouterr().err and not place.exists()
