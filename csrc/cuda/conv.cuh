@@ -148,7 +148,7 @@ struct Conv {
 #pragma unroll
         for (int i = 0; i < kConvGroup; ++i) {
           float dx = 0.0f;
-          // Past the last step there is no dy, and its 0 must meet no weight that is infinite or NaN.
+          // Past the last step there is no dy. Its 0 must meet no infinite weight.
 #pragma unroll
           for (int k = 0; k < kWidth; ++k)
             if (used(k) && i - k < left) dx = fmaf(weight[k], dy[i + kBefore - k], dx);
