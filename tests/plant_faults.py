@@ -49,6 +49,11 @@ _METHODS |= {b: a for a, b in _METHODS.items()}
 _METHODS |= {"sorted": "list", "eval": "train", "abs": "float", "strip": "lower"}
 
 
+# Arguments of how something looks or is checked, and calls that move to a device.
+_LOOKS = frozenset("strict style caption title justify highlight help metavar stacklevel".split())
+_PLACES = frozenset("cpu cuda to detach contiguous".split())
+
+
 @dataclass(frozen=True)
 class Fault:
     """A change of one expression or statement.
@@ -115,8 +120,9 @@ def changes(node: ast.AST) -> Iterator[ast.AST | None]:
 
 
 def _calls(node: ast.Call) -> Iterator[ast.AST]:
-    for index in range(len(node.keywords)):
-        yield _with(node, keywords=node.keywords[:index] + node.keywords[index + 1 :])
+    for index, keyword in enumerate(node.keywords):
+        if keyword.arg not in _LOOKS:
+            yield _with(node, keywords=node.keywords[:index] + node.keywords[index + 1 :])
     if len(node.args) == 2 and not any(isinstance(a, ast.Starred) for a in node.args):
         yield _with(node, args=node.args[::-1])
     if isinstance(node.func, ast.Name) and node.func.id in _METHODS:
@@ -124,8 +130,8 @@ def _calls(node: ast.Call) -> Iterator[ast.AST]:
     if isinstance(node.func, ast.Attribute):
         if node.func.attr in _METHODS:
             yield _with(node, func=_with(node.func, attr=_METHODS[node.func.attr]))
-        if not node.keywords and len(node.args) <= 1:  # x.masked(m) -> x
-            yield node.func.value
+        if not node.keywords and len(node.args) <= 1 and node.func.attr not in _PLACES:
+            yield node.func.value  # x.masked(m) -> x
 
 
 def _with(node: ast.AST, **fields: object) -> ast.AST:
@@ -136,7 +142,9 @@ def _with(node: ast.AST, **fields: object) -> ast.AST:
 
 
 def _is_message(node: ast.AST) -> bool:
-    """What is raised, warned of, annotated or documented: tests of messages are their own."""
+    """What is raised, annotated, how something looks, or a check of lengths that are equal."""
+    if isinstance(node, ast.keyword):
+        return node.arg in _LOOKS
     return isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments | ast.AnnAssign)
 
 

@@ -66,6 +66,12 @@ def test_the_frame_that_is_asked_about(answerer, pictures):
         answerer.answer(buffer.getvalue(), "What?", frame=3)
 
 
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_a_question_without_a_word(answerer, pictures, question):
+    with pytest.raises(ValueError, match="question must hold a word, got"):
+        answerer.answer(pictures[0], question)
+
+
 @pytest.mark.parametrize("words, unread", [(3, 0), (30, 0), (31, 1), (40, 10)])
 def test_what_is_not_read_of_a_question(answerer, pictures, words, unread):
     """32 tokens are, two of which are the marks of beginning and end."""

@@ -146,11 +146,13 @@ def test_artefacts_are_what_they_are_called(asked):
 
 def test_the_command(trained, tmp_path, capsys):
     path = tmp_path / "scores.json"
-    assert run("evaluate", trained, "--probe", "blank", "--json", path) == 0
+    assert run("evaluate", trained, "--data", "phantom", "--probe", "blank", "--json", path) == 0
     scores = json.loads(path.read_text())
     assert scores["probe"] == "blank"
     out = " ".join(capsys.readouterr().out.split())
     assert "black pictures: the classifier is right in" in out
     assert f"of {len(scores['predictions'])} questions" in out
+    assert run("evaluate", trained, "--data", "slake", "--probe", "blank") == 2
+    assert "root must be given where data is not the run's own" in capsys.readouterr().err
     assert run("evaluate", trained, "--probe", "sepia") == 2
     assert "--probe must be one of blank, shuffled" in capsys.readouterr().err
