@@ -1,5 +1,5 @@
 // What sanitized.py adds to the library: the number of the fault that is awake, and something in
-// place of the instruction sets that it leaves out, which this processor does not choose.
+// place of the instruction sets that it leaves out, which the processes do not choose.
 #include <cstdlib>
 
 #include "kernels.h"
@@ -7,11 +7,18 @@
 
 const int simt::awake = std::getenv("CMIMTL_PLANTED_FAULT") ? std::atoi(std::getenv("CMIMTL_PLANTED_FAULT")) : 0;
 
-#if defined(__x86_64__)
 namespace cmimtl::cpu {
+#if !WITH_BASELINE
+// The library asks it for the steps between two checkpoints.
+const Kernels baseline::kFloat{.most_steps = 16}, baseline::kDouble{};
+#endif
+#if defined(__x86_64__)
+#if WITH_BASELINE
+const Kernels avx2::kFloat{}, avx2::kDouble{};
+#endif
 #if !WITH_AVX512
 const Kernels avx512::kFloat{};
 #endif
 const Kernels avx512_sapphire_rapids::kFloat{};
-}  // namespace cmimtl::cpu
 #endif
+}  // namespace cmimtl::cpu

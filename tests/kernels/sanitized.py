@@ -7,7 +7,6 @@ calls of the raw ops, without a fault and with each.
 
 import json
 import os
-import platform
 import shutil
 import sys
 from pathlib import Path
@@ -79,11 +78,11 @@ def package(folder: Path) -> Path:
     csrc = planted_sources(folder)
     flags = [*build.COMMON, "-w", "-Wno-psabi", *ADDRESS.flags, f"-I{csrc}", f"-I{csrc / 'cpu'}"]
     flags.append(f"-I{build.HERE}")  # planted.h
-    levels = ["baseline"]
-    if platform.machine() == "x86_64":
-        levels += ["avx2"] + (["avx512"] if level() == "avx512" else [])
+    # That of AVX-512 has AVX2's kernels for float64.
+    levels = {"avx512": ["avx512", "avx2"]}.get(level(), [level()])
     objects = build.compile_all([csrc / "cpu" / f"{name}.cpp" for name in levels], flags)
-    rest = [*flags, f"-DWITH_AVX512={int('avx512' in levels)}"]
+    with_level = [f"-DWITH_{name.upper()}={int(name in levels)}" for name in ("avx512", "baseline")]
+    rest = [*flags, *with_level]
     objects += build.compile_all([HERE / "sanitized.cpp"], rest)
     torch_folder = Path(torch.__file__).parent
     rest = [*flags, "-isystem", str(torch_folder / "include")]

@@ -20,10 +20,14 @@ def arguments(batch, n_v, n_t, ragged):
 
 
 @pytest.mark.parametrize(
-    "n_v, n_t, ragged, strict",
-    [(7, 5, False, False), (6, 6, False, False), (6, 6, True, False), (6, 6, False, True)],
+    "interleave, n_v, n_t, ragged, strict",
+    [
+        ("product-sum", 7, 5, False, False),
+        ("product-sum", 6, 6, True, False),
+        ("product-sum", 6, 6, False, True),
+        ("gated", 7, 5, True, False),
+    ],
 )
-@pytest.mark.parametrize("interleave", ["product-sum", "gated"])
 def test_every_size_is_dynamic(interleave, n_v, n_t, ragged, strict):
     torch.manual_seed(0)
     stack = CrossMamba(8, 1, d_state=4, interleave=interleave).eval()

@@ -22,7 +22,7 @@ TARGETS = [
 ]
 on_all_targets = pytest.mark.parametrize("backend, device", TARGETS)
 on_every_op = pytest.mark.parametrize("op", values.OPS)
-DRAWN = int(os.environ.get("CMIMTL_VALUES", "150"))
+DRAWN = int(os.environ.get("CMIMTL_VALUES", "100"))
 
 
 def dtypes_of(device: str) -> tuple[torch.dtype, ...]:

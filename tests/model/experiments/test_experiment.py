@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -124,7 +125,8 @@ def test_a_run_that_fails_is_named(tmp_path):
 
 
 def test_a_script_for_a_scheduler(ran, tmp_path):
-    """Its jobs are run here one by one, as the scheduler would, in processes of their own."""
+    """A job is run here as the scheduler would, in a process of its own. What it is to do is
+    trained already, and not yet evaluated."""
     output, record = ran
     script = tmp_path / "study.sh"
     place = tmp_path / "out"
@@ -132,6 +134,9 @@ def test_a_script_for_a_scheduler(ran, tmp_path):
     assert run("experiment", *arguments, "--script", script) == 0
     text = script.read_text()
     assert "#SBATCH --array=0-3\n" in text and not place.exists()
+    done = runner.folder(output, runs_of(STUDY, _shared(output), 1)[2])
+    shutil.copytree(done, place / "runs" / done.name)
+    (place / "runs" / done.name / "scores-test.json").unlink()
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     subprocess.run(
         ["bash", script],
