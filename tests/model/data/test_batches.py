@@ -181,3 +181,54 @@ def test_a_batch_without_targets(processor, files):
     data = VQADataset([example(1, files[1])], ImageCache(files, 64))
     batch = VQACollator(processor)([data[0]])
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
+
+
+# Augmentation, of which the five draws are given
+
+
+class Drawn:
+    """A generator that draws angle, x, y, contrast and brightness as they are given."""
+
+    def __init__(self, **drawn):
+        names = ("angle", "x", "y", "contrast", "brightness")
+        self.drawn = np.array([drawn.pop(name, 0.0) for name in names])
+        assert not drawn
+
+    def uniform(self, low, high, count):
+        assert (low, high, count) == (-1, 1, 5)
+        return self.drawn
+
+
+def test_augmentation_moves_and_changes_greys_as_far_as_it_says():
+    noise = np.random.default_rng(0).integers(0, 256, (50, 100, 3), dtype=np.uint8)
+    assert np.array_equal(batches.augment(noise, Drawn()), noise)
+    right, down = round(100 * batches.MAX_SHIFT), round(50 * batches.MAX_SHIFT)
+    assert right > down > 0
+    moved = batches.augment(noise, Drawn(x=1))
+    np.testing.assert_array_equal(moved[:, : 100 - right - 1], noise[:, right:-1])
+    assert not moved[:, 101 - right :].any()
+    moved = batches.augment(noise, Drawn(y=1))
+    np.testing.assert_array_equal(moved[: 50 - down - 1], noise[down:-1])
+    for bright in (-1, 1):
+        wanted = np.clip(np.rint(noise + bright * 255 * batches.MAX_BRIGHTNESS), 0, 255)
+        np.testing.assert_array_equal(batches.augment(noise, Drawn(brightness=bright)), wanted)
+        wanted = (noise - 127.5) * (1 + bright * batches.MAX_CONTRAST) + 127.5
+        actual = batches.augment(noise, Drawn(contrast=bright)).astype(float)
+        np.testing.assert_allclose(actual, np.clip(wanted, 0, 255), atol=0.51)
+
+
+def test_augmentation_turns_around_the_middle():
+    picture = np.zeros((61, 121, 3), np.uint8)
+    spots = [(30, 60), (30, 110), (5, 60)]
+    for y, x in spots:
+        picture[y - 1 : y + 2, x - 1 : x + 2] = 255
+    turned = batches.augment(picture, Drawn(angle=1))[..., 0].astype(float)
+    cosine, sine = np.cos(batches.MAX_ROTATION), np.sin(batches.MAX_ROTATION)
+    for y, x in spots:
+        dy, dx = y - 30, x - 60
+        to_y, to_x = 30 + sine * dx + cosine * dy, 60 + cosine * dx - sine * dy
+        window = turned[round(to_y) - 3 : round(to_y) + 4, round(to_x) - 3 : round(to_x) + 4]
+        rows, columns = np.mgrid[-3:4, -3:4]
+        assert window.sum() > 1500
+        assert abs((rows * window).sum() / window.sum() + round(to_y) - to_y) < 1
+        assert abs((columns * window).sum() / window.sum() + round(to_x) - to_x) < 1

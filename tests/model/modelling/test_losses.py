@@ -13,13 +13,15 @@ from cmimtl.modelling.losses import classification_loss, contrastive_loss, gener
 
 
 def test_classification_sums_over_classes_and_averages_over_samples():
-    logits, scores = torch.tensor([[0.5, -1.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.3, 0.0]])
+    logits = torch.tensor([[0.5, -1.0, 3.0], [2.0, 0.0, 1.0]])
+    scores = torch.tensor([[1.0, 0.0, 0.0], [0.3, 0.0, 1.0]])
 
     def term(x, y):
         p = 1 / (1 + math.exp(-x))
         return -(y * math.log(p) + (1 - y) * math.log(1 - p))
 
-    expected = (term(0.5, 1) + term(-1, 0) + term(2, 0.3) + term(0, 0)) / 2
+    first = term(0.5, 1) + term(-1, 0) + term(3, 0)
+    expected = (first + term(2, 0.3) + term(0, 0) + term(1, 1)) / 2
     assert classification_loss(logits, scores).item() == pytest.approx(expected, rel=1e-6)
 
 
