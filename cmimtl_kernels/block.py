@@ -19,30 +19,13 @@ from cmimtl_kernels.checks import (
     dtype_name,
 )
 from cmimtl_kernels.ops import cross_selective_scan, selective_scan
+from cmimtl_kernels.precision import KeepsFloat32
 from cmimtl_kernels.reference import accumulation_dtype
 from cmimtl_kernels.registration import inside_transform
 from cmimtl_kernels.resample import align, align_all, blank_padding, interpolate, pool
 from cmimtl_kernels.submodules import convolve, is_plain, step_size
 
 INTERLEAVE_KINDS = ("product-sum", "gated")
-
-
-class KeepsFloat32(nn.Module):
-    """A module whose own parameters stay float32 where `half()` and its like cast the module.
-
-    Those of its children, and what is cast to float64, are cast as always.
-    """
-
-    def _apply(self, fn, recurse=True):
-        def keep(x: Tensor) -> Tensor:
-            moved = fn(x)
-            narrow = moved.dtype in (torch.float16, torch.bfloat16) and x.dtype == torch.float32
-            return x.to(moved.device) if narrow else moved
-
-        if recurse:
-            for child in self.children():
-                child._apply(fn)
-        return super()._apply(keep, recurse=False)
 
 
 class CrossMambaBlock(KeepsFloat32):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cmimtl.modelling.config import CMIMTLConfig
 from cmimtl.modelling.fusion import Attention, attention_mask
 from cmimtl_kernels import selective_scan
-from cmimtl_kernels.block import KeepsFloat32
+from cmimtl_kernels.precision import KeepsFloat32
 from cmimtl_kernels.resample import align, blank_padding
 from cmimtl_kernels.submodules import convolve, step_size
 

@@ -9,8 +9,8 @@ import pytest
 
 from cmimtl.data import dicom
 from cmimtl.data.images import load_image
-from tests.model.data.test_dicom import FILES, META
 from tests.model.data.test_images import grey, refused
+from tests.model.data.written_dicom import FILES, META
 
 # Ten bands of ten rows, of pydicom's own description of these files.
 BANDS = [
