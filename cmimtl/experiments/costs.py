@@ -24,11 +24,11 @@ from cmimtl.experiments.study import Study
 from cmimtl.files import read_json, write_json
 from cmimtl.modelling.presets import PRESETS
 
-ROUNDS = 9
-QUESTIONS = 64
+ROUNDS, QUESTIONS = 9, 64
+QUICK_ROUNDS, QUICK_QUESTIONS = 1, 8  # where only the study itself is tested
 
 
-def measure(folders: Mapping[str, Path], sender: Connection) -> None:
+def measure(folders: Mapping[str, Path], quick: bool, sender: Connection) -> None:
     """Measure the models of some runs, and send the result.
 
     It is sent as name -> {"step_ms", "parameters"}: the median time of a forward and backward pass
@@ -36,11 +36,12 @@ def measure(folders: Mapping[str, Path], sender: Connection) -> None:
 
     Args:
         folders: name -> folder of a finished run; all runs are of one data set.
+        quick: whether the study is only tested, for which fewer rounds and questions do.
         sender: takes the result.
     """
-    steps = {name: _step(folder) for name, folder in folders.items()}
+    steps = {name: _step(folder, quick) for name, folder in folders.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS):
+    for _ in range(QUICK_ROUNDS if quick else ROUNDS):
         for name, (step, _) in steps.items():
             began = time.perf_counter()
             step()
@@ -53,12 +54,12 @@ def measure(folders: Mapping[str, Path], sender: Connection) -> None:
     )
 
 
-def measure_memory(folder: Path, sender: Connection) -> None:
+def measure_memory(folder: Path, quick: bool, sender: Connection) -> None:
     """Send how much memory the first step of a run's model takes at most, in megabytes.
 
     On a CPU this must be the first step of a fresh process: memory that was freed is used again.
     """
-    step, _ = _step(folder)
+    step, _ = _step(folder, quick)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -77,21 +78,22 @@ def _resident(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def measured(folders: Mapping[str, Path], kept: Path) -> dict[str, dict[str, float]]:
+def measured(folders: Mapping[str, Path], kept: Path, quick: bool) -> dict[str, dict[str, float]]:
     """The costs of some runs: name -> step_ms, memory_mb, parameters.
 
     Args:
         folders: name -> folder of a finished run.
         kept: file of a measurement; one of the same runs is not made again.
+        quick: whether the study is only tested.
     """
     keys = {name: folder.name for name, folder in folders.items()}
     if kept.is_file():
         found = read_json("experiment", "a study's costs must be those that it wrote", kept)
         if found.get("runs") == keys and "costs" in found:
             return found["costs"]
-    costs = _elsewhere(measure, dict(folders))
+    costs = _elsewhere(measure, dict(folders), quick)
     for name, folder in folders.items():
-        costs[name]["memory_mb"] = _elsewhere(measure_memory, folder)
+        costs[name]["memory_mb"] = _elsewhere(measure_memory, folder, quick)
     write_json(kept, {"runs": keys, "costs": costs})
     return costs
 
@@ -134,12 +136,13 @@ def _elsewhere(function: Callable[..., None], *arguments: object) -> Any:
         process.join()
 
 
-def _step(folder: Path) -> tuple[Any, int]:
+def _step(folder: Path, quick: bool) -> tuple[Any, int]:
     """A training step of a run's model, without the optimizer, and its number of parameters."""
     arguments = runs.read_run(folder)
     answerer = QuestionAnswerer.from_run(folder)
     model = answerer.model.train()
-    examples = read_split(arguments["data"], arguments["root"], "train")[:QUESTIONS]
+    examples = read_split(arguments["data"], arguments["root"], "train")
+    examples = examples[: QUICK_QUESTIONS if quick else QUESTIONS]
     data = VQADataset(examples, ImageCache([e.image for e in examples], answerer.image_size))
     collate = VQACollator(answerer.processor, answerer.vocabulary)
     batch = {
