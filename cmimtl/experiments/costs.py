@@ -60,22 +60,35 @@ def measure_memory(folder: Path, quick: bool, sender: Connection) -> None:
     On a CPU this must be the first step of a fresh process: memory that was freed is used again.
     """
     step, _ = _step(folder, quick)
+    sender.send(peak_memory(step, taken()))
+
+
+def taken() -> float:
+    """How much memory is taken now, in megabytes: of the GPU where there is one, or of the CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() / 1e6
+    return _resident("VmRSS")
+
+
+def peak_memory(step: Callable[[], None], before: float) -> float:
+    """How much memory is taken at most during a step, beyond what was `taken` before.
+
+    On a CPU memory that was freed may be kept, so of a step that is not the first, what was taken
+    before must be that before the first.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
         step()
-        sender.send((torch.cuda.max_memory_allocated() - before) / 1e6)
-    else:
-        before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-        step()
-        sender.send((_resident("VmHWM") - before) / 1e3)
+        return torch.cuda.max_memory_allocated() / 1e6 - before
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    step()
+    return _resident("VmHWM") - before
 
 
-def _resident(name: str) -> int:
-    """Kilobytes of this process's memory, now ("VmRSS") or at most ("VmHWM")."""
+def _resident(name: str) -> float:
+    """Megabytes of this process's memory, now ("VmRSS") or at most ("VmHWM")."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1e3
 
 
 def measured(folders: Mapping[str, Path], kept: Path, quick: bool) -> dict[str, dict[str, float]]:
@@ -91,9 +104,9 @@ def measured(folders: Mapping[str, Path], kept: Path, quick: bool) -> dict[str, 
         found = read_json("experiment", "a study's costs must be those that it wrote", kept)
         if found.get("runs") == keys and "costs" in found:
             return found["costs"]
-    costs = _elsewhere(measure, dict(folders), quick)
+    costs = elsewhere(measure, dict(folders), quick)
     for name, folder in folders.items():
-        costs[name]["memory_mb"] = _elsewhere(measure_memory, folder, quick)
+        costs[name]["memory_mb"] = elsewhere(measure_memory, folder, quick)
     write_json(kept, {"runs": keys, "costs": costs})
     return costs
 
@@ -110,16 +123,12 @@ def benched(study: Study, kept: Path, quick: bool) -> Mapping[str, Any]:
         if found.get("quick") == quick and "bench" in found:
             return found["bench"]
     assert study.bench is not None
-    bench = _elsewhere(_send, study.bench, quick)
+    bench = study.bench(quick)
     write_json(kept, {"quick": quick, "bench": bench})
     return bench
 
 
-def _send(function: Callable[..., Any], argument: object, sender: Connection) -> None:
-    sender.send(function(argument))
-
-
-def _elsewhere(function: Callable[..., None], *arguments: object) -> Any:
+def elsewhere(function: Callable[..., None], *arguments: object) -> Any:
     """What a function sends, called in a process of its own."""
     receiver, sender = processes().Pipe(duplex=False)
     process = processes().Process(target=function, args=(*arguments, sender))
