@@ -21,13 +21,13 @@ from typing import Any
 
 from cmimtl.messages import is_ours, one_line
 from cmimtl.names import (
+    ASKED,
     DATASETS,
     DECODER_ANSWERS,
     FUSIONS,
     MORE_SPLITS,
     PROBES,
     SPLITS,
-    STUDIES,
 )
 
 USER_ERROR = 2
@@ -302,7 +302,7 @@ def _add_experiment(commands) -> argparse.ArgumentParser:
     about = "answer a question about the model by a study: many trainings, compared"
     experiment = commands.add_parser("experiment", help=about, description=about)
     experiment.set_defaults(command=_experiment)
-    experiment.add_argument("name", type=_one_of(STUDIES), metavar="NAME", help=", ".join(STUDIES))
+    experiment.add_argument("name", type=_one_of(ASKED), metavar="NAME", help=", ".join(ASKED))
     experiment.add_argument(
         "--data", type=_one_of(DATASETS), metavar="NAME", default="phantom", help="(%(default)s)"
     )
@@ -435,9 +435,9 @@ def _answer(run: str, image: str, question: str, frame: int | None, output: str 
 
 
 def _experiment(name: str, **options: Any) -> None:
-    from cmimtl.experiments.experiment import run_experiment
+    from cmimtl.experiments.experiment import run_experiments
 
-    run_experiment(name, **options)
+    run_experiments(name, **options)
 
 
 def _bench(tool: str, arguments: Sequence[str]) -> None:

@@ -45,7 +45,9 @@ STUDIES = {
     "drift": "cmimtl.experiments.drift:STUDY",
     "tiny": "cmimtl.experiments.tiny:STUDY",
     "long": "cmimtl.experiments.long:STUDY",
+    "scale": "cmimtl.experiments.scale:STUDY",
 }
+ASKED = (*STUDIES, "all")  # names that `cmimtl experiment` takes; "all" are one after the other
 
 # Conditions under which a model can be asked, of `cmimtl.evaluation.probes`: other pictures, other
 # words, and artefacts in three strengths.

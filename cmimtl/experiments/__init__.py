@@ -9,7 +9,8 @@ what it is: a question, arms, measures, planned comparisons, and how the answer 
     ffae.py, fusion.py, …   the studies
     fusions.py, scores.py   what their arms and measures are made of
     study.py                what a study is
-    runner.py               processes: each run once, resumed after a kill
+    runner.py, frozen.py    processes: each run once, resumed after a kill
+    costs.py, lengths.py    time and memory of the runs, and of the fusions by length
     statistics.py           intervals, p-values, calibration
     record.py, page.py      what is kept, and what is shown
     experiment.py           the command

@@ -31,8 +31,9 @@ QUICK_ROUNDS, QUICK_QUESTIONS = 1, 8  # where only the study itself is tested
 def measure(folders: Mapping[str, Path], quick: bool, sender: Connection) -> None:
     """Measure the models of some runs, and send the result.
 
-    It is sent as name -> {"step_ms", "parameters"}: the median time of a forward and backward pass
-    over QUESTIONS training questions, and the number of parameters.
+    It is sent as name -> {"step_ms", "parameters", "memory_mb"}: the median time of a forward and
+    backward pass over QUESTIONS training questions, the number of parameters, and the memory of the
+    first pass. That is too little for all models but the first, whose freed memory they get.
 
     Args:
         folders: name -> folder of a finished run; all runs are of one data set.
@@ -40,6 +41,7 @@ def measure(folders: Mapping[str, Path], quick: bool, sender: Connection) -> Non
         sender: takes the result.
     """
     steps = {name: _step(folder, quick) for name, folder in folders.items()}
+    memory = {name: peak_memory(step, taken()) for name, (step, _) in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(QUICK_ROUNDS if quick else ROUNDS):
         for name, (step, _) in steps.items():
@@ -48,7 +50,11 @@ def measure(folders: Mapping[str, Path], quick: bool, sender: Connection) -> Non
             times[name].append(time.perf_counter() - began)
     sender.send(
         {
-            name: {"step_ms": 1e3 * statistics.median(times[name]), "parameters": parameters}
+            name: {
+                "step_ms": 1e3 * statistics.median(times[name]),
+                "parameters": parameters,
+                "memory_mb": memory[name],
+            }
             for name, (_, parameters) in steps.items()
         }
     )
@@ -104,9 +110,13 @@ def measured(folders: Mapping[str, Path], kept: Path, quick: bool) -> dict[str, 
         found = read_json("experiment", "a study's costs must be those that it wrote", kept)
         if found.get("runs") == keys and "costs" in found:
             return found["costs"]
-    costs = elsewhere(measure, dict(folders), quick)
-    for name, folder in folders.items():
-        costs[name]["memory_mb"] = elsewhere(measure_memory, folder, quick)
+    # Arms that are the same run, as those of a test may be, cost the same.
+    first = {folder: name for name, folder in reversed(list(folders.items()))}
+    of_run = elsewhere(measure, {name: folder for folder, name in first.items()}, quick)
+    # A test of the study does so for one run alone, because a process takes a second.
+    for folder, name in list(first.items())[: 1 if quick else None]:
+        of_run[name]["memory_mb"] = elsewhere(measure_memory, folder, quick)
+    costs = {name: of_run[first[folder]] for name, folder in folders.items()}
     write_json(kept, {"runs": keys, "costs": costs})
     return costs
 

@@ -70,7 +70,7 @@ WHAT: dict[str, tuple[str, Callable[[Row], float | None]]] = {
 WARNINGS = {"entropy": ("entropy", 1), "body": ("body", -1), "confidence": ("confidence", -1)}
 
 
-def _derive(scores_of: ScoresOf) -> dict[str, Any]:
+def _derive(scores_of: ScoresOf, record: Mapping[str, Any]) -> dict[str, Any]:
     """The measures under each condition, and how well each warning warns; None where it cannot."""
     conditions: dict[str, Any] = {}
     for condition in (AS_IS, *PROBES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,6 +29,36 @@ IMAGES, MIN_ANSWER_COUNT = 2400, 25
 # What makes a training so short that only the study itself is tested by it.
 QUICK_IMAGES, QUICK_TRAIN = 200, 156
 QUICK = {"max_steps": 3, "batch_size": 16, "log_every": 1}
+
+
+def run_experiments(name: str, **options: Any) -> None:
+    """`run_experiment` of one study, or with the name "all" of every one after the other.
+
+    Raises:
+        ValueError: as run_experiment; of all studies, before the first is run.
+    """
+    if name != "all":
+        run_experiment(name, **options)
+        return
+    for option in ("task", "script"):
+        if options.get(option) is not None:
+            raise ValueError(
+                f"experiment: {option} must be left out for all studies, got {options[option]}."
+            )
+    for place in names.STUDIES.values():
+        _check_data(names.load(place), options.get("data", "phantom"), options.get("root"))
+    for one in names.STUDIES:
+        run_experiment(one, **options)
+
+
+def _check_data(study: Study, data: str, root: str | os.PathLike[str] | None) -> None:
+    if study.phantom_because and (data != "phantom" or root is not None):
+        raise ValueError(
+            f"experiment: data must be a phantom set that is drawn for the study {study.name},"
+            f" {study.phantom_because}, got {data if root is None else f'{data} in {root}'}."
+        )
+    if data != "phantom" and root is None:
+        raise ValueError(f"experiment: root must be given for the data set {data}, got none.")
 
 
 def run_experiment(
@@ -68,31 +99,26 @@ def run_experiment(
     study: Study = names.load(names.STUDIES[name])
     output = check_folder("experiment", "output_dir", output_dir)
     console = Console(stderr=True)
-    if study.phantom_because and (data != "phantom" or root is not None):
-        raise ValueError(
-            f"experiment: data must be a phantom set that is drawn for the study {name},"
-            f" {study.phantom_because}, got {data if root is None else f'{data} in {root}'}."
-        )
-    if data != "phantom" and root is None:
-        raise ValueError(f"experiment: root must be given for the data set {data}, got none.")
+    _check_data(study, data, root)
     shared: dict[str, Any] = {"data": data, "preset": preset}
     if data == "phantom" and "min_answer_count" not in study.train:
-        n_images = QUICK_IMAGES if quick else IMAGES
-        shared["min_answer_count"] = max(1, MIN_ANSWER_COUNT * n_images // IMAGES)
+        shared["min_answer_count"] = MIN_ANSWER_COUNT
     if weights is not None:
         shared["weights"] = str(Path(weights).absolute())
+    quickly: dict[str, Any] = {}
     if quick:
-        shared |= QUICK
-        seeds = 1
+        kept = [arm for arm in study.arms if arm.name not in study.quick_without]
+        study = dataclasses.replace(study, arms=kept)
+        quickly, seeds = dict(QUICK), 1
+        if data == "phantom":
+            quickly["min_answer_count"] = max(1, MIN_ANSWER_COUNT * QUICK_IMAGES // IMAGES)
+    shared |= quickly
     sets = {arm.name: _set_of(study, arm, quick) for arm in study.arms}
     places = {
         arm: Path(root) if root is not None else output / _folder(options)
         for arm, options in sets.items()
     }
-    of_arm = {
-        arm: {"root": str(place.absolute()), **(QUICK if quick else {})}
-        for arm, place in places.items()
-    }
+    of_arm = {arm: {"root": str(place.absolute()), **quickly} for arm, place in places.items()}
     all_runs = runs_of(study, shared, seeds, of_arm)
     if script is not None:
         options = {

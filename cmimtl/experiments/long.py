@@ -82,7 +82,7 @@ def _bench(quick: bool) -> dict[str, Any]:
     }
 
 
-def _derive(scores_of: ScoresOf) -> dict[str, Any]:
+def _derive(scores_of: ScoresOf, record: Mapping[str, Any]) -> dict[str, Any]:
     """Arm -> how much less it is right far than near, with its interval."""
     found = {}
     for number, arm in enumerate(STUDY.arms):

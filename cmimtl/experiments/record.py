@@ -148,7 +148,7 @@ def make_record(
                 "significant": p < LEVEL,
             }
         )
-    record["derived"] = study.derive(scores)
+    record["derived"] = study.derive(scores, record)
     record["found"] = study.conclude(record)
     return record | provenance()
 

@@ -23,9 +23,15 @@ from cmimtl.experiments.study import Asked, Run
 from cmimtl.files import read_json
 from cmimtl.progress import Phase
 
+
 # A server imports these once; each process begins as a copy of it, and not with ten seconds of
 # imports.
-_PRELOADED = ["cmimtl.training.train", "cmimtl.evaluation.evaluate"]
+_PRELOADED = [
+    "cmimtl.training.train",
+    "cmimtl.evaluation.evaluate",
+    "cmimtl.evaluation.probes",
+    "cmimtl.experiments.frozen",
+]
 
 
 def processes() -> multiprocessing.context.ForkServerContext:

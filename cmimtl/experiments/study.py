@@ -97,7 +97,7 @@ def _none(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return ()
 
 
-def _nothing(scores: ScoresOf) -> dict[str, Any]:
+def _nothing(scores: ScoresOf, record: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
@@ -111,6 +111,7 @@ class Study:
         arms: the ways to train; each is trained with every seed.
         measures: name -> score.
         summaries: name -> number of a whole run.
+        quick_without: arms that a test of the study itself does without, in no comparison.
         comparisons: pairs that were planned before anything was run; their p-values are corrected
             together.
         train: arguments of the training that all arms share.
@@ -120,7 +121,8 @@ class Study:
         bench: measures what no training tells, such as the cost of lengths that none has. It is
             called once, with whether the study is only tested.
         derive: from the scores of the arms to what else belongs into the record, by name. It is
-            given a function (arm, measure) -> scores (seeds, questions), images (questions,).
+            given a function (arm, measure) -> scores (seeds, questions), images (questions,), and
+            the record so far.
         conclude: from the record to what was found, in one or two sentences.
         tables, pictures: from the record to what its page shows beside the scores and comparisons:
             pairs of a caption and a table, whose first row is its head; and figures.
@@ -134,11 +136,12 @@ class Study:
     conclude: Callable[[Mapping[str, Any]], str]
     summaries: Mapping[str, Summary] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    quick_without: Sequence[str] = ()
     phantom: Mapping[str, Any] = field(default_factory=dict)
     phantom_because: str = ""
     costs: bool = False
     bench: Callable[[bool], Mapping[str, Any]] | None = None
-    derive: Callable[[ScoresOf], Mapping[str, Any]] = _nothing
+    derive: Callable[[ScoresOf, Mapping[str, Any]], Mapping[str, Any]] = _nothing
     tables: Callable[[Mapping[str, Any]], Iterable[tuple[str, Any]]] = _none
     pictures: Callable[[Mapping[str, Any]], Iterable[Any]] = _none
 

@@ -64,7 +64,7 @@ def knee(weights: Sequence[float], accuracies: np.ndarray) -> np.ndarray:
     return np.where(falling[rows, best] < 0, np.exp(places[best]), np.inf)
 
 
-def _derive(scores_of: ScoresOf) -> dict[str, Any]:
+def _derive(scores_of: ScoresOf, record: Mapping[str, Any]) -> dict[str, Any]:
     """The knee of each axis with its interval; None stands for nowhere."""
     found = {}
     for which in AXES:
@@ -162,6 +162,12 @@ STUDY = Study(
             *(_name(USUAL[0], beta) for beta in BETAS if beta != USUAL[1]),
         )
     ),
+    quick_without=[
+        _name(alpha, beta)
+        for alpha in ALPHAS
+        for beta in BETAS
+        if alpha != USUAL[0] and beta != USUAL[1]
+    ],
     conclude=_conclude,
     derive=_derive,
     tables=_warned,

@@ -161,6 +161,8 @@ def test_wrong_arguments(tmp_path, capsys):
             "data must be a phantom set that is drawn for the study tiny, whose lesions have the"
             " sizes and contrasts that are asked for, got vqa-rad in ",
         ),
+        (["all", "--data", "vqa-rad", "--root", tmp_path], "drawn for the study tiny, whose"),
+        (["all", "--task", "0"], "task must be left out for all studies, got 0"),
         (["ffae", "--jobs", "0"], "--jobs must be a whole number of at least 1"),
         (["ffae", "--quick", "--task", "9"], "task must be less than the number of runs (4)"),
     ):
