@@ -7,18 +7,23 @@ which the module has the fault, and prints the share that is caught and every fa
 file is changed: an import hook gives the module its source. The report is a line of JSON per fault;
 those that it holds already are not run again. Survivors that change nothing are listed, with the
 reason, in `faults_that_change_nothing.json`.
+
+With `--coverage .coverage`, of a run with pytest-cov's `--cov --cov-context=test`, the tests that
+run the fault's lines follow on those of the file.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
 import importlib.abc
 import importlib.util
 import json
 import os
 import random
+import select
 import signal
 import sys
 import time
@@ -28,7 +33,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 HARMLESS = Path(__file__).with_name("faults_that_change_nothing.json")
-TIMEOUT = 240  # seconds; a test that hangs has noticed
+TIMEOUT = 240  # seconds; a test that hangs for so long has noticed
+BUDGET = 600  # seconds; a fault that lives so long has survived
 
 # Swapped in both directions.
 _OPERATORS = {
@@ -61,11 +67,13 @@ class Fault:
     Attributes:
         file: from the root of the repository.
         line: its number, for a person to look up.
-        was, now: the smallest statement around it, before and after.
+        last: that of the last line of the smallest statement around it.
+        was, now: that statement, before and after.
     """
 
     file: str
     line: int
+    last: int
     was: str
     now: str
 
@@ -198,7 +206,8 @@ def _changed(file: Path, tree: ast.AST, holder, node, new, statement) -> tuple[F
     if now == was:
         return None
     line = getattr(node, "lineno", statement.lineno)
-    return Fault(file.relative_to(ROOT).as_posix(), line, was, now), whole
+    last = line if hasattr(statement, "body") else statement.end_lineno
+    return Fault(file.relative_to(ROOT).as_posix(), line, last, was, now), whole
 
 
 def _line(statement: ast.stmt) -> str:
@@ -239,6 +248,35 @@ def tests_of(file: str) -> list[str]:
     return [f.relative_to(ROOT).as_posix() for f in chosen]
 
 
+class Coverage:
+    """Which tests run a line, from a record of pytest-cov."""
+
+    def __init__(self, record: Path) -> None:
+        from coverage import CoverageData
+
+        self.data = CoverageData(str(record))
+        self.data.read()
+        self.lines: dict[str, dict[str, set[int]]] = {}  # module -> test file -> lines of it
+
+    def _lines(self, file: str) -> dict[str, set[int]]:
+        if file not in self.lines:
+            found = self.lines[file] = {}
+            for measured in self.data.measured_files():
+                if Path(measured).parts[-len(Path(file).parts) :] == Path(file).parts:
+                    for line, contexts in self.data.contexts_by_lineno(measured).items():
+                        for context in filter(None, contexts):
+                            found.setdefault(context.split("::")[0], set()).add(line)
+        return self.lines[file]
+
+    def tests_of(self, fault: Fault) -> list[str]:
+        """The test files that run the fault's lines, or of a line that is run on import the file.
+        Those first that run the least of it, which are the quickest."""
+        every = self._lines(fault.file)
+        lines = set(range(fault.line, fault.last + 1))
+        files = [file for file, run in every.items() if run & lines] or list(every)
+        return sorted(files, key=lambda file: len(every[file]))
+
+
 class _Planted(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
     """Gives one module another source."""
 
@@ -261,8 +299,19 @@ class _Planted(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
         return self.text.encode()
 
 
-def caught(fault: Fault, text: str, *, more: tuple[str, ...] = ()) -> bool:
-    """Whether the tests of the file fail in a copy of this process whose module has the text."""
+class _Beats:
+    """Tells the parent, through a pipe, that a test begins."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+
+    def pytest_runtest_logstart(self) -> None:
+        os.write(self.pipe, b".")
+
+
+def caught(fault: Fault, text: str, tests: list[str]) -> bool:
+    """Whether one of the test files fails in a copy of this process whose module has the text."""
+    beats, beat = os.pipe()
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -275,16 +324,22 @@ def caught(fault: Fault, text: str, *, more: tuple[str, ...] = ()) -> bool:
         import pytest
 
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        os._exit(int(pytest.main([*options, *tests_of(fault.file), *more])))
-    until = time.monotonic() + TIMEOUT
-    while time.monotonic() < until:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status) != 0
-        time.sleep(0.05)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return True
+        os._exit(int(pytest.main([*options, *tests], plugins=[_Beats(beat)])))
+    os.close(beat)
+    try:
+        until = time.monotonic() + BUDGET
+        while time.monotonic() < until:
+            ready, _, _ = select.select([beats], [], [], TIMEOUT)
+            if not ready or not os.read(beats, 1024):  # it hangs, or has ended
+                break
+        else:
+            return False
+        return not ready or os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+    finally:
+        os.close(beats)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def harmless() -> dict[tuple[str, str, str], str]:
@@ -299,6 +354,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--count", type=int, default=40, help="number of faults (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, help="JSON lines, which are gone on with")
+    parser.add_argument("--coverage", type=Path, help="a record of coverage by test")
     options = parser.parse_args(arguments)
     files = [
         file
@@ -314,13 +370,15 @@ def main(arguments: list[str]) -> int:
     import torch  # noqa: F401  these once, and not in every copy
     import transformers  # noqa: F401
 
+    coverage = Coverage(options.coverage) if options.coverage else None
     reasons, survivors, counted = harmless(), [], 0
     for fault, text in drawn:
         if fault.key in reasons:
             continue
         counted += 1
         if fault.key not in known:
-            known[fault.key] = caught(fault, text)
+            tests = tests_of(fault.file) + (coverage.tests_of(fault) if coverage else [])
+            known[fault.key] = caught(fault, text, list(dict.fromkeys(tests)))
             if options.report:
                 with options.report.open("a") as report:
                     print(json.dumps(asdict(fault) | {"caught": known[fault.key]}), file=report)

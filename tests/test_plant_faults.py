@@ -1,7 +1,9 @@
 """The script that plants faults plants them, and sees which tests notice."""
 
 import ast
+from dataclasses import replace
 
+import coverage
 import pytest
 
 from tests import plant_faults
@@ -29,7 +31,7 @@ SLEEPS = NOTICES.replace("== 4", "is not None")
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """The module in a repository of its own, and a function that chooses its tests."""
+    """The module in a repository of its own, and a function that writes its tests."""
     monkeypatch.setattr(plant_faults, "ROOT", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "package").mkdir()
@@ -37,12 +39,12 @@ def package(tmp_path, monkeypatch):
     file = tmp_path / "package" / "module.py"
     file.write_text(SOURCE)
 
-    def tests(text):
+    def write(text):
         test = tmp_path / "test_module.py"
         test.write_text(text)
-        monkeypatch.setattr(plant_faults, "tests_of", lambda file: [str(test)])
+        return str(test)
 
-    return file, tests
+    return file, write
 
 
 def test_each_fault_is_one_change_of_the_code(package):
@@ -69,20 +71,39 @@ def test_each_fault_is_one_change_of_the_code(package):
 
 
 def test_a_fault_is_caught_by_a_test_that_notices(package):
-    file, tests = package
+    file, write = package
     fault, text = next(p for p in plant_faults.faults_of(file) if "max(value" in p[0].now)
-    tests(NOTICES)
-    assert plant_faults.caught(fault, text)
-    tests(SLEEPS)
-    assert not plant_faults.caught(fault, text)
+    assert plant_faults.caught(fault, text, [write(NOTICES)])
+    assert not plant_faults.caught(fault, text, [write(SLEEPS)])
 
 
 def test_a_hang_is_noticed(package, monkeypatch):
-    file, tests = package
+    file, write = package
     fault, _ = plant_faults.faults_of(file)[0]
-    monkeypatch.setattr(plant_faults, "TIMEOUT", 0.5)
-    tests(NOTICES.replace("def test", "import time\ntime.sleep(60)\ndef test"))
-    assert plant_faults.caught(fault, SOURCE)
+    test = write(NOTICES.replace("    assert", "    import time\n    time.sleep(60)\n    assert"))
+    monkeypatch.setattr(plant_faults, "TIMEOUT", 3)
+    assert plant_faults.caught(fault, SOURCE, [test])
+    monkeypatch.setattr(plant_faults, "BUDGET", 0)
+    assert not plant_faults.caught(fault, SOURCE, [test])
+
+
+def test_the_tests_of_a_line_are_those_that_run_it(tmp_path):
+    record = coverage.CoverageData(str(tmp_path / "record"))
+    for context, lines in {
+        "tests/test_long.py::test_a|run": range(1, 12),
+        "tests/test_short.py::test_b[1]|run": (8, 9, 10),
+        "tests/test_other.py::test_c|setup": (6,),
+        "": (4,),
+    }.items():
+        record.set_context(context)
+        record.add_lines({"/elsewhere/package/module.py": lines})
+    record.write()
+    found = plant_faults.Coverage(tmp_path / "record")
+    long, short, other = (f"tests/test_{name}.py" for name in ("long", "short", "other"))
+    fault = plant_faults.Fault("package/module.py", 10, 10, "total += 1", "pass")
+    assert found.tests_of(fault) == [short, long]
+    assert found.tests_of(replace(fault, line=5, last=6)) == [other, long]
+    assert found.tests_of(replace(fault, line=40, last=40)) == [other, short, long]
 
 
 def test_what_is_said_to_change_nothing_can_still_be_planted():
