@@ -27,7 +27,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -309,18 +309,19 @@ class _Beats:
         os.write(self.pipe, b".")
 
 
-def caught(fault: Fault, text: str, tests: list[str]) -> bool:
-    """Whether one of the test files fails in a copy of this process whose module has the text."""
+def fails(prepare: Callable[[], None], tests: list[str]) -> bool:
+    """Whether one of the tests fails, or hangs, in a copy of this process that is prepared so.
+
+    Args:
+        tests: arguments of pytest.
+    """
     beats, beat = os.pipe()
     child = os.fork()
     if child == 0:
         os.setsid()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1), os.dup2(null, 2)
-        path = ROOT / fault.file
-        parts = Path(fault.file).with_suffix("").parts
-        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        sys.meta_path.insert(0, _Planted(module, path, text))
+        prepare()
         import pytest
 
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
@@ -342,52 +343,75 @@ def caught(fault: Fault, text: str, tests: list[str]) -> bool:
             os.waitpid(child, 0)
 
 
+def caught(fault: Fault, text: str, tests: list[str]) -> bool:
+    """Whether one of the test files fails where the module has the text."""
+    parts = Path(fault.file).with_suffix("").parts
+    module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    planted = _Planted(module, ROOT / fault.file, text)
+    return fails(lambda: sys.meta_path.insert(0, planted), tests)
+
+
 def harmless() -> dict[tuple[str, str, str], str]:
     """The faults that change nothing, with the reason."""
     rows = json.loads(HARMLESS.read_text())
     return {(row["file"], row["was"], row["now"]): row["reason"] for row in rows}
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("paths", nargs="+", help="files or folders of the packages")
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options of a script that plants faults."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--count", type=int, default=40, help="number of faults (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, help="JSON lines, which are gone on with")
-    parser.add_argument("--coverage", type=Path, help="a record of coverage by test")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def report(faults: list[Fault], notice: Callable[[Fault], bool], file: Path | None) -> int:
+    """Asks of every fault whether it is noticed, and prints those that are not and the share.
+
+    -> the number of those that are not
+    """
+    known = {}
+    if file and file.is_file():
+        for row in map(json.loads, file.read_text().splitlines()):
+            known[row["file"], row["was"], row["now"]] = row["caught"]
+    reasons, survivors = harmless(), 0
+    faults = [fault for fault in faults if fault.key not in reasons]
+    for fault in faults:
+        if fault.key not in known:
+            known[fault.key] = notice(fault)
+            if file:
+                with file.open("a") as rows:
+                    print(json.dumps(asdict(fault) | {"caught": known[fault.key]}), file=rows)
+        if not known[fault.key]:
+            survivors += 1
+            print(f"{fault.file}:{fault.line}\n  - {fault.was}\n  + {fault.now}", flush=True)
+    seen = len(faults) - survivors
+    print(f"caught {seen} of {len(faults)} ({100 * seen / max(1, len(faults)):.0f} %)")
+    return survivors
+
+
+def main(arguments: list[str]) -> int:
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("paths", nargs="+", help="files or folders of the packages")
+    options.add_argument("--coverage", type=Path, help="a record of coverage by test")
+    given = options.parse_args(arguments)
     files = [
         file
-        for path in map(Path, options.paths)
+        for path in map(Path, given.paths)
         for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])
     ]
     every = [pair for file in files for pair in faults_of(file.resolve())]
-    drawn = random.Random(options.seed).sample(every, min(options.count, len(every)))
-    known = {}
-    if options.report and options.report.is_file():
-        for row in map(json.loads, options.report.read_text().splitlines()):
-            known[row["file"], row["was"], row["now"]] = row["caught"]
+    drawn = dict(random.Random(given.seed).sample(every, min(given.count, len(every))))
+    coverage = Coverage(given.coverage) if given.coverage else None
     import torch  # noqa: F401  these once, and not in every copy
     import transformers  # noqa: F401
 
-    coverage = Coverage(options.coverage) if options.coverage else None
-    reasons, survivors, counted = harmless(), [], 0
-    for fault, text in drawn:
-        if fault.key in reasons:
-            continue
-        counted += 1
-        if fault.key not in known:
-            tests = tests_of(fault.file) + (coverage.tests_of(fault) if coverage else [])
-            known[fault.key] = caught(fault, text, list(dict.fromkeys(tests)))
-            if options.report:
-                with options.report.open("a") as report:
-                    print(json.dumps(asdict(fault) | {"caught": known[fault.key]}), file=report)
-        if not known[fault.key]:
-            survivors.append(fault)
-            print(f"{fault.file}:{fault.line}\n  - {fault.was}\n  + {fault.now}", flush=True)
-    seen = counted - len(survivors)
-    print(f"caught {seen} of {counted} ({100 * seen / max(1, counted):.0f} %)")
-    return 1 if survivors else 0
+    def notice(fault: Fault) -> bool:
+        tests = tests_of(fault.file) + (coverage.tests_of(fault) if coverage else [])
+        return caught(fault, drawn[fault], list(dict.fromkeys(tests)))
+
+    return 1 if report(list(drawn), notice, given.report) else 0
 
 
 if __name__ == "__main__":
