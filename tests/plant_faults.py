@@ -31,10 +31,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 HARMLESS = Path(__file__).with_name("faults_that_change_nothing.json")
 TIMEOUT = 240  # seconds; a test that hangs for so long has noticed
 BUDGET = 600  # seconds; a fault that lives so long has survived
+MOST = 60  # tests by name, before their files
 
 # Swapped in both directions.
 _OPERATORS = {
@@ -56,7 +59,10 @@ _METHODS |= {"sorted": "list", "eval": "train", "abs": "float", "strip": "lower"
 
 
 # Arguments of how something looks or is checked, and calls that move to a device.
-_LOOKS = frozenset("strict style caption title justify highlight help metavar stacklevel".split())
+_LOOKS = frozenset(
+    "strict style caption title justify highlight help metavar stacklevel va ha fontsize fontfamily"
+    " transform color alpha linewidth".split()
+)
 _PLACES = frozenset("cpu cuda to detach contiguous".split())
 
 
@@ -256,7 +262,7 @@ class Coverage:
 
         self.data = CoverageData(str(record))
         self.data.read()
-        self.lines: dict[str, dict[str, set[int]]] = {}  # module -> test file -> lines of it
+        self.lines: dict[str, dict[str, set[int]]] = {}  # module -> test -> lines of it
 
     def _lines(self, file: str) -> dict[str, set[int]]:
         if file not in self.lines:
@@ -265,16 +271,18 @@ class Coverage:
                 if Path(measured).parts[-len(Path(file).parts) :] == Path(file).parts:
                     for line, contexts in self.data.contexts_by_lineno(measured).items():
                         for context in filter(None, contexts):
-                            found.setdefault(context.split("::")[0], set()).add(line)
+                            found.setdefault(context.rpartition("|")[0], set()).add(line)
         return self.lines[file]
 
     def tests_of(self, fault: Fault) -> list[str]:
-        """The test files that run the fault's lines, or of a line that is run on import the file.
-        Those first that run the least of it, which are the quickest."""
+        """The tests that run the fault's lines, or of a line that is run on import the module; then
+        their files, as tests share fixtures. Those first that run the least of the module, which
+        are the quickest."""
         every = self._lines(fault.file)
         lines = set(range(fault.line, fault.last + 1))
-        files = [file for file, run in every.items() if run & lines] or list(every)
-        return sorted(files, key=lambda file: len(every[file]))
+        tests = [test for test, run in every.items() if run & lines] or list(every)
+        tests.sort(key=lambda test: len(every[test]))
+        return tests[:MOST] + list(dict.fromkeys(test.split("::")[0] for test in tests))
 
 
 class _Planted(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
@@ -322,8 +330,6 @@ def fails(prepare: Callable[[], None], tests: list[str]) -> bool:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1), os.dup2(null, 2)
         prepare()
-        import pytest
-
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
         os._exit(int(pytest.main([*options, *tests], plugins=[_Beats(beat)])))
     os.close(beat)
@@ -335,7 +341,12 @@ def fails(prepare: Callable[[], None], tests: list[str]) -> bool:
                 break
         else:
             return False
-        return not ready or os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+        if not ready:
+            return True
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+            raise ValueError(f"fails: tests must be there, got {tests}")
+        return code != 0
     finally:
         os.close(beats)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -408,7 +419,10 @@ def main(arguments: list[str]) -> int:
     import transformers  # noqa: F401
 
     def notice(fault: Fault) -> bool:
-        tests = tests_of(fault.file) + (coverage.tests_of(fault) if coverage else [])
+        own, others = tests_of(fault.file), coverage.tests_of(fault) if coverage else []
+        # Those of the module's own tests that run the line, all of its own, all that run the line.
+        tests = [test for test in others if test.split("::")[0] in own and "::" in test]
+        tests += own + others
         return caught(fault, drawn[fault], list(dict.fromkeys(tests)))
 
     return 1 if report(list(drawn), notice, given.report) else 0

@@ -32,11 +32,11 @@ TIMEOUT = 120  # seconds: no single test of these takes so long
 # The quickest first.
 TESTS = {
     "cpu": [
-        "kernels/test_cpu_kernels.py",
-        "kernels/test_scan.py",
         "kernels/test_values.py",
-        "kernels/test_block.py",
+        "kernels/test_scan.py",
         "kernels/test_raw_calls.py",
+        "kernels/test_cpu_kernels.py",
+        "kernels/test_block.py",
     ],
     "cuda": [
         "cuda_on_cpu/test_kernels.py",

@@ -100,10 +100,11 @@ def test_the_tests_of_a_line_are_those_that_run_it(tmp_path):
     record.write()
     found = plant_faults.Coverage(tmp_path / "record")
     long, short, other = (f"tests/test_{name}.py" for name in ("long", "short", "other"))
+    a, b, c = f"{long}::test_a", f"{short}::test_b[1]", f"{other}::test_c"
     fault = plant_faults.Fault("package/module.py", 10, 10, "total += 1", "pass")
-    assert found.tests_of(fault) == [short, long]
-    assert found.tests_of(replace(fault, line=5, last=6)) == [other, long]
-    assert found.tests_of(replace(fault, line=40, last=40)) == [other, short, long]
+    assert found.tests_of(fault) == [b, a, short, long]
+    assert found.tests_of(replace(fault, line=5, last=6)) == [c, a, other, long]
+    assert found.tests_of(replace(fault, line=40, last=40)) == [c, b, a, other, short, long]
 
 
 def test_what_is_said_to_change_nothing_can_still_be_planted():
