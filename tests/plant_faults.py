@@ -36,7 +36,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HARMLESS = Path(__file__).with_name("faults_that_change_nothing.json")
 TIMEOUT = 240  # seconds; a test that hangs for so long has noticed
-BUDGET = 600  # seconds; a fault that lives so long has survived
 MOST = 60  # tests by name, before their files
 
 # Swapped in both directions.
@@ -317,11 +316,12 @@ class _Beats:
         os.write(self.pipe, b".")
 
 
-def fails(prepare: Callable[[], None], tests: list[str]) -> bool:
+def fails(prepare: Callable[[], None], tests: list[str], budget: float) -> bool:
     """Whether one of the tests fails, or hangs, in a copy of this process that is prepared so.
 
     Args:
         tests: arguments of pytest.
+        budget: seconds; a fault that lives so long has survived.
     """
     beats, beat = os.pipe()
     child = os.fork()
@@ -334,7 +334,7 @@ def fails(prepare: Callable[[], None], tests: list[str]) -> bool:
         os._exit(int(pytest.main([*options, *tests], plugins=[_Beats(beat)])))
     os.close(beat)
     try:
-        until = time.monotonic() + BUDGET
+        until = time.monotonic() + budget
         while time.monotonic() < until:
             ready, _, _ = select.select([beats], [], [], TIMEOUT)
             if not ready or not os.read(beats, 1024):  # it hangs, or has ended
@@ -354,12 +354,12 @@ def fails(prepare: Callable[[], None], tests: list[str]) -> bool:
             os.waitpid(child, 0)
 
 
-def caught(fault: Fault, text: str, tests: list[str]) -> bool:
+def caught(fault: Fault, text: str, tests: list[str], budget: float = 600) -> bool:
     """Whether one of the test files fails where the module has the text."""
     parts = Path(fault.file).with_suffix("").parts
     module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     planted = _Planted(module, ROOT / fault.file, text)
-    return fails(lambda: sys.meta_path.insert(0, planted), tests)
+    return fails(lambda: sys.meta_path.insert(0, planted), tests, budget)
 
 
 def harmless() -> dict[tuple[str, str, str], str]:
@@ -374,6 +374,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=40, help="number of faults (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, help="JSON lines, which are gone on with")
+    parser.add_argument("--budget", type=float, default=600, help="seconds a fault (%(default)s)")
     return parser
 
 
@@ -423,7 +424,7 @@ def main(arguments: list[str]) -> int:
         # Those of the module's own tests that run the line, all of its own, all that run the line.
         tests = [test for test in others if test.split("::")[0] in own and "::" in test]
         tests += own + others
-        return caught(fault, drawn[fault], list(dict.fromkeys(tests)))
+        return caught(fault, drawn[fault], list(dict.fromkeys(tests)), given.budget)
 
     return 1 if report(list(drawn), notice, given.report) else 0
 

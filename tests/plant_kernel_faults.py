@@ -245,7 +245,7 @@ def main(arguments: list[str]) -> int:
                 os.environ["CMIMTL_PLANTED_FAULT"] = str(awake)
                 use()
 
-            return plant_faults.fails(prepare, tests)
+            return plant_faults.fails(prepare, tests, given.budget)
 
         if noticed(0):
             raise RuntimeError("the tests must pass while every fault is asleep")

@@ -83,8 +83,7 @@ def test_a_hang_is_noticed(package, monkeypatch):
     test = write(NOTICES.replace("    assert", "    import time\n    time.sleep(60)\n    assert"))
     monkeypatch.setattr(plant_faults, "TIMEOUT", 3)
     assert plant_faults.caught(fault, SOURCE, [test])
-    monkeypatch.setattr(plant_faults, "BUDGET", 0)
-    assert not plant_faults.caught(fault, SOURCE, [test])
+    assert not plant_faults.caught(fault, SOURCE, [test], budget=0)
 
 
 def test_the_tests_of_a_line_are_those_that_run_it(tmp_path):
