@@ -161,8 +161,8 @@ def _is_message(node: ast.AST) -> bool:
     return isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments | ast.AnnAssign)
 
 
-def faults_of(file: Path) -> list[tuple[Fault, str]]:
-    """Every fault of a Python file, with the file's text that has it."""
+def faults_of(file: Path) -> list[tuple[Fault, Callable[[], str]]]:
+    """Every fault of a Python file, with what gives the file's text that has it."""
     text = file.read_text()
     found = []
 
@@ -189,12 +189,13 @@ def faults_of(file: Path) -> list[tuple[Fault, str]]:
     return [pair for pair in found if pair is not None]
 
 
-def _changed(file: Path, tree: ast.AST, holder, node, new, statement) -> tuple[Fault, str] | None:
-    """The fault and the whole text, by a change of the tree that is taken back."""
+def _changed(
+    file: Path, tree: ast.AST, holder, node, new, statement
+) -> tuple[Fault, Callable[[], str]] | None:
+    """The fault and what gives the whole text, by a change of the tree that is taken back."""
     parent, name, index = holder
     if new is None:
         new = ast.Pass()
-    was = _line(statement)
 
     def put(value: ast.AST) -> None:
         if index is None:
@@ -202,12 +203,18 @@ def _changed(file: Path, tree: ast.AST, holder, node, new, statement) -> tuple[F
         else:
             getattr(parent, name)[index] = value
 
-    put(new)
-    try:
-        now = "pass" if statement is node else _line(statement)
-        whole = ast.unparse(ast.fix_missing_locations(tree))
-    finally:
-        put(node)
+    def with_it(text: Callable[[], str]) -> str:
+        put(new)
+        try:
+            return text()
+        finally:
+            put(node)
+
+    def whole() -> str:
+        return with_it(lambda: ast.unparse(ast.fix_missing_locations(tree)))
+
+    was = _line(statement)
+    now = "pass" if statement is node else with_it(lambda: _line(statement))
     if now == was:
         return None
     line = getattr(node, "lineno", statement.lineno)
@@ -424,7 +431,7 @@ def main(arguments: list[str]) -> int:
         # Those of the module's own tests that run the line, all of its own, all that run the line.
         tests = [test for test in others if test.split("::")[0] in own and "::" in test]
         tests += own + others
-        return caught(fault, drawn[fault], list(dict.fromkeys(tests)), given.budget)
+        return caught(fault, drawn[fault](), list(dict.fromkeys(tests)), given.budget)
 
     return 1 if report(list(drawn), notice, given.report) else 0
 

@@ -52,8 +52,8 @@ def test_each_fault_is_one_change_of_the_code(package):
     faults = plant_faults.faults_of(file)
     was = ast.dump(ast.parse(SOURCE))
     for fault, text in faults:
-        assert ast.dump(ast.parse(text)) != was and fault.was != fault.now
-        assert "3 words here" in text and "{1 + 1} number" in text
+        assert ast.dump(ast.parse(text())) != was and fault.was != fault.now
+        assert "3 words here" in text() and "{1 + 1} number" in text()
     planted = {(fault.line, fault.now) for fault, _ in faults}
     assert planted >= {
         (6, "if strict or not values:"),
@@ -73,8 +73,8 @@ def test_each_fault_is_one_change_of_the_code(package):
 def test_a_fault_is_caught_by_a_test_that_notices(package):
     file, write = package
     fault, text = next(p for p in plant_faults.faults_of(file) if "max(value" in p[0].now)
-    assert plant_faults.caught(fault, text, [write(NOTICES)])
-    assert not plant_faults.caught(fault, text, [write(SLEEPS)])
+    assert plant_faults.caught(fault, text(), [write(NOTICES)])
+    assert not plant_faults.caught(fault, text(), [write(SLEEPS)])
 
 
 def test_a_hang_is_noticed(package, monkeypatch):
