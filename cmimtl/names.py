@@ -42,6 +42,7 @@ STUDIES = {
     "fusion": "cmimtl.experiments.fusion:STUDY",
     "weights": "cmimtl.experiments.weights:STUDY",
     "reliance": "cmimtl.experiments.reliance:STUDY",
+    "drift": "cmimtl.experiments.drift:STUDY",
 }
 
 # Conditions under which a model can be asked, of `cmimtl.evaluation.probes`: other pictures, other

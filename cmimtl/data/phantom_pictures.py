@@ -1,14 +1,15 @@
 """Draw the pictures of the phantom set.
 
 A picture shows a head, a chest or an abdomen as CT, MRI or X-ray would show it, in grey, with at
-most one lesion. Sides are the patient's: what is on the left of the picture is "right".
+most one lesion. A mask beside it says which pixels are of the body and which of the lesion. Sides
+are the patient's: what is on the left of the picture is "right".
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from cmimtl.data.phantom_questions import LEVELS, SIDES, Phantom
+from cmimtl.data.phantom_questions import LEVELS, PARTS, SIDES, Phantom
 
 # Grey values, 0 to 1: surroundings, skin or bone around the body, soft tissue, air-filled parts.
 TISSUES = {
@@ -24,6 +25,10 @@ HEIGHTS = dict(zip(LEVELS, (0.32, 0.5, 0.68), strict=True))  # from the top
 PLACES = dict(zip(SIDES, (0.7, 0.5, 0.3), strict=True))  # from the left of the picture
 RING = 0.02  # width of the ring that sets a lesion off from tissue of its own grey
 RINGS = {"bright": 0.0, "dark": 1.0, "mixed": 0.5}
+
+# What the pixels of a mask mean; 0 is what is around the body.
+ORGANS = {part: number for number, part in enumerate(PARTS, 1)}
+LESION = len(PARTS) + 1
 
 
 class Grid:
@@ -41,8 +46,11 @@ class Grid:
         return np.clip(edge + 0.5, 0, 1)
 
 
-def draw_picture(p: Phantom, grid: Grid, rng: np.random.Generator) -> np.ndarray:
-    """Draw the picture of a phantom, (size, size) uint8."""
+def draw_picture(p: Phantom, grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a phantom: its picture, grey, and its mask, both (size, size) uint8.
+
+    The mask has ORGANS at the body and LESION at the lesion, wherever half of a pixel is covered.
+    """
     around, rim, soft, air = TISSUES[p.modality]
 
     def near(value: float, spread: float) -> float:
@@ -55,7 +63,9 @@ def draw_picture(p: Phantom, grid: Grid, rng: np.random.Generator) -> np.ndarray
 
     x, y = near(0.5, 0.02), near(0.5, 0.02)
     width, height = (near(half_axis, 0.02) for half_axis in BODIES[p.part])
-    paint(grid.ellipse(x, y, width, height), rim)
+    body = grid.ellipse(x, y, width, height)
+    mask = np.where(body >= 0.5, ORGANS[p.part], 0).astype(np.uint8)
+    paint(body, rim)
     paint(grid.ellipse(x, y, width - 0.04, height - 0.04), soft)
     if p.part == "Head":
         for sign in (-1, 1):  # ventricles
@@ -71,12 +81,17 @@ def draw_picture(p: Phantom, grid: Grid, rng: np.random.Generator) -> np.ndarray
         size, shade, level, side = p.finding
         radius = near(RADII[size], 0.006)
         at_x, at_y = near(PLACES[side], 0.03), near(HEIGHTS[level], 0.02)
-        paint(grid.ellipse(at_x, at_y, radius + RING, radius + RING), RINGS[shade])
+        if p.diameter is None:
+            paint(grid.ellipse(at_x, at_y, radius + RING, radius + RING), RINGS[shade])
+        else:
+            radius = p.diameter / 2
         disc = grid.ellipse(at_x, at_y, radius, radius)
+        mask[disc >= 0.5] = LESION
+        disc *= p.contrast
         if shade != "dark":
             paint(disc if shade == "bright" else disc * (grid.y < at_y), 1.0)
         if shade != "bright":
             paint(disc if shade == "dark" else disc * (grid.y >= at_y), 0.0)
     picture *= near(1.0, 0.08)
     picture += rng.normal(0, 0.02, picture.shape).astype(np.float32)
-    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8), mask

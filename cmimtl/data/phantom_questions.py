@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,11 +49,18 @@ HELD_OUT = frozenset(
 
 @dataclass(frozen=True)
 class Phantom:
-    """What one picture shows; finding is (size, shade, level, side) or None."""
+    """What one picture shows; finding is (size, shade, level, side) or None.
+
+    Where a diameter is given, it is the lesion's, as a share of the picture's side, in place of
+    what the size says. Its contrast is the share of the way from the grey around it to white or
+    black. Such lesions are not asked for their size.
+    """
 
     modality: str
     part: str
     finding: tuple[str, str, str, str] | None
+    diameter: float | None = None
+    contrast: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,28 @@ def draw_phantom(rng: np.random.Generator, *, held_out: bool) -> Phantom:
             return Phantom(modality, part, finding)
 
 
+def measured_phantom(
+    rng: np.random.Generator, diameter: float, contrast: float, *, held_out: bool = False
+) -> Phantom:
+    """As `draw_phantom`, of a lesion with a diameter and a contrast, which is bright or dark."""
+    while True:
+        drawn = draw_phantom(rng, held_out=held_out)
+        if drawn.finding is None or drawn.finding[1] != "mixed":
+            return replace(drawn, diameter=diameter, contrast=contrast)
+
+
+def kind_of(diameter: float, contrast: float) -> str:
+    """The content type of the questions about a lesion with a diameter and a contrast."""
+    return f"Lesion of {diameter:.3g}, contrast {contrast:g}"
+
+
 def ask(
-    phantoms: Sequence[Phantom], rng: np.random.Generator, *, described: bool, share: float = 1.0
+    phantoms: Sequence[Phantom],
+    rng: np.random.Generator,
+    *,
+    described: bool,
+    share: float = 1.0,
+    asked: Callable[[Phantom, np.random.Generator], list[Question]] | None = None,
 ) -> list[tuple[int, Question]]:
     """Ask questions about some pictures: (index of the picture, question), in the pictures' order.
 
@@ -93,11 +120,13 @@ def ask(
     Args:
         described: whether to ask only for descriptions of the findings, or all other questions.
         share: the share of those other questions that is kept.
+        asked: what is asked about a picture in place of those other questions.
     """
+    asked = asked or (_descriptions if described else _asked)
     questions = [
         (index, question)
         for index, phantom in enumerate(phantoms)
-        for question in (_descriptions if described else _asked)(phantom, rng)
+        for question in asked(phantom, rng)
     ]
     if described:
         return questions
@@ -211,3 +240,31 @@ def _asked(p: Phantom, rng: np.random.Generator) -> list[Question]:
             f"{size} and {shade}", "OPEN", "Abnormality",
         ),
     ]  # fmt: skip
+
+
+def about_lesion(p: Phantom, rng: np.random.Generator) -> list[Question]:
+    """Ask for a lesion that has a diameter: whether there is one, and for its side and level.
+
+    The answers are balanced for each diameter and contrast. A picture without a lesion stands
+    beside those with one of its own diameter and contrast.
+    """
+    assert p.diameter is not None
+    kind = kind_of(p.diameter, p.contrast)
+    here = f"{p.part.lower()} {p.modality}"
+    answer = "No" if p.finding is None else "Yes"
+    questions = [
+        Question(f"{kind}, abnormal", f"Is there a lesion in this {here}?", answer, "CLOSED", kind)
+    ]
+    if p.finding is not None:
+        _, _, level, side = p.finding
+        questions += [
+            Question(
+                f"{kind}, side", f"On which side of this {here} is the lesion?",
+                side, "CLOSED", kind,
+            ),
+            Question(
+                f"{kind}, level", f"At which level of this {here} is the lesion?",
+                level, "CLOSED", kind,
+            ),
+        ]  # fmt: skip
+    return questions

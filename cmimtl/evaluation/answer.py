@@ -232,6 +232,23 @@ class QuestionAnswerer:
             attention=self._on_grid(state["query_attentions"][0]),
         )
 
+    @torch.inference_mode()
+    def attention(self, questions: Sequence[str], pictures: Iterable[np.ndarray]) -> np.ndarray:
+        """The attention to each picture as in `Answer`, (questions, rows, columns).
+
+        Args:
+            questions, pictures: as in `ask`.
+        """
+        return np.stack(
+            [
+                self._on_grid(of_question)
+                for batch in self._batches(questions, pictures)
+                for of_question in self.model.encode(**batch, return_attentions=True)[
+                    "query_attentions"
+                ]
+            ]
+        )
+
     def _finite(self, values: torch.Tensor) -> torch.Tensor:
         """Return values, which weights that are too large make infinite or no numbers."""
         if not values.isfinite().all():

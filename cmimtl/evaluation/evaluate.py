@@ -28,6 +28,7 @@ from cmimtl.data import (
 )
 from cmimtl.data.batches import ImageCache
 from cmimtl.evaluation.answer import Answers, QuestionAnswerer
+from cmimtl.evaluation.attention import Masks, with_attention
 from cmimtl.evaluation.metrics import majority, question_only, score
 from cmimtl.files import check_writable, write_json
 from cmimtl.runs import read_run
@@ -322,7 +323,8 @@ def evaluate_run(
         batch_size: number of questions at a time.
     Returns:
         the result of `evaluate`, or of `evaluate_generation` for the splits of the
-        phantom set that ask for descriptions.
+        phantom set that ask for descriptions. The rows of "predictions" have an "attention" too,
+        see `cmimtl.evaluation.attention.measures`.
     Raises:
         ValueError: run holds no finished model, or an argument is out of range.
         DataError: the data set cannot be used.
@@ -339,6 +341,14 @@ def evaluate_run(
     else:
         scores = evaluate(answerer, answerer.vocabulary, train, test, images)
         print_scores(scores, title, console)
+    paths = [example.image for example in test]
+    scores["predictions"] = with_attention(
+        scores["predictions"],
+        answerer,
+        (images[path] for path in paths),
+        map(Masks(images.image_size).__getitem__, paths),
+        data=data,
+    )
     if json_path is not None:
         write_json(json_path, scores)
     return scores

@@ -11,7 +11,8 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from rich.console import Console
 from cmimtl.data import OPEN, VQAExample
 from cmimtl.data.batches import ImageCache
 from cmimtl.evaluation.answer import Answers
+from cmimtl.evaluation.attention import Masks, with_attention
 from cmimtl.evaluation.evaluate import Answerer, open_run, predictions, shuffled
 from cmimtl.evaluation.metrics import exact_match
 from cmimtl.files import check_writable, write_json
@@ -35,12 +37,16 @@ class Probe:
         says: what is changed, in a few words.
         question: from a question as it is to how it is asked.
         pictures: from the questions and their pictures to what is shown, one for each question.
+        masks: the same of the pictures' masks; None where what is shown has none.
     """
 
     says: str
     question: Callable[[str], str] = str
     pictures: Callable[[Sequence[VQAExample], ImageCache], Iterable[np.ndarray]] = (
         lambda examples, images: (images[e.image] for e in examples)
+    )
+    masks: Callable[[Sequence[VQAExample], Masks], Iterable[np.ndarray | None]] = (
+        lambda examples, masks: (masks[e.image] for e in examples)
     )
 
 
@@ -49,7 +55,7 @@ def _blank(examples: Sequence[VQAExample], images: ImageCache) -> Iterable[np.nd
     return itertools.repeat(black, len(examples))
 
 
-def _mixed_up(examples: Sequence[VQAExample], images: ImageCache) -> Iterable[np.ndarray]:
+def _mixed_up(examples: Sequence[VQAExample], images: Any) -> Iterable[Any]:
     return (images[path] for path in shuffled(examples))
 
 
@@ -99,12 +105,17 @@ def _streaked(picture: np.ndarray, strength: int, rng: np.random.Generator) -> n
     return _as_bytes(np.where((distance < 0.02)[..., None], 255, picture + rays[..., None]))
 
 
-def _cropped(picture: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
+def _cropped(
+    picture: np.ndarray,
+    strength: int,
+    rng: np.random.Generator,
+    filter: Image.Resampling = Image.Resampling.BILINEAR,
+) -> np.ndarray:
     """A part of the picture, as large as the picture was."""
     size, part = len(picture), round(len(picture) * (1 - 0.12 * strength))
     top, left = rng.integers(0, size - part + 1, 2)
     some = Image.fromarray(picture[top : top + part, left : left + part])
-    return np.asarray(some.resize((size, size), Image.Resampling.BILINEAR))
+    return np.asarray(some.resize((size, size), filter))
 
 
 def _as_bytes(picture: np.ndarray) -> np.ndarray:
@@ -128,23 +139,44 @@ def _with_artefact(
 
     @functools.cache  # one array is one picture, which the model encodes once
     def picture(path) -> np.ndarray:
-        seed = hashlib.sha256(f"{kind} {path.name} {path.parent.name}".encode()).digest()[:8]
-        rng = np.random.default_rng(int.from_bytes(seed, "little"))
-        return _ARTEFACTS[kind](images[path], strength, rng)
+        return _ARTEFACTS[kind](images[path], strength, _generator(kind, path))
 
     return (picture(example.image) for example in examples)
 
 
+def _generator(kind: str, path: Path) -> np.random.Generator:
+    seed = hashlib.sha256(f"{kind} {path.name} {path.parent.name}".encode()).digest()[:8]
+    return np.random.default_rng(int.from_bytes(seed, "little"))
+
+
+def _cropped_masks(
+    strength: int, examples: Sequence[VQAExample], masks: Masks
+) -> Iterable[np.ndarray | None]:
+    """The masks of what `_cropped` leaves of the pictures; no other artefact moves a place."""
+    for path in (example.image for example in examples):
+        mask = masks[path]
+        nearest = Image.Resampling.NEAREST
+        yield None if mask is None else _cropped(mask, strength, _generator("crop", path), nearest)
+
+
+def _artefact(kind: str, strength: int) -> Probe:
+    probe = Probe(
+        f"{kind}, strength {strength}", pictures=functools.partial(_with_artefact, kind, strength)
+    )
+    if kind == "crop":
+        return replace(probe, masks=functools.partial(_cropped_masks, strength))
+    return probe
+
+
 PROBES = {
-    "blank": Probe("black pictures", pictures=_blank),
-    "shuffled": Probe("pictures of other patients", pictures=_mixed_up),
+    "blank": Probe(
+        "black pictures", pictures=_blank, masks=lambda examples, _: [None] * len(examples)
+    ),
+    "shuffled": Probe("pictures of other patients", pictures=_mixed_up, masks=_mixed_up),
     "in-haste": Probe("questions without capital and mark", question=_in_haste),
     "at-length": Probe("questions with a polite beginning", question=_at_length),
     **{
-        f"{kind}-{strength}": Probe(
-            f"{kind}, strength {strength}",
-            pictures=functools.partial(_with_artefact, kind, strength),
-        )
+        f"{kind}-{strength}": _artefact(kind, strength)
         for kind in ARTEFACTS
         for strength in STRENGTHS
     },
@@ -189,17 +221,25 @@ def probe_run(
         run, data, root, split, json_path, batch_size: as in
             `cmimtl.evaluation.evaluate.evaluate_run`.
     Returns:
-        a dict with "probe" and "predictions", see `ask_under`.
+        a dict with "probe" and "predictions", see `ask_under`; these have an "attention" too, see
+        `cmimtl.evaluation.attention.measures`.
     Raises:
         ValueError, DataError: as `evaluate_run` and `ask_under`.
     """
     if json_path is not None:
         json_path = check_writable("evaluate", "json", json_path)
     asked = open_run(run, data=data, root=root, split=split, batch_size=batch_size)
-    rows = ask_under(name, asked.answerer, asked.test, asked.images)
+    probe = PROBES[name]
+    rows = with_attention(
+        ask_under(name, asked.answerer, asked.test, asked.images),
+        asked.answerer,
+        probe.pictures(asked.test, asked.images),
+        probe.masks(asked.test, Masks(asked.images.image_size)),
+        data=asked.data,
+    )
     right = np.mean([exact_match(row["classified"], row["answer"]) for row in rows])
     Console().print(
-        f"{run} on {asked.data}, {split}, {PROBES[name].says}: the classifier is right in"
+        f"{run} on {asked.data}, {split}, {probe.says}: the classifier is right in"
         f" {100 * right:.1f} % of {len(rows)} questions",
         highlight=False,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -13,9 +15,10 @@ from rich.console import Console
 from cmimtl import names
 from cmimtl.data import write_phantom
 from cmimtl.experiments import runner
+from cmimtl.experiments.costs import benched
 from cmimtl.experiments.page import page
 from cmimtl.experiments.record import make_record
-from cmimtl.experiments.study import Study, runs_of
+from cmimtl.experiments.study import Arm, Study, runs_of
 from cmimtl.files import check_folder, check_writable, write_json, write_text
 from cmimtl.progress import Phase
 
@@ -23,7 +26,7 @@ from cmimtl.progress import Phase
 # demo, short answers are classes and descriptions are not.
 IMAGES, MIN_ANSWER_COUNT = 2400, 25
 # What makes a training so short that only the study itself is tested by it.
-QUICK_IMAGES = 200
+QUICK_IMAGES, QUICK_TRAIN = 200, 156
 QUICK = {"max_steps": 3, "batch_size": 16, "log_every": 1}
 
 
@@ -65,21 +68,38 @@ def run_experiment(
     study: Study = names.load(names.STUDIES[name])
     output = check_folder("experiment", "output_dir", output_dir)
     console = Console(stderr=True)
+    if study.phantom_because and (data != "phantom" or root is not None):
+        raise ValueError(
+            f"experiment: data must be a phantom set that is drawn for the study {name},"
+            f" {study.phantom_because}, got {data if root is None else f'{data} in {root}'}."
+        )
     if data != "phantom" and root is None:
         raise ValueError(f"experiment: root must be given for the data set {data}, got none.")
-    n_images = QUICK_IMAGES if quick else IMAGES
-    place = Path(root) if root is not None else output / f"phantom-{n_images}"
-    shared: dict[str, Any] = {"data": data, "root": str(place.absolute()), "preset": preset}
-    if data == "phantom":
+    shared: dict[str, Any] = {"data": data, "preset": preset}
+    if data == "phantom" and "min_answer_count" not in study.train:
+        n_images = QUICK_IMAGES if quick else IMAGES
         shared["min_answer_count"] = max(1, MIN_ANSWER_COUNT * n_images // IMAGES)
     if weights is not None:
         shared["weights"] = str(Path(weights).absolute())
     if quick:
         shared |= QUICK
         seeds = 1
-    all_runs = runs_of(study, shared, seeds)
+    sets = {arm.name: _set_of(study, arm, quick) for arm in study.arms}
+    places = {
+        arm: Path(root) if root is not None else output / _folder(options)
+        for arm, options in sets.items()
+    }
+    of_arm = {
+        arm: {"root": str(place.absolute()), **(QUICK if quick else {})}
+        for arm, place in places.items()
+    }
+    all_runs = runs_of(study, shared, seeds, of_arm)
     if script is not None:
-        options = {"output-dir": output.absolute(), "data": data, "root": root and place.absolute()}
+        options = {
+            "output-dir": output.absolute(),
+            "data": data,
+            "root": root and Path(root).absolute(),
+        }
         options |= {"weights": shared.get("weights"), "preset": preset, "seeds": seeds}
         path = check_writable("experiment", "script", script)
         write_text(path, _slurm(name, len(all_runs), options, quick))
@@ -89,18 +109,39 @@ def run_experiment(
         raise ValueError(
             f"experiment: task must be less than the number of runs ({len(all_runs)}), got {task}."
         )
-    if data == "phantom" and root is None:
-        with Phase(console, "drawing the pictures", n_images) as phase:
-            write_phantom(place, n_images, progress=phase.advance)
     chosen = all_runs if task is None else [all_runs[task]]
+    if data == "phantom" and root is None:
+        for place, arm in {places[run.arm]: run.arm for run in chosen}.items():
+            with Phase(console, "drawing pictures", 1) as phase:
+                write_phantom(place, **sets[arm])
+                phase.advance()
     runner.run_all(output, chosen, study.asked, jobs=jobs, console=console)
     if task is not None:
         return None
     (output / name).mkdir(parents=True, exist_ok=True)
-    record = make_record(study, all_runs, output, shared, quick=quick)
+    bench = benched(study, output / name / "bench.json", quick) if study.bench else {}
+    record = make_record(study, all_runs, output, shared, quick=quick, bench=bench)
     leave(study, record, output / name)
     console.print(f"{record['found']}\n{output / name / 'page.html'}", highlight=False)
     return record
+
+
+def _set_of(study: Study, arm: Arm, quick: bool) -> dict[str, Any]:
+    """The arguments of `write_phantom` for an arm."""
+    options = {"n_images": IMAGES, **study.phantom, **arm.phantom}
+    if quick:
+        options["n_images"] = min(options["n_images"], QUICK_IMAGES)
+        if "n_train" in options:
+            options["n_train"] = min(options["n_train"], QUICK_TRAIN)
+    return options
+
+
+def _folder(options: Mapping[str, Any]) -> str:
+    """The name of a phantom set's folder: sets with the same options are one set."""
+    if set(options) == {"n_images"}:
+        return f"phantom-{options['n_images']}"
+    text = json.dumps(options, sort_keys=True)
+    return f"phantom-{options['n_images']}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def leave(study: Study, record: Mapping[str, Any], place: Path) -> None:

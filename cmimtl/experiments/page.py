@@ -93,23 +93,38 @@ def percent(estimate: Mapping[str, Any]) -> str:
 
 
 def _scores(study: Study, record: Mapping[str, Any]) -> Table:
-    measures, summaries = study.measures, study.summaries
-    first = record["arms"][0]["measures"]
-    heads = [f"{m.title} ({first[name]['questions']})" for name, m in measures.items()]
+    measures, summaries = shown(study, record), study.summaries
+    heads = [f"{study.measures[name].title} ({_questions(record, name)})" for name in measures]
     costs = ("step, ms", "memory, MB", "parameters") if study.costs else ()
     rows = [["", *heads, *(summary.title for summary in summaries.values()), *costs, "warnings"]]
     for arm in record["arms"]:
-        cells = [percent(arm["measures"][name]) for name in measures]
+        of_arm = arm["measures"]
+        cells = [percent(of_arm[name]) if name in of_arm else "-" for name in measures]
         for name in summaries:
             by_seed = ", ".join(f"{100 * value:.1f}" for value in arm["summaries"][name]["by_seed"])
             cells.append(f"{100 * arm['summaries'][name]['value']:.1f} ({by_seed})")
         if study.costs:
-            of_arm = arm["costs"]
-            cells += [f"{of_arm['step_ms']:.1f}", f"{of_arm['memory_mb']:.0f}"]
-            cells.append(f"{of_arm['parameters']:,}")
+            costs_of = arm["costs"]
+            cells += [f"{costs_of['step_ms']:.1f}", f"{costs_of['memory_mb']:.0f}"]
+            cells.append(f"{costs_of['parameters']:,}")
         cells.append(str(sum(map(len, arm["warnings"]))))
         rows.append([arm["title"], *cells])
     return rows
+
+
+def shown(study: Study, record: Mapping[str, Any]) -> list[str]:
+    """The measures that the page shows of all arms."""
+    counted = {name for arm in record["arms"] for name in arm["measures"]}
+    return [name for name, m in study.measures.items() if m.shown and name in counted]
+
+
+def _questions(record: Mapping[str, Any], name: str) -> str:
+    """How many questions a measure counts; "40 to 60" where arms are asked different ones."""
+    found = [
+        arm["measures"][name]["questions"] for arm in record["arms"] if name in arm["measures"]
+    ]
+    low, high = min(found), max(found)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _differences(study: Study, record: Mapping[str, Any]) -> Table:
@@ -118,7 +133,9 @@ def _differences(study: Study, record: Mapping[str, Any]) -> Table:
         value, low, high = (f"{100 * c[name]:+.1f}" for name in ("value", "low", "high"))
         rows.append(
             [
-                f"{arm_of(record, c['better'])['title']} - {arm_of(record, c['than'])['title']}",
+                " - ".join(
+                    arm_of(record, c[which])["title"] for which in ("better", "than") if c[which]
+                ),
                 study.measures[c["measure"]].title,
                 value,
                 f"{low} to {high}",
@@ -132,7 +149,7 @@ def _differences(study: Study, record: Mapping[str, Any]) -> Table:
 
 def scores_picture(study: Study, record: Mapping[str, Any]) -> Figure:
     """Every score of every arm, with its interval; small marks are the seeds."""
-    names = list(study.measures)
+    names = shown(study, record)
     arms = record["arms"]
     figure, panels = plt.subplots(
         1, len(names), figsize=(2 + 2.6 * len(names), 1.2 + 0.36 * len(arms)), sharey=True,
@@ -140,6 +157,8 @@ def scores_picture(study: Study, record: Mapping[str, Any]) -> Figure:
     )  # fmt: skip
     for axes, name in zip(panels[0], names, strict=True):
         for y, arm in enumerate(arms):
+            if name not in arm["measures"]:
+                continue
             measure, colour = arm["measures"][name], COLOURS[y % len(COLOURS)]
             axes.plot([100 * measure["low"], 100 * measure["high"]], [y, y], color=colour, lw=2)
             axes.plot(100 * measure["value"], y, "o", color=colour)

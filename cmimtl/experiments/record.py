@@ -24,7 +24,13 @@ LEVEL = 0.05  # of a corrected p-value
 
 
 def make_record(
-    study: Study, all_runs: Sequence[Run], output: Path, shared: Mapping[str, Any], *, quick: bool
+    study: Study,
+    all_runs: Sequence[Run],
+    output: Path,
+    shared: Mapping[str, Any],
+    *,
+    quick: bool,
+    bench: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of a study whose runs are done.
 
@@ -36,12 +42,15 @@ def make_record(
             seeds                       list
             arguments                   what all runs share
             arms                        a dict an arm: name, title, arguments; measures: name ->
-                                        value, low, high, by_seed, questions; summaries: name ->
+                                        value, low, high, by_seed, questions, without those that
+                                        count no question of the arm; summaries: name ->
                                         value, by_seed; warnings: a list a seed, see
                                         `cmimtl.training.signatures`; costs, where the study has
                                         them: step_ms, memory_mb, parameters
             comparisons                 a dict a comparison: better, than, measure, value, low,
-                                        high, p, p_corrected, significant
+                                        high, p, p_corrected, significant; without those that count
+                                        no question
+            bench                       what the study's own measurement gives
             derived                     what the study's own analysis gives
             machine, versions, commit, created
     """
@@ -77,11 +86,14 @@ def make_record(
         },
         "arms": [],
         "comparisons": [],
+        "bench": bench or {},
     }
     for arm in study.arms:
         measures = {}
         for name in study.measures:
             values, images = scores(arm.name, name)
+            if np.isnan(values).all():
+                continue
             estimate = statistics.mean(values, images)
             measures[name] = {
                 "value": estimate.value,
@@ -112,13 +124,17 @@ def make_record(
         for arm in record["arms"]:
             arm["costs"] = costs[arm["name"]]
     found = []
+    made = []
     for comparison in study.comparisons:
-        (a, images), (b, _) = (
-            scores(name, comparison.measure) for name in (comparison.better, comparison.than)
-        )
-        found.append(statistics.difference(a, b, images))
+        a, images = scores(comparison.better, comparison.measure)
+        b = np.zeros_like(a)
+        if comparison.than is not None:
+            b, _ = scores(comparison.than, comparison.measure)
+        if not np.isnan(a).all():
+            made.append(comparison)
+            found.append(statistics.difference(a, b, images))
     corrected = statistics.holm([estimate.p for estimate in found])
-    for comparison, estimate, p in zip(study.comparisons, found, corrected, strict=True):
+    for comparison, estimate, p in zip(made, found, corrected, strict=True):
         record["comparisons"].append(
             {
                 "better": comparison.better,
@@ -187,7 +203,7 @@ def arm_of(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def comparison_of(
-    record: Mapping[str, Any], better: str, than: str, measure: str
+    record: Mapping[str, Any], better: str, than: str | None, measure: str
 ) -> Mapping[str, Any]:
     """A comparison of a record by what it compares."""
     return next(

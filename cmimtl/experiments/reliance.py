@@ -21,10 +21,9 @@ from typing import Any
 from cmimtl.evaluation.metrics import exact_match
 from cmimtl.experiments import scores
 from cmimtl.experiments.record import arm_of, comparison_of, in_words
-from cmimtl.experiments.study import Arm, Comparison, Measure, Study
+from cmimtl.experiments.study import Arm, Comparison, Measure, Row, Study
 
 OURS = "cross-mamba"
-Row = Mapping[str, Any]
 
 
 def _relies(row: Row) -> float:

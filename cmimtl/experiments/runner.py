@@ -118,16 +118,17 @@ def _run(children: _Children, output: Path, run: Run, asked: Sequence[Asked]) ->
     place.parent.mkdir(parents=True, exist_ok=True)
     if not runs.is_finished(place):
         resume = ["--resume"] if runs.has_run(place) else []
-        children.run(run, place, ["train", "--output-dir", str(place), *resume, *_flags(run)])
+        children.run(run, place, [["train", "--output-dir", str(place), *resume, *_flags(run)]])
+    evaluations = []
     for one in asked:
         target = scores_file(output, run, one)
         if not target.is_file():
             probe = ["--probe", one.probe] if one.probe else []
-            children.run(
-                run,
-                place,
-                ["evaluate", str(place), "--split", one.split, *probe, "--json", str(target)],
+            evaluations.append(
+                ["evaluate", str(place), "--split", one.split, *probe, "--json", str(target)]
             )
+    if evaluations:
+        children.run(run, place, evaluations)
 
 
 def _flags(run: Run) -> list[str]:
@@ -163,8 +164,8 @@ class _Children:
             for child in self._alive:
                 child.terminate()  # a training that is asked to end can be resumed
 
-    def run(self, run: Run, place: Path, arguments: list[str]) -> None:
-        """Run one command, whose output goes to the run's log.
+    def run(self, run: Run, place: Path, commands: list[list[str]]) -> None:
+        """Run commands one after the other in one process, whose output goes to the run's log.
 
         Raises:
             RunFailed: it failed; the message has the last line that it wrote.
@@ -173,7 +174,7 @@ class _Children:
         with self._lock:
             if self._ended:
                 raise RunFailed(f"experiment: {place} must be run, got an end before it.")
-            child = processes().Process(target=_command, args=(arguments, str(log), self._threads))
+            child = processes().Process(target=_command, args=(commands, str(log), self._threads))
             child.start()
             self._alive.add(child)
         child.join()
@@ -183,13 +184,13 @@ class _Children:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise RunFailed(
                 f"experiment: the run {run.arm}, seed {run.arguments['seed']}, must end well, got"
-                f" exit code {child.exitcode} of `cmimtl {arguments[0]}`; its log {log} ends with:"
-                f" {lines[-1] if lines else 'nothing'}"
+                f" exit code {child.exitcode} of `cmimtl {commands[0][0]}`; its log {log} ends"
+                f" with: {lines[-1] if lines else 'nothing'}"
             )
 
 
-def _command(arguments: list[str], log: str, threads: int) -> None:
-    """What a process of a run does: one command."""
+def _command(commands: list[list[str]], log: str, threads: int) -> None:
+    """What a process of a run does: commands up to the first that fails."""
     import torch
 
     from cmimtl.cli import main
@@ -198,7 +199,9 @@ def _command(arguments: list[str], log: str, threads: int) -> None:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     torch.set_num_threads(threads)
-    sys.exit(main(arguments))
+    for arguments in commands:
+        if failed := main(arguments):
+            sys.exit(failed)
 
 
 def log_file(place: Path) -> Path:

@@ -20,6 +20,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000
+AUROC_RESAMPLES = 1000  # each orders all answers anew
 
 
 @dataclass(frozen=True)
@@ -112,21 +113,39 @@ def _bootstrap(
     filled = np.where(counted, values, 0.0)
     of_seed = filled.sum(1) / counted.sum(1)
     _, image_of = np.unique(np.asarray(images), return_inverse=True)
-    n_seeds, n_images = len(values), int(image_of.max()) + 1
+    n_images = int(image_of.max()) + 1
     sums = np.bincount(image_of, filled.sum(0), n_images)
     numbers = np.bincount(image_of, counted.sum(0), n_images)
-    weights = np.random.default_rng(seed).multinomial(
-        n_images, np.full(n_images, 1 / n_images), size=RESAMPLES
-    )
+    weights = _drawn_images(n_images, RESAMPLES, seed)
     total, number = weights @ sums, weights @ numbers
     # A sample may leave out every image that counts. It says nothing, and gets the mean.
     value = float(sums.sum() / numbers.sum())
     drawn = np.divide(total, number, out=np.full(RESAMPLES, value), where=number > 0)
-    if n_seeds > 1:
-        spread = of_seed.std(ddof=1) / math.sqrt(n_seeds)
-        noise = np.random.default_rng([seed, 1 + stream]).standard_t(n_seeds - 1, RESAMPLES)
-        drawn = drawn + spread * noise
-    return drawn, value
+    return with_seeds(drawn, of_seed, seed, stream), value
+
+
+def _drawn_images(n_images: int, samples: int, seed: int) -> np.ndarray:
+    """How often each image is drawn in each sample, (samples, n_images)."""
+    return np.random.default_rng(seed).multinomial(
+        n_images, np.full(n_images, 1 / n_images), size=samples
+    )
+
+
+def with_seeds(
+    drawn: np.ndarray, of_seed: np.ndarray, seed: int = 0, stream: int = 0
+) -> np.ndarray:
+    """Samples that vary as the mean of so few seeds does too.
+
+    Args:
+        drawn: (samples,) of the mean over the seeds.
+        of_seed: (seeds,) values; of one seed nothing is known of how they vary.
+    """
+    n_seeds = len(of_seed)
+    if n_seeds == 1:
+        return drawn
+    spread = of_seed.std(ddof=1) / math.sqrt(n_seeds)
+    noise = np.random.default_rng([seed, 1 + stream]).standard_t(n_seeds - 1, len(drawn))
+    return drawn + spread * noise
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -194,8 +213,48 @@ def auroc(scores: Sequence[float], wrong: Sequence[float]) -> float:
             "auroc: scores and wrong must have one length, with wrong and right answers, got"
             f" {s.size} scores, {int(w.sum())} wrong of {w.size}."
         )
-    distinct, place = np.unique(s, return_inverse=True)
-    number = np.bincount(place, minlength=len(distinct))
-    rank = np.cumsum(number) - (number - 1) / 2  # mean rank of equal scores, from 1
-    above = rank[place[w]].sum() - w.sum() * (w.sum() + 1) / 2
-    return float(above / (w.sum() * (~w).sum()))
+    return float(_aurocs(s, w, np.ones((1, len(s))))[0])
+
+
+def _aurocs(s: np.ndarray, w: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`auroc` with each answer as often as its weight says, (samples,) of (samples, answers).
+
+    It is NaN where only right or only wrong answers have a weight.
+    """
+    order = np.argsort(s, kind="stable")
+    begins = np.flatnonzero(np.r_[True, np.diff(s[order]) > 0])  # of equal scores
+    sorted_ = weights[:, order]
+    wrong = np.add.reduceat(sorted_ * w[order], begins, axis=1)
+    right = np.add.reduceat(sorted_ * ~w[order], begins, axis=1)
+    below = np.cumsum(right, axis=1) - right / 2  # right answers below, and half of the equal ones
+    pairs = wrong.sum(1) * right.sum(1)
+    return np.divide(
+        (wrong * below).sum(1), pairs, out=np.full(len(weights), np.nan), where=pairs > 0
+    )
+
+
+def auroc_samples(
+    scores: np.ndarray, wrong: np.ndarray, images: Sequence[str], *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """`auroc` of each seed, and in samples of the images its mean over the seeds.
+
+    Args:
+        scores, wrong: (seeds, answers).
+        images: (answers,) keys; answers about one image are drawn together.
+    Returns:
+        (seeds,) and (AUROC_RESAMPLES,); the samples of several scores of the same answers are of
+        the same images, so that the difference of two has an interval too. See `with_seeds`.
+    Raises:
+        ValueError: as `auroc`.
+    """
+    of_seed = np.array([auroc(s, w) for s, w in zip(scores, wrong, strict=True)])
+    _, image_of = np.unique(np.asarray(images), return_inverse=True)
+    weights = _drawn_images(int(image_of.max()) + 1, AUROC_RESAMPLES, seed)
+    drawn = np.empty((len(of_seed), AUROC_RESAMPLES))
+    for number, (s, w) in enumerate(zip(scores, np.asarray(wrong, bool), strict=True)):
+        for first in range(0, AUROC_RESAMPLES, 50):  # of 30,000 answers, 12 MB at a time
+            chunk = slice(first, first + 50)
+            drawn[number, chunk] = _aurocs(s, w, weights[chunk][:, image_of].astype(float))
+    # A sample may have only right answers. It says nothing, and gets the value.
+    drawn = np.where(np.isnan(drawn), of_seed[:, None], drawn)
+    return of_seed, drawn.mean(0)

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# A row of a run's predictions -> its score, or None where the question is not counted.
-Score = Callable[[Mapping[str, Any]], float | None]
+# A row of a run's predictions, as `cmimtl.evaluation.evaluate.predictions` makes them.
+Row = Mapping[str, Any]
+# A row -> its score, or None where the question is not counted.
+Score = Callable[[Row], float | None]
 # An arm and a measure -> scores (seeds, questions), NaN where not counted; the questions' images.
 ScoresOf = Callable[[str, str], tuple[np.ndarray, list[str]]]
 
@@ -24,11 +26,13 @@ class Arm:
         name: its key in the record.
         title: its name in tables and pictures.
         train: arguments of `cmimtl.training.train.train` beside those that all arms share.
+        phantom: arguments of `cmimtl.data.write_phantom` beside those that all arms share.
     """
 
     name: str
     title: str
     train: Mapping[str, Any] = field(default_factory=dict)
+    phantom: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Asked(NamedTuple):
@@ -48,12 +52,15 @@ class Measure:
         score: what a row of the predictions counts.
         probe: the condition under which it is asked, one of `cmimtl.names.PROBES`. A row then has
             another one, "unprobed": the same question asked as it is.
+        shown: whether it stands among the scores of the page, or serves comparisons and the
+            study's own analysis alone.
     """
 
     title: str
     split: str
     score: Score
     probe: str | None = None
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms by one measure; the difference is `better` minus `than`."""
+    """Two arms by one measure; the difference is `better` minus `than`.
+
+    Without `than`, the measure is a difference itself, as between a question under a probe and as
+    it is, and `better`'s mean is compared with 0.
+    """
 
     better: str
-    than: str
+    than: str | None
     measure: str
 
 
@@ -103,7 +114,11 @@ class Study:
         comparisons: pairs that were planned before anything was run; their p-values are corrected
             together.
         train: arguments of the training that all arms share.
+        phantom: arguments of `cmimtl.data.write_phantom` that all arms share.
+        phantom_because: why no other data set will do; empty where others do.
         costs: whether the time and memory of a training step belong beside the scores.
+        bench: measures what no training tells, such as the cost of lengths that none has. It is
+            called once, with whether the study is only tested, in a process of its own.
         derive: from the scores of the arms to what else belongs into the record, by name. It is
             given a function (arm, measure) -> scores (seeds, questions), images (questions,).
         conclude: from the record to what was found, in one or two sentences.
@@ -119,7 +134,10 @@ class Study:
     conclude: Callable[[Mapping[str, Any]], str]
     summaries: Mapping[str, Summary] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    phantom: Mapping[str, Any] = field(default_factory=dict)
+    phantom_because: str = ""
     costs: bool = False
+    bench: Callable[[bool], Mapping[str, Any]] | None = None
     derive: Callable[[ScoresOf], Mapping[str, Any]] = _nothing
     tables: Callable[[Mapping[str, Any]], Iterable[tuple[str, Any]]] = _none
     pictures: Callable[[Mapping[str, Any]], Iterable[Any]] = _none
@@ -130,7 +148,7 @@ class Study:
             raise ValueError(f"Study: arms must have distinct names, got {', '.join(names)}.")
         for comparison in self.comparisons:
             for name in (comparison.better, comparison.than):
-                if name not in names:
+                if name is not None and name not in names:
                     raise ValueError(
                         f"Study: comparisons must be of arms ({', '.join(names)}), got {name!r}."
                     )
@@ -170,16 +188,26 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def runs_of(study: Study, shared: Mapping[str, Any], seeds: int) -> list[Run]:
+def runs_of(
+    study: Study,
+    shared: Mapping[str, Any],
+    seeds: int,
+    of_arm: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Run]:
     """Every run of a study, seed by seed, so that a study that is cut short has whole seeds.
 
     Args:
         study: the study.
         shared: arguments that all runs get beside the study's own, data and root among them.
         seeds: number of seeds, counted from 0.
+        of_arm: arm -> arguments that win over all others.
     """
+    of_arm = of_arm or {}
     return [
-        Run(arm.name, _merged(study.train, shared, arm.train, {"seed": seed}))
+        Run(
+            arm.name,
+            _merged(study.train, shared, arm.train, of_arm.get(arm.name, {}), {"seed": seed}),
+        )
         for seed in range(seeds)
         for arm in study.arms
     ]

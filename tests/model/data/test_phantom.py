@@ -1,6 +1,7 @@
 """The phantom set: the same at every drawing, split by image, balanced, its answers as promised."""
 
 import itertools
+import json
 import re
 from collections import Counter, defaultdict
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cmimtl.data import AnswerVocabulary, DataError, load_dataset, write_phantom
+from cmimtl.data.phantom_pictures import BODIES, LESION, ORGANS, PLACES, Grid, draw_picture
 from cmimtl.data.phantom_questions import (
     DESCRIPTION,
     HELD_OUT,
@@ -22,6 +24,7 @@ from cmimtl.data.phantom_questions import (
     ask,
     draw_phantom,
 )
+from cmimtl.data.phantom_reports import report
 from cmimtl.evaluation import metrics
 
 SPLITS = ("train", "validation", "test", "descriptions", "compositional")
@@ -241,7 +244,7 @@ def test_the_same_arguments_draw_the_same_set(root, tmp_path):
     )
     assert len(drawn) == N_IMAGES
     files = [path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file()]
-    assert len(files) == N_IMAGES + 6
+    assert len(files) == 2 * N_IMAGES + 6
     assert all((root / name).read_bytes() == (again / name).read_bytes() for name in files)
     other = write_phantom(tmp_path / "other", N_IMAGES, seed=1, image_size=32)
     assert (root / "train.json").read_bytes() != (other / "train.json").read_bytes()
@@ -259,11 +262,113 @@ def test_a_drawn_set_is_kept_and_another_folder_refused(root, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_the_pictures_are_those_of_version_2():
+    """Masks and options came with version 3, and draw no random numbers of their own."""
+    phantom = Phantom("CT", "Chest", ("large", "mixed", "lower", "left"))
+    picture, _ = draw_picture(phantom, Grid(32), np.random.default_rng(0))
+    sums = picture.astype(int).sum(1)
+    assert sums[[4, 16, 21, 26]].tolist() == [1525, 2334, 3927, 2816]
+
+
+def test_a_mask_has_the_body_and_the_lesion(root, splits):
+    """Ellipses have the area pi a b: of a chest, a and b are near 0.46 and 0.38 of the side, and of
+    a lesion both are its radius."""
+    shares = defaultdict(list)
+    for e in {e.image: e for e in splits["train"]}.values():
+        with Image.open(e.image.with_name("mask.png")) as opened:
+            mask = np.asarray(opened)
+        assert mask.shape == (32, 32)
+        assert set(np.unique(mask)) <= {0, ORGANS[e.extra["organ"]], LESION}
+        shares[e.extra["organ"]].append((mask > 0).mean())
+    for part, (width, height) in BODIES.items():
+        assert np.mean(shares[part]) == pytest.approx(np.pi * width * height, rel=0.05)
+    for diameter, contrast in ((0.5, 1.0), (0.1, 0.25)):
+        phantom = Phantom("CT", "Head", ("small", "bright", "middle", "left"), diameter, contrast)
+        picture, mask = draw_picture(phantom, Grid(200), np.random.default_rng(0))
+        lesion = mask == LESION
+        assert lesion.mean() == pytest.approx(np.pi * diameter**2 / 4, rel=0.02)
+        x = np.nonzero(lesion)[1].mean() / 200
+        assert x == pytest.approx(PLACES["left"], abs=0.04)  # "left" is on the right
+        # From soft tissue (0.45) a quarter, or all, of the way to white.
+        grey = np.median(picture[lesion]) / 255
+        assert grey == pytest.approx(0.45 + contrast * 0.55, rel=0.1)
+
+
+def test_the_training_split_has_as_many_pictures_as_wanted(root, tmp_path):
+    """And the others are the same for any number of them."""
+    read = {}
+    for n_train in (100, 150):
+        place = write_phantom(tmp_path / str(n_train), 200, image_size=32, n_train=n_train)
+        train = load_dataset("phantom", place, "train")
+        assert n_train * 0.9 <= len({e.image_id for e in train}) <= n_train
+        test = load_dataset("phantom", place, "test")
+        read[n_train] = [(e.question, e.answer, e.image.read_bytes()) for e in test]
+    assert read[100] == read[150]
+    assert json.loads((place / "phantom.json").read_text()) == {
+        "n_images": 200, "seed": 0, "image_size": 32, "n_train": 150, "diameters": [],
+        "contrasts": [], "report_tokens": [], "version": 3,
+    }  # fmt: skip
+
+
+def test_lesions_of_given_sizes(tmp_path):
+    """Each combination is as frequent as the others, its answers are balanced, and its questions
+    do not tell the size."""
+    sizes = {"diameters": [0.1, 0.5], "contrasts": [0.25, 1.0]}
+    place = write_phantom(tmp_path / "set", 400, image_size=32, **sizes)
+    answers, areas = defaultdict(Counter), defaultdict(list)
+    for e in load_dataset("phantom", place, "train"):
+        kind = re.match(r"Is there|On which|At which", e.question)[0]
+        answers[e.content_type, kind][e.answer_normalized] += 1
+        assert not set(SIZES) & set(e.question.split())
+        with Image.open(e.image.with_name("mask.png")) as mask:
+            area = (np.asarray(mask) == LESION).mean()
+        assert bool(area) == (e.answer_normalized != "no")
+        areas[e.content_type].append(area)
+    assert len(answers) == 4 * 3
+    assert all(len(set(counts.values())) == 1 for counts in answers.values())
+    for diameter, contrast in itertools.product(*sizes.values()):
+        found = areas[f"Lesion of {diameter:g}, contrast {contrast:g}"]
+        assert max(found) == pytest.approx(np.pi * diameter**2 / 4, rel=0.35)
+
+
+@pytest.mark.parametrize("tokens", [16, 17, 64, 1024])
+def test_reports(tokens, processor):
+    """As long as promised, with the asked sentence at its place and every part once."""
+    rng = np.random.default_rng(tokens)
+    for part, distance in itertools.product(PARTS, ("near", "middle", "far")):
+        question = report(Phantom("CT", part, None), tokens, distance, rng)
+        assert tokens - 2 <= processor.tokens_of(question.text) <= tokens
+        *sentences, last = re.findall(r"\w+ \w+[.?]", question.text)
+        assert last == "Size here?" and " ".join([*sentences, last]) == question.text
+        organs = [sentence.split()[0] for sentence in sentences]
+        assert all(organs.count(one) == 1 for one in PARTS)
+        place = {"near": len(organs) - 1, "middle": len(organs) // 2, "far": 0}[distance]
+        assert sentences[place] == f"{part} {question.answer}."
+        assert question.content_type == f"Report of {tokens} tokens, {distance}"
+
+
+def test_a_set_of_reports(tmp_path):
+    """Each picture is asked once for each length in training, and at each distance else; the kinds'
+    answers are balanced, so that not all are kept."""
+    place = write_phantom(tmp_path / "set", 200, image_size=32, report_tokens=[16, 40])
+    train, test = (load_dataset("phantom", place, split) for split in ("train", "test"))
+    asked = Counter((e.image_id, e.content_type.split(",")[0]) for e in train)
+    assert set(asked.values()) == {1} and 200 < len(asked) <= 2 * 156
+    assert len({e.content_type for e in test}) == 6 and 4 * 24 < len(test) <= 6 * 24
+    with pytest.raises(DataError, match="must hold a list of rows, got an empty"):
+        load_dataset("phantom", place, "descriptions")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ({"n_images": 199}, "n_images must be at least 200, got 199"),
         ({"image_size": 31}, "image_size must be at least 32, got 31"),
+        ({"n_train": 99}, "n_train must be at least 100, got 99"),
+        ({"diameters": [0.1]}, r"given together, .*, got \[0.1\], \(\) and \(\)"),
+        ({"diameters": [0.7], "contrasts": [1]}, r"in \[0.0208333, 0.6\], got 0.7"),
+        ({"diameters": [0.1], "contrasts": [0]}, r"contrasts must lie in \[0.01, 1\], got 0"),
+        ({"report_tokens": [64, 15]}, r"report_tokens must lie in \[16, 1024\], got 15"),
     ],
 )
 def test_arguments(tmp_path, arguments, message):

@@ -284,6 +284,7 @@ def test_a_study_that_contradicts_itself():
     for changes, words in (
         ({"arms": (Arm("a", ""), Arm("a", ""))}, "arms must have distinct names, got a, a"),
         ({"comparisons": (Comparison("a", "decoder", "open"),)}, "must be of arms .*, got 'a'"),
+        ({"comparisons": (Comparison("a", None, "open"),)}, "must be of arms .*, got 'a'"),
         ({"comparisons": (Comparison("alone", "decoder", "x"),)}, "of the measures .*, got 'x'"),
     ):
         with pytest.raises(ValueError, match=words):
