@@ -18,6 +18,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import importlib
 import importlib.abc
 import importlib.util
 import json
@@ -25,6 +26,7 @@ import os
 import random
 import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +39,8 @@ ROOT = Path(__file__).parents[1]
 HARMLESS = Path(__file__).with_name("faults_that_change_nothing.json")
 TIMEOUT = 240  # seconds; a test that hangs for so long has noticed
 MOST = 60  # tests by name, before their files
+# Quick ones that import what most do.
+USUAL = [f"tests/{name}.py" for name in ("model/evaluation/test_evaluate", "kernels/test_meta")]
 
 # Swapped in both directions.
 _OPERATORS = {
@@ -375,6 +379,25 @@ def harmless() -> dict[tuple[str, str, str], str]:
     return {(row["file"], row["was"], row["now"]): row["reason"] for row in rows}
 
 
+def import_what_tests_do() -> None:
+    """Imports what tests of the packages import beside them, which takes longer than most tests.
+
+    Another process finds out what that is: this one, whose copies have faults in the packages, must
+    not import them.
+    """
+    ask = f"""
+import sys, pytest
+assert pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *{USUAL}]) == 0
+print("MODULES", *(name for name, module in sys.modules.items() if hasattr(module, "__file__")))
+"""
+    command = [sys.executable, "-c", ask]
+    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in asked.stdout.rpartition("MODULES")[2].split():
+        if name.partition(".")[0] not in ("cmimtl", "cmimtl_kernels", "tests", "benchmarks"):
+            with contextlib.suppress(Exception):  # such as a part of a package that names it else
+                importlib.import_module(name)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """The options of a script that plants faults."""
     parser = argparse.ArgumentParser(description=description)
@@ -423,8 +446,7 @@ def main(arguments: list[str]) -> int:
     every = [pair for file in files for pair in faults_of(file.resolve())]
     drawn = dict(random.Random(given.seed).sample(every, min(given.count, len(every))))
     coverage = Coverage(given.coverage) if given.coverage else None
-    import torch  # noqa: F401  these once, and not in every copy
-    import transformers  # noqa: F401
+    import_what_tests_do()
 
     def notice(fault: Fault) -> bool:
         own, others = tests_of(fault.file), coverage.tests_of(fault) if coverage else []

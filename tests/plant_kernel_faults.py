@@ -233,6 +233,7 @@ def main(arguments: list[str]) -> int:
     tests = [str(build.ROOT / "tests" / name) for name in TESTS[given.kind]]
     # The sanitized library is another, with faults of its own.
     tests += ["-k", "not test_no_call_leaves and not test_fault_is_seen"]
+    plant_faults.import_what_tests_do()
     pairs = drawn(given.kind, given.count, given.seed)
     with tempfile.TemporaryDirectory() as scratch:
         csrc = _copy(Path(scratch))
