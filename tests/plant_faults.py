@@ -15,9 +15,7 @@ run the fault's lines follow on those of the file.
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
-import copy
 import importlib
 import importlib.abc
 import importlib.util
@@ -29,208 +27,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.small_faults import ROOT, Fault, faults_of
+
 HARMLESS = Path(__file__).with_name("faults_that_change_nothing.json")
 TIMEOUT = 240  # seconds; a test that hangs for so long has noticed
 MOST = 60  # tests by name, before their files
 # Quick ones that import what most do.
 USUAL = [f"tests/{name}.py" for name in ("model/evaluation/test_evaluate", "kernels/test_meta")]
-
-# Swapped in both directions.
-_OPERATORS = {
-    ast.Add: ast.Sub,
-    ast.Mult: ast.Div,
-    ast.FloorDiv: ast.Mult,
-    ast.Lt: ast.LtE,
-    ast.Gt: ast.GtE,
-    ast.Eq: ast.NotEq,
-    ast.In: ast.NotIn,
-    ast.Is: ast.IsNot,
-    ast.And: ast.Or,
-    ast.BitAnd: ast.BitOr,
-}
-_OPERATORS |= {b: a for a, b in _OPERATORS.items() if b is not ast.Mult}
-_METHODS = {"min": "max", "any": "all", "floor": "ceil", "argmax": "argmin", "sum": "mean"}
-_METHODS |= {b: a for a, b in _METHODS.items()}
-_METHODS |= {"sorted": "list", "eval": "train", "abs": "float", "strip": "lower"}
-
-
-# Arguments of how something looks or is checked, and calls that move to a device.
-_LOOKS = frozenset(
-    "strict style caption title justify highlight help metavar stacklevel va ha fontsize fontfamily"
-    " transform color alpha linewidth".split()
-)
-_PLACES = frozenset("cpu cuda to detach contiguous".split())
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A change of one expression or statement.
-
-    Attributes:
-        file: from the root of the repository.
-        line: its number, for a person to look up.
-        last: that of the last line of the smallest statement around it.
-        was, now: that statement, before and after.
-    """
-
-    file: str
-    line: int
-    last: int
-    was: str
-    now: str
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What stays when lines move."""
-        return self.file, self.was, self.now
-
-
-# Changes
-
-
-def changes(node: ast.AST) -> Iterator[ast.AST | None]:
-    """What can stand in a node's place; None where a statement can be left out."""
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        if not isinstance(node.left, ast.Constant) or isinstance(node.left.value, int | float):
-            yield _with(node, op=_OPERATORS[type(node.op)]())
-    elif isinstance(node, ast.BoolOp):
-        yield _with(node, op=_OPERATORS[type(node.op)]())
-        yield node.values[0]
-    elif isinstance(node, ast.Compare) and type(node.ops[0]) in _OPERATORS:
-        yield _with(node, ops=[_OPERATORS[type(node.ops[0])](), *node.ops[1:]])
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub | ast.Invert):
-        yield node.operand
-    elif isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
-        if type(node.value) is bool:
-            yield ast.Constant(not node.value)
-        else:
-            yield ast.Constant(node.value + 1)
-            if node.value:
-                yield ast.Constant(type(node.value)(0))
-    elif isinstance(node, ast.IfExp):
-        yield node.body
-        yield node.orelse
-    elif isinstance(node, ast.Call):
-        yield from _calls(node)
-    elif isinstance(node, ast.Slice):
-        if node.lower is not None:
-            yield _with(node, lower=None)
-        if node.upper is not None:
-            yield _with(node, upper=None)
-    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
-        yield node.value
-    elif isinstance(node, ast.comprehension) and node.ifs:
-        yield _with(node, ifs=[])
-    elif isinstance(node, ast.If) and not node.orelse and isinstance(node.body[0], ast.Assign):
-        yield None
-    elif isinstance(node, ast.AugAssign):
-        yield None
-    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        yield None
-
-
-def _calls(node: ast.Call) -> Iterator[ast.AST]:
-    for index, keyword in enumerate(node.keywords):
-        if keyword.arg not in _LOOKS:
-            yield _with(node, keywords=node.keywords[:index] + node.keywords[index + 1 :])
-    if len(node.args) == 2 and not any(isinstance(a, ast.Starred) for a in node.args):
-        yield _with(node, args=node.args[::-1])
-    if isinstance(node.func, ast.Name) and node.func.id in _METHODS:
-        yield _with(node, func=ast.Name(_METHODS[node.func.id], ast.Load()))
-    if isinstance(node.func, ast.Attribute):
-        if node.func.attr in _METHODS:
-            yield _with(node, func=_with(node.func, attr=_METHODS[node.func.attr]))
-        if not node.keywords and len(node.args) <= 1 and node.func.attr not in _PLACES:
-            yield node.func.value  # x.masked(m) -> x
-
-
-def _with(node: ast.AST, **fields: object) -> ast.AST:
-    changed = copy.copy(node)
-    for name, value in fields.items():
-        setattr(changed, name, value)
-    return changed
-
-
-def _is_message(node: ast.AST) -> bool:
-    """What is raised, annotated, how something looks, or a check of lengths that are equal."""
-    if isinstance(node, ast.keyword):
-        return node.arg in _LOOKS
-    return isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments | ast.AnnAssign)
-
-
-def faults_of(file: Path) -> list[tuple[Fault, Callable[[], str]]]:
-    """Every fault of a Python file, with what gives the file's text that has it."""
-    text = file.read_text()
-    found = []
-
-    def visit(node: ast.AST, statement: ast.stmt | None, holder: tuple | None) -> None:
-        if _is_message(node):
-            return
-        if isinstance(node, ast.stmt) and not isinstance(node, ast.FunctionDef | ast.ClassDef):
-            statement = node
-        if holder is not None and statement is not None:
-            for new in changes(node):
-                found.append(_changed(file, tree, holder, node, new, statement))
-        for name, value in ast.iter_fields(node):
-            if name in ("annotation", "returns", "decorator_list", "format_spec"):
-                continue
-            if isinstance(value, ast.AST):
-                visit(value, statement, (node, name, None))
-            elif isinstance(value, list):
-                for index, item in enumerate(value):
-                    if isinstance(item, ast.AST):
-                        visit(item, statement, (node, name, index))
-
-    tree = ast.parse(text)
-    visit(tree, None, None)
-    return [pair for pair in found if pair is not None]
-
-
-def _changed(
-    file: Path, tree: ast.AST, holder, node, new, statement
-) -> tuple[Fault, Callable[[], str]] | None:
-    """The fault and what gives the whole text, by a change of the tree that is taken back."""
-    parent, name, index = holder
-    if new is None:
-        new = ast.Pass()
-
-    def put(value: ast.AST) -> None:
-        if index is None:
-            setattr(parent, name, value)
-        else:
-            getattr(parent, name)[index] = value
-
-    def with_it(text: Callable[[], str]) -> str:
-        put(new)
-        try:
-            return text()
-        finally:
-            put(node)
-
-    def whole() -> str:
-        return with_it(lambda: ast.unparse(ast.fix_missing_locations(tree)))
-
-    was = _line(statement)
-    now = "pass" if statement is node else with_it(lambda: _line(statement))
-    if now == was:
-        return None
-    line = getattr(node, "lineno", statement.lineno)
-    last = line if hasattr(statement, "body") else statement.end_lineno
-    return Fault(file.relative_to(ROOT).as_posix(), line, last, was, now), whole
-
-
-def _line(statement: ast.stmt) -> str:
-    """A statement in one line; of a compound one its head."""
-    lines = ast.unparse(statement).splitlines()
-    return lines[0] if hasattr(statement, "body") else " ".join(line.strip() for line in lines)
-
 
 # Tests
 
@@ -243,6 +53,10 @@ _KERNELS = {
     "submodules": ("replaced_modules", "block"),
     "resample": ("resample", "block"),
     "reference": ("reference", "values", "scan"),
+    "precision": ("block",),
+    "checks": ("errors", "scan"),
+    "_library": ("install_report", "packaging"),
+    "__main__": ("install_report",),
     "backends": ("install_report", "scan", "causal_conv1d_package"),
     "testing": ("testing",),
 }
@@ -253,6 +67,9 @@ def tests_of(file: str) -> list[str]:
     path = Path(file)
     if path.parts[:-1] == ("cmimtl_kernels",) and path.stem in _KERNELS:
         return [f"tests/kernels/test_{name}.py" for name in _KERNELS[path.stem]]
+    if "triton" in path.parts:
+        own = [f"tests/triton/test_{path.stem}.py"] if path.stem in ("plan", "checks") else []
+        return [*own, "tests/triton/interpreted"]
     package, *rooms, _ = path.parts
     room = ROOT / "tests" / ("model" if package == "cmimtl" else "kernels")
     room = room.joinpath(*rooms) if room.joinpath(*rooms).is_dir() else room
@@ -327,12 +144,19 @@ class _Beats:
         os.write(self.pipe, b".")
 
 
-def fails(prepare: Callable[[], None], tests: list[str], budget: float) -> bool:
+def run(tests: list[str], beat: int) -> NoReturn:
+    """What the copy of the process does."""
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    os._exit(int(pytest.main([*options, *tests], plugins=[_Beats(beat)])))
+
+
+def fails(prepare: Callable[[], None], tests: list[str], budget: float, start=run) -> bool:
     """Whether one of the tests fails, or hangs, in a copy of this process that is prepared so.
 
     Args:
         tests: arguments of pytest.
         budget: seconds; a fault that lives so long has survived.
+        start: `run`, or what runs the tests in its place.
     """
     beats, beat = os.pipe()
     child = os.fork()
@@ -341,8 +165,7 @@ def fails(prepare: Callable[[], None], tests: list[str], budget: float) -> bool:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1), os.dup2(null, 2)
         prepare()
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        os._exit(int(pytest.main([*options, *tests], plugins=[_Beats(beat)])))
+        start(tests, beat)
     os.close(beat)
     try:
         until = time.monotonic() + budget
@@ -370,7 +193,21 @@ def caught(fault: Fault, text: str, tests: list[str], budget: float = 600) -> bo
     parts = Path(fault.file).with_suffix("").parts
     module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     planted = _Planted(module, ROOT / fault.file, text)
-    return fails(lambda: sys.meta_path.insert(0, planted), tests, budget)
+
+    def in_the_interpreter(tests: list[str], beat: int) -> NoReturn:
+        """Triton decides when it is imported whether to interpret, so a new process takes over."""
+        os.set_inheritable(beat, True)
+        code = f"""
+import sys
+from tests import plant_faults as p
+sys.meta_path.insert(0, p._Planted({module!r}, {planted.path!r}, {text!r}))
+p.run({tests!r}, {beat})
+"""
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        os.execve(sys.executable, [sys.executable, "-c", code], environment)
+
+    start = in_the_interpreter if "tests/triton/interpreted" in tests else run
+    return fails(lambda: sys.meta_path.insert(0, planted), tests, budget, start)
 
 
 def harmless() -> dict[tuple[str, str, str], str]:

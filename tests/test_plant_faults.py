@@ -6,7 +6,7 @@ from dataclasses import replace
 import coverage
 import pytest
 
-from tests import plant_faults
+from tests import plant_faults, small_faults
 
 SOURCE = '''
 """A package of one module."""
@@ -32,7 +32,8 @@ SLEEPS = NOTICES.replace("== 4", "is not None")
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """The module in a repository of its own, and a function that writes its tests."""
-    monkeypatch.setattr(plant_faults, "ROOT", tmp_path)
+    for module in (plant_faults, small_faults):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").touch()
