@@ -43,6 +43,8 @@ STUDIES = {
     "weights": "cmimtl.experiments.weights:STUDY",
     "reliance": "cmimtl.experiments.reliance:STUDY",
     "drift": "cmimtl.experiments.drift:STUDY",
+    "tiny": "cmimtl.experiments.tiny:STUDY",
+    "long": "cmimtl.experiments.long:STUDY",
 }
 
 # Conditions under which a model can be asked, of `cmimtl.evaluation.probes`: other pictures, other

@@ -24,11 +24,11 @@ from cmimtl.experiments.study import Study
 from cmimtl.files import read_json, write_json
 from cmimtl.modelling.presets import PRESETS
 
-ROUNDS = 9
-QUESTIONS = 64
+ROUNDS, QUESTIONS = 9, 64
+QUICK_ROUNDS, QUICK_QUESTIONS = 1, 8  # where only the study itself is tested
 
 
-def measure(folders: Mapping[str, Path], sender: Connection) -> None:
+def measure(folders: Mapping[str, Path], quick: bool, sender: Connection) -> None:
     """Measure the models of some runs, and send the result.
 
     It is sent as name -> {"step_ms", "parameters"}: the median time of a forward and backward pass
@@ -36,11 +36,12 @@ def measure(folders: Mapping[str, Path], sender: Connection) -> None:
 
     Args:
         folders: name -> folder of a finished run; all runs are of one data set.
+        quick: whether the study is only tested, for which fewer rounds and questions do.
         sender: takes the result.
     """
-    steps = {name: _step(folder) for name, folder in folders.items()}
+    steps = {name: _step(folder, quick) for name, folder in folders.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS):
+    for _ in range(QUICK_ROUNDS if quick else ROUNDS):
         for name, (step, _) in steps.items():
             began = time.perf_counter()
             step()
@@ -53,45 +54,59 @@ def measure(folders: Mapping[str, Path], sender: Connection) -> None:
     )
 
 
-def measure_memory(folder: Path, sender: Connection) -> None:
+def measure_memory(folder: Path, quick: bool, sender: Connection) -> None:
     """Send how much memory the first step of a run's model takes at most, in megabytes.
 
     On a CPU this must be the first step of a fresh process: memory that was freed is used again.
     """
-    step, _ = _step(folder)
+    step, _ = _step(folder, quick)
+    sender.send(peak_memory(step, taken()))
+
+
+def taken() -> float:
+    """How much memory is taken now, in megabytes: of the GPU where there is one, or of the CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() / 1e6
+    return _resident("VmRSS")
+
+
+def peak_memory(step: Callable[[], None], before: float) -> float:
+    """How much memory is taken at most during a step, beyond what was `taken` before.
+
+    On a CPU memory that was freed may be kept, so of a step that is not the first, what was taken
+    before must be that before the first.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
         step()
-        sender.send((torch.cuda.max_memory_allocated() - before) / 1e6)
-    else:
-        before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-        step()
-        sender.send((_resident("VmHWM") - before) / 1e3)
+        return torch.cuda.max_memory_allocated() / 1e6 - before
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    step()
+    return _resident("VmHWM") - before
 
 
-def _resident(name: str) -> int:
-    """Kilobytes of this process's memory, now ("VmRSS") or at most ("VmHWM")."""
+def _resident(name: str) -> float:
+    """Megabytes of this process's memory, now ("VmRSS") or at most ("VmHWM")."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1e3
 
 
-def measured(folders: Mapping[str, Path], kept: Path) -> dict[str, dict[str, float]]:
+def measured(folders: Mapping[str, Path], kept: Path, quick: bool) -> dict[str, dict[str, float]]:
     """The costs of some runs: name -> step_ms, memory_mb, parameters.
 
     Args:
         folders: name -> folder of a finished run.
         kept: file of a measurement; one of the same runs is not made again.
+        quick: whether the study is only tested.
     """
     keys = {name: folder.name for name, folder in folders.items()}
     if kept.is_file():
         found = read_json("experiment", "a study's costs must be those that it wrote", kept)
         if found.get("runs") == keys and "costs" in found:
             return found["costs"]
-    costs = _elsewhere(measure, dict(folders))
+    costs = elsewhere(measure, dict(folders), quick)
     for name, folder in folders.items():
-        costs[name]["memory_mb"] = _elsewhere(measure_memory, folder)
+        costs[name]["memory_mb"] = elsewhere(measure_memory, folder, quick)
     write_json(kept, {"runs": keys, "costs": costs})
     return costs
 
@@ -108,16 +123,12 @@ def benched(study: Study, kept: Path, quick: bool) -> Mapping[str, Any]:
         if found.get("quick") == quick and "bench" in found:
             return found["bench"]
     assert study.bench is not None
-    bench = _elsewhere(_send, study.bench, quick)
+    bench = study.bench(quick)
     write_json(kept, {"quick": quick, "bench": bench})
     return bench
 
 
-def _send(function: Callable[..., Any], argument: object, sender: Connection) -> None:
-    sender.send(function(argument))
-
-
-def _elsewhere(function: Callable[..., None], *arguments: object) -> Any:
+def elsewhere(function: Callable[..., None], *arguments: object) -> Any:
     """What a function sends, called in a process of its own."""
     receiver, sender = processes().Pipe(duplex=False)
     process = processes().Process(target=function, args=(*arguments, sender))
@@ -134,12 +145,13 @@ def _elsewhere(function: Callable[..., None], *arguments: object) -> Any:
         process.join()
 
 
-def _step(folder: Path) -> tuple[Any, int]:
+def _step(folder: Path, quick: bool) -> tuple[Any, int]:
     """A training step of a run's model, without the optimizer, and its number of parameters."""
     arguments = runs.read_run(folder)
     answerer = QuestionAnswerer.from_run(folder)
     model = answerer.model.train()
-    examples = read_split(arguments["data"], arguments["root"], "train")[:QUESTIONS]
+    examples = read_split(arguments["data"], arguments["root"], "train")
+    examples = examples[: QUICK_QUESTIONS if quick else QUESTIONS]
     data = VQADataset(examples, ImageCache([e.image for e in examples], answerer.image_size))
     collate = VQACollator(answerer.processor, answerer.vocabulary)
     batch = {

@@ -120,7 +120,7 @@ def make_record(
         )
     if study.costs:
         folders = {run.arm: folder(output, run) for run in all_runs[: len(study.arms)]}
-        costs = measured(folders, output / study.name / "costs.json")
+        costs = measured(folders, output / study.name / "costs.json", quick)
         for arm in record["arms"]:
             arm["costs"] = costs[arm["name"]]
     found = []

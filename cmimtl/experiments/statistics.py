@@ -12,6 +12,7 @@ the interval is that of this one training.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,11 +125,11 @@ def _bootstrap(
     return with_seeds(drawn, of_seed, seed, stream), value
 
 
+@functools.lru_cache(maxsize=8)  # every measure of a study draws the same images
 def _drawn_images(n_images: int, samples: int, seed: int) -> np.ndarray:
-    """How often each image is drawn in each sample, (samples, n_images)."""
-    return np.random.default_rng(seed).multinomial(
-        n_images, np.full(n_images, 1 / n_images), size=samples
-    )
+    """How often each image is drawn in each sample, (samples, n_images), not to be changed."""
+    even = np.full(n_images, 1 / n_images)
+    return np.random.default_rng(seed).multinomial(n_images, even, size=samples).astype(float)
 
 
 def with_seeds(
@@ -254,7 +255,7 @@ def auroc_samples(
     for number, (s, w) in enumerate(zip(scores, np.asarray(wrong, bool), strict=True)):
         for first in range(0, AUROC_RESAMPLES, 50):  # of 30,000 answers, 12 MB at a time
             chunk = slice(first, first + 50)
-            drawn[number, chunk] = _aurocs(s, w, weights[chunk][:, image_of].astype(float))
+            drawn[number, chunk] = _aurocs(s, w, weights[chunk][:, image_of])
     # A sample may have only right answers. It says nothing, and gets the value.
     drawn = np.where(np.isnan(drawn), of_seed[:, None], drawn)
     return of_seed, drawn.mean(0)

@@ -118,7 +118,7 @@ class Study:
         phantom_because: why no other data set will do; empty where others do.
         costs: whether the time and memory of a training step belong beside the scores.
         bench: measures what no training tells, such as the cost of lengths that none has. It is
-            called once, with whether the study is only tested, in a process of its own.
+            called once, with whether the study is only tested.
         derive: from the scores of the arms to what else belongs into the record, by name. It is
             given a function (arm, measure) -> scores (seeds, questions), images (questions,).
         conclude: from the record to what was found, in one or two sentences.

@@ -156,6 +156,11 @@ def test_wrong_arguments(tmp_path, capsys):
     for arguments, words in (
         (["nothing"], "NAME must be one of ffae"),
         (["ffae", "--data", "slake"], "root must be given for the data set slake, got none"),
+        (
+            ["tiny", "--data", "vqa-rad", "--root", tmp_path],
+            "data must be a phantom set that is drawn for the study tiny, whose lesions have the"
+            " sizes and contrasts that are asked for, got vqa-rad in ",
+        ),
         (["ffae", "--jobs", "0"], "--jobs must be a whole number of at least 1"),
         (["ffae", "--quick", "--task", "9"], "task must be less than the number of runs (4)"),
     ):
