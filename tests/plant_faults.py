@@ -7,205 +7,40 @@ which the module has the fault, and prints the share that is caught and every fa
 file is changed: an import hook gives the module its source. The report is a line of JSON per fault;
 those that it holds already are not run again. Survivors that change nothing are listed, with the
 reason, in `faults_that_change_nothing.json`.
+
+With `--coverage .coverage`, of a run with pytest-cov's `--cov --cov-context=test`, the tests that
+run the fault's lines follow on those of the file.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import copy
+import contextlib
+import importlib
 import importlib.abc
 import importlib.util
 import json
 import os
 import random
+import select
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
-ROOT = Path(__file__).parents[1]
+import pytest
+
+from tests.small_faults import ROOT, Fault, faults_of
+
 HARMLESS = Path(__file__).with_name("faults_that_change_nothing.json")
-TIMEOUT = 240  # seconds; a test that hangs has noticed
-
-# Swapped in both directions.
-_OPERATORS = {
-    ast.Add: ast.Sub,
-    ast.Mult: ast.Div,
-    ast.FloorDiv: ast.Mult,
-    ast.Lt: ast.LtE,
-    ast.Gt: ast.GtE,
-    ast.Eq: ast.NotEq,
-    ast.In: ast.NotIn,
-    ast.Is: ast.IsNot,
-    ast.And: ast.Or,
-    ast.BitAnd: ast.BitOr,
-}
-_OPERATORS |= {b: a for a, b in _OPERATORS.items() if b is not ast.Mult}
-_METHODS = {"min": "max", "any": "all", "floor": "ceil", "argmax": "argmin", "sum": "mean"}
-_METHODS |= {b: a for a, b in _METHODS.items()}
-_METHODS |= {"sorted": "list", "eval": "train", "abs": "float", "strip": "lower"}
-
-
-# Arguments of how something looks or is checked, and calls that move to a device.
-_LOOKS = frozenset("strict style caption title justify highlight help metavar stacklevel".split())
-_PLACES = frozenset("cpu cuda to detach contiguous".split())
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A change of one expression or statement.
-
-    Attributes:
-        file: from the root of the repository.
-        line: its number, for a person to look up.
-        was, now: the smallest statement around it, before and after.
-    """
-
-    file: str
-    line: int
-    was: str
-    now: str
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What stays when lines move."""
-        return self.file, self.was, self.now
-
-
-# Changes
-
-
-def changes(node: ast.AST) -> Iterator[ast.AST | None]:
-    """What can stand in a node's place; None where a statement can be left out."""
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        if not isinstance(node.left, ast.Constant) or isinstance(node.left.value, int | float):
-            yield _with(node, op=_OPERATORS[type(node.op)]())
-    elif isinstance(node, ast.BoolOp):
-        yield _with(node, op=_OPERATORS[type(node.op)]())
-        yield node.values[0]
-    elif isinstance(node, ast.Compare) and type(node.ops[0]) in _OPERATORS:
-        yield _with(node, ops=[_OPERATORS[type(node.ops[0])](), *node.ops[1:]])
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub | ast.Invert):
-        yield node.operand
-    elif isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
-        if type(node.value) is bool:
-            yield ast.Constant(not node.value)
-        else:
-            yield ast.Constant(node.value + 1)
-            if node.value:
-                yield ast.Constant(type(node.value)(0))
-    elif isinstance(node, ast.IfExp):
-        yield node.body
-        yield node.orelse
-    elif isinstance(node, ast.Call):
-        yield from _calls(node)
-    elif isinstance(node, ast.Slice):
-        if node.lower is not None:
-            yield _with(node, lower=None)
-        if node.upper is not None:
-            yield _with(node, upper=None)
-    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
-        yield node.value
-    elif isinstance(node, ast.comprehension) and node.ifs:
-        yield _with(node, ifs=[])
-    elif isinstance(node, ast.If) and not node.orelse and isinstance(node.body[0], ast.Assign):
-        yield None
-    elif isinstance(node, ast.AugAssign):
-        yield None
-    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        yield None
-
-
-def _calls(node: ast.Call) -> Iterator[ast.AST]:
-    for index, keyword in enumerate(node.keywords):
-        if keyword.arg not in _LOOKS:
-            yield _with(node, keywords=node.keywords[:index] + node.keywords[index + 1 :])
-    if len(node.args) == 2 and not any(isinstance(a, ast.Starred) for a in node.args):
-        yield _with(node, args=node.args[::-1])
-    if isinstance(node.func, ast.Name) and node.func.id in _METHODS:
-        yield _with(node, func=ast.Name(_METHODS[node.func.id], ast.Load()))
-    if isinstance(node.func, ast.Attribute):
-        if node.func.attr in _METHODS:
-            yield _with(node, func=_with(node.func, attr=_METHODS[node.func.attr]))
-        if not node.keywords and len(node.args) <= 1 and node.func.attr not in _PLACES:
-            yield node.func.value  # x.masked(m) -> x
-
-
-def _with(node: ast.AST, **fields: object) -> ast.AST:
-    changed = copy.copy(node)
-    for name, value in fields.items():
-        setattr(changed, name, value)
-    return changed
-
-
-def _is_message(node: ast.AST) -> bool:
-    """What is raised, annotated, how something looks, or a check of lengths that are equal."""
-    if isinstance(node, ast.keyword):
-        return node.arg in _LOOKS
-    return isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments | ast.AnnAssign)
-
-
-def faults_of(file: Path) -> list[tuple[Fault, str]]:
-    """Every fault of a Python file, with the file's text that has it."""
-    text = file.read_text()
-    found = []
-
-    def visit(node: ast.AST, statement: ast.stmt | None, holder: tuple | None) -> None:
-        if _is_message(node):
-            return
-        if isinstance(node, ast.stmt) and not isinstance(node, ast.FunctionDef | ast.ClassDef):
-            statement = node
-        if holder is not None and statement is not None:
-            for new in changes(node):
-                found.append(_changed(file, tree, holder, node, new, statement))
-        for name, value in ast.iter_fields(node):
-            if name in ("annotation", "returns", "decorator_list", "format_spec"):
-                continue
-            if isinstance(value, ast.AST):
-                visit(value, statement, (node, name, None))
-            elif isinstance(value, list):
-                for index, item in enumerate(value):
-                    if isinstance(item, ast.AST):
-                        visit(item, statement, (node, name, index))
-
-    tree = ast.parse(text)
-    visit(tree, None, None)
-    return [pair for pair in found if pair is not None]
-
-
-def _changed(file: Path, tree: ast.AST, holder, node, new, statement) -> tuple[Fault, str] | None:
-    """The fault and the whole text, by a change of the tree that is taken back."""
-    parent, name, index = holder
-    if new is None:
-        new = ast.Pass()
-    was = _line(statement)
-
-    def put(value: ast.AST) -> None:
-        if index is None:
-            setattr(parent, name, value)
-        else:
-            getattr(parent, name)[index] = value
-
-    put(new)
-    try:
-        now = "pass" if statement is node else _line(statement)
-        whole = ast.unparse(ast.fix_missing_locations(tree))
-    finally:
-        put(node)
-    if now == was:
-        return None
-    line = getattr(node, "lineno", statement.lineno)
-    return Fault(file.relative_to(ROOT).as_posix(), line, was, now), whole
-
-
-def _line(statement: ast.stmt) -> str:
-    """A statement in one line; of a compound one its head."""
-    lines = ast.unparse(statement).splitlines()
-    return lines[0] if hasattr(statement, "body") else " ".join(line.strip() for line in lines)
-
+TIMEOUT = 240  # seconds; a test that hangs for so long has noticed
+MOST = 60  # tests by name, before their files
+# Quick ones that import what most do.
+USUAL = [f"tests/{name}.py" for name in ("model/evaluation/test_evaluate", "kernels/test_meta")]
 
 # Tests
 
@@ -218,6 +53,10 @@ _KERNELS = {
     "submodules": ("replaced_modules", "block"),
     "resample": ("resample", "block"),
     "reference": ("reference", "values", "scan"),
+    "precision": ("block",),
+    "checks": ("errors", "scan"),
+    "_library": ("install_report", "packaging"),
+    "__main__": ("install_report",),
     "backends": ("install_report", "scan", "causal_conv1d_package"),
     "testing": ("testing",),
 }
@@ -228,6 +67,9 @@ def tests_of(file: str) -> list[str]:
     path = Path(file)
     if path.parts[:-1] == ("cmimtl_kernels",) and path.stem in _KERNELS:
         return [f"tests/kernels/test_{name}.py" for name in _KERNELS[path.stem]]
+    if "triton" in path.parts:
+        own = [f"tests/triton/test_{path.stem}.py"] if path.stem in ("plan", "checks") else []
+        return [*own, "tests/triton/interpreted"]
     package, *rooms, _ = path.parts
     room = ROOT / "tests" / ("model" if package == "cmimtl" else "kernels")
     room = room.joinpath(*rooms) if room.joinpath(*rooms).is_dir() else room
@@ -237,6 +79,37 @@ def tests_of(file: str) -> list[str]:
     named = [f for f in files if module in f.read_text() or f".{path.stem} " in f.read_text()]
     chosen = list(dict.fromkeys(own + named)) or files
     return [f.relative_to(ROOT).as_posix() for f in chosen]
+
+
+class Coverage:
+    """Which tests run a line, from a record of pytest-cov."""
+
+    def __init__(self, record: Path) -> None:
+        from coverage import CoverageData
+
+        self.data = CoverageData(str(record))
+        self.data.read()
+        self.lines: dict[str, dict[str, set[int]]] = {}  # module -> test -> lines of it
+
+    def _lines(self, file: str) -> dict[str, set[int]]:
+        if file not in self.lines:
+            found = self.lines[file] = {}
+            for measured in self.data.measured_files():
+                if Path(measured).parts[-len(Path(file).parts) :] == Path(file).parts:
+                    for line, contexts in self.data.contexts_by_lineno(measured).items():
+                        for context in filter(None, contexts):
+                            found.setdefault(context.rpartition("|")[0], set()).add(line)
+        return self.lines[file]
+
+    def tests_of(self, fault: Fault) -> list[str]:
+        """The tests that run the fault's lines, or of a line that is run on import the module; then
+        their files, as tests share fixtures. Those first that run the least of the module, which
+        are the quickest."""
+        every = self._lines(fault.file)
+        lines = set(range(fault.line, fault.last + 1))
+        tests = [test for test, run in every.items() if run & lines] or list(every)
+        tests.sort(key=lambda test: len(every[test]))
+        return tests[:MOST] + list(dict.fromkeys(test.split("::")[0] for test in tests))
 
 
 class _Planted(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
@@ -261,30 +134,80 @@ class _Planted(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
         return self.text.encode()
 
 
-def caught(fault: Fault, text: str, *, more: tuple[str, ...] = ()) -> bool:
-    """Whether the tests of the file fail in a copy of this process whose module has the text."""
+class _Beats:
+    """Tells the parent, through a pipe, that a test begins."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+
+    def pytest_runtest_logstart(self) -> None:
+        os.write(self.pipe, b".")
+
+
+def run(tests: list[str], beat: int) -> NoReturn:
+    """What the copy of the process does."""
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    os._exit(int(pytest.main([*options, *tests], plugins=[_Beats(beat)])))
+
+
+def fails(prepare: Callable[[], None], tests: list[str], budget: float, start=run) -> bool:
+    """Whether one of the tests fails, or hangs, in a copy of this process that is prepared so.
+
+    Args:
+        tests: arguments of pytest.
+        budget: seconds; a fault that lives so long has survived.
+        start: `run`, or what runs the tests in its place.
+    """
+    beats, beat = os.pipe()
     child = os.fork()
     if child == 0:
         os.setsid()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1), os.dup2(null, 2)
-        path = ROOT / fault.file
-        parts = Path(fault.file).with_suffix("").parts
-        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        sys.meta_path.insert(0, _Planted(module, path, text))
-        import pytest
+        prepare()
+        start(tests, beat)
+    os.close(beat)
+    try:
+        until = time.monotonic() + budget
+        while time.monotonic() < until:
+            ready, _, _ = select.select([beats], [], [], TIMEOUT)
+            if not ready or not os.read(beats, 1024):  # it hangs, or has ended
+                break
+        else:
+            return False
+        if not ready:
+            return True
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+            raise ValueError(f"fails: tests must be there, got {tests}")
+        return code != 0
+    finally:
+        os.close(beats)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        os._exit(int(pytest.main([*options, *tests_of(fault.file), *more])))
-    until = time.monotonic() + TIMEOUT
-    while time.monotonic() < until:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status) != 0
-        time.sleep(0.05)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return True
+
+def caught(fault: Fault, text: str, tests: list[str], budget: float = 600) -> bool:
+    """Whether one of the test files fails where the module has the text."""
+    parts = Path(fault.file).with_suffix("").parts
+    module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    planted = _Planted(module, ROOT / fault.file, text)
+
+    def in_the_interpreter(tests: list[str], beat: int) -> NoReturn:
+        """Triton decides when it is imported whether to interpret, so a new process takes over."""
+        os.set_inheritable(beat, True)
+        code = f"""
+import sys
+from tests import plant_faults as p
+sys.meta_path.insert(0, p._Planted({module!r}, {planted.path!r}, {text!r}))
+p.run({tests!r}, {beat})
+"""
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        os.execve(sys.executable, [sys.executable, "-c", code], environment)
+
+    start = in_the_interpreter if "tests/triton/interpreted" in tests else run
+    return fails(lambda: sys.meta_path.insert(0, planted), tests, budget, start)
 
 
 def harmless() -> dict[tuple[str, str, str], str]:
@@ -293,43 +216,83 @@ def harmless() -> dict[tuple[str, str, str], str]:
     return {(row["file"], row["was"], row["now"]): row["reason"] for row in rows}
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("paths", nargs="+", help="files or folders of the packages")
+def import_what_tests_do() -> None:
+    """Imports what tests of the packages import beside them, which takes longer than most tests.
+
+    Another process finds out what that is: this one, whose copies have faults in the packages, must
+    not import them.
+    """
+    ask = f"""
+import sys, pytest
+assert pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *{USUAL}]) == 0
+print("MODULES", *(name for name, module in sys.modules.items() if hasattr(module, "__file__")))
+"""
+    command = [sys.executable, "-c", ask]
+    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in asked.stdout.rpartition("MODULES")[2].split():
+        if name.partition(".")[0] not in ("cmimtl", "cmimtl_kernels", "tests", "benchmarks"):
+            with contextlib.suppress(Exception):  # such as a part of a package that names it else
+                importlib.import_module(name)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options of a script that plants faults."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--count", type=int, default=40, help="number of faults (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, help="JSON lines, which are gone on with")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--budget", type=float, default=600, help="seconds a fault (%(default)s)")
+    return parser
+
+
+def report(faults: list[Fault], notice: Callable[[Fault], bool], file: Path | None) -> int:
+    """Asks of every fault whether it is noticed, and prints those that are not and the share.
+
+    -> the number of those that are not
+    """
+    known = {}
+    if file and file.is_file():
+        for row in map(json.loads, file.read_text().splitlines()):
+            known[row["file"], row["was"], row["now"]] = row["caught"]
+    reasons, survivors = harmless(), 0
+    faults = [fault for fault in faults if fault.key not in reasons]
+    for fault in faults:
+        if fault.key not in known:
+            known[fault.key] = notice(fault)
+            if file:
+                with file.open("a") as rows:
+                    print(json.dumps(asdict(fault) | {"caught": known[fault.key]}), file=rows)
+        if not known[fault.key]:
+            survivors += 1
+            print(f"{fault.file}:{fault.line}\n  - {fault.was}\n  + {fault.now}", flush=True)
+    seen = len(faults) - survivors
+    print(f"caught {seen} of {len(faults)} ({100 * seen / max(1, len(faults)):.0f} %)")
+    return survivors
+
+
+def main(arguments: list[str]) -> int:
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("paths", nargs="+", help="files or folders of the packages")
+    options.add_argument("--coverage", type=Path, help="a record of coverage by test")
+    given = options.parse_args(arguments)
     files = [
         file
-        for path in map(Path, options.paths)
+        for path in map(Path, given.paths)
         for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])
     ]
     every = [pair for file in files for pair in faults_of(file.resolve())]
-    drawn = random.Random(options.seed).sample(every, min(options.count, len(every)))
-    known = {}
-    if options.report and options.report.is_file():
-        for row in map(json.loads, options.report.read_text().splitlines()):
-            known[row["file"], row["was"], row["now"]] = row["caught"]
-    import torch  # noqa: F401  these once, and not in every copy
-    import transformers  # noqa: F401
+    drawn = dict(random.Random(given.seed).sample(every, min(given.count, len(every))))
+    coverage = Coverage(given.coverage) if given.coverage else None
+    import_what_tests_do()
 
-    reasons, survivors, counted = harmless(), [], 0
-    for fault, text in drawn:
-        if fault.key in reasons:
-            continue
-        counted += 1
-        if fault.key not in known:
-            known[fault.key] = caught(fault, text)
-            if options.report:
-                with options.report.open("a") as report:
-                    print(json.dumps(asdict(fault) | {"caught": known[fault.key]}), file=report)
-        if not known[fault.key]:
-            survivors.append(fault)
-            print(f"{fault.file}:{fault.line}\n  - {fault.was}\n  + {fault.now}", flush=True)
-    seen = counted - len(survivors)
-    print(f"caught {seen} of {counted} ({100 * seen / max(1, counted):.0f} %)")
-    return 1 if survivors else 0
+    def notice(fault: Fault) -> bool:
+        own, others = tests_of(fault.file), coverage.tests_of(fault) if coverage else []
+        # Those of the module's own tests that run the line, all of its own, all that run the line.
+        tests = [test for test in others if test.split("::")[0] in own and "::" in test]
+        tests += own + others
+        return caught(fault, drawn[fault](), list(dict.fromkeys(tests)), given.budget)
+
+    return 1 if report(list(drawn), notice, given.report) else 0
 
 
 if __name__ == "__main__":

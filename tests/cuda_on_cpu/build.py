@@ -187,27 +187,31 @@ def planted_sources() -> Path:
 
 
 @functools.cache
-def kernels(build: Build) -> Path:
-    """The CUDA library on CPU tensors, namespace `cmimtl_cuda_on_cpu`."""
+def kernels(build: Build, csrc: Path | None = None) -> Path:
+    """The CUDA library on CPU tensors, namespace `cmimtl_cuda_on_cpu`, of the sources with the
+    faults of faults.py or of others."""
     build.require()
-    include = Path(torch.__file__).parent / "include"
-    bindings = [
+    csrc = csrc or planted_sources()
+    cuda, flags = csrc / "cuda", device_flags(build, csrc)
+    sources = cuda.glob("*.cu")
+    objects = compile_all(without_float16(sources) if build.few else sorted(sources), flags)
+    host = [*sorted(cuda.glob("*.cpp")), HERE / "controls.cpp", HERE / "workspaces.cpp"]
+    objects += compile_all(host, [*flags, *binding_flags()])
+    torch_lib = Path(torch.__file__).parent / "lib"
+    arguments = [*build.flags, "-shared", f"-L{torch_lib}", "-ltorch_cpu"]
+    return link([*objects, engine(build)], arguments, "libkernels.so")
+
+
+def binding_flags() -> list[str]:
+    return [
         "-isystem",
-        str(include),
+        str(Path(torch.__file__).parent / "include"),
         f"-DTORCH_TARGET_VERSION={torch_target():#x}ULL",
         "-DCMIMTL_CUDA_NAMESPACE=cmimtl_cuda_on_cpu",
         "-DCMIMTL_CUDA_KEY=CPU",
         "-DCMIMTL_CUDA_LIBRARY=cmimtl_cuda_on_cpu_library",
         "-DCMIMTL_CUDA_ON_CPU",
     ]
-    cuda, flags = planted_sources() / "cuda", device_flags(build)
-    sources = cuda.glob("*.cu")
-    objects = compile_all(without_float16(sources) if build.few else sorted(sources), flags)
-    host = [*sorted(cuda.glob("*.cpp")), HERE / "controls.cpp", HERE / "workspaces.cpp"]
-    objects += compile_all(host, [*flags, *bindings])
-    torch_lib = Path(torch.__file__).parent / "lib"
-    arguments = [*build.flags, "-shared", f"-L{torch_lib}", "-ltorch_cpu"]
-    return link([*objects, engine(build)], arguments, "libkernels.so")
 
 
 def without_float16(sources: Iterable[Path]) -> list[Path]:
@@ -215,8 +219,7 @@ def without_float16(sources: Iterable[Path]) -> list[Path]:
     return [*sorted(s for s in sources if not s.stem.endswith("_float16")), HERE / "no_float16.cpp"]
 
 
-def device_flags(build: Build) -> list[str]:
-    csrc = planted_sources()
+def device_flags(build: Build, csrc: Path) -> list[str]:
     return [*COMMON, *build.flags, f"-I{HERE}", f"-I{csrc}", f"-I{csrc / 'cuda'}"]
 
 
@@ -227,7 +230,7 @@ def counted() -> Path:
     csrc = planted_sources()
     cuda = csrc / "cuda"
     sources = [*cuda.glob("scan_*.cu"), cuda / "split.cu", cuda / "introspection.cu"]
-    objects = compile_all(without_float16(sources), device_flags(THREAD))
+    objects = compile_all(without_float16(sources), device_flags(THREAD, csrc))
     plain = [*COMMON, f"-I{HERE}", f"-I{csrc}"]
     objects += compile_all(
         [HERE / "engine.cpp", HERE / "counts.cpp", HERE / "controls.cpp"], [*plain, "-O2"]

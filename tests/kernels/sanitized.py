@@ -72,14 +72,14 @@ def planted_sources(folder: Path) -> Path:
     return csrc
 
 
-def package(folder: Path) -> Path:
-    """Make the copy in `folder`, from where Python finds it and the tests."""
-    ADDRESS.require()
-    csrc = planted_sources(folder)
-    flags = [*build.COMMON, "-w", "-Wno-psabi", *ADDRESS.flags, f"-I{csrc}", f"-I{csrc / 'cpu'}"]
+def package(folder: Path, csrc: Path, chosen: build.Build, isa: str) -> Path:
+    """Make the copy in `folder`, from where Python finds it and the tests, of sources with faults
+    in them, for the instruction set that runs."""
+    chosen.require()
+    flags = [*build.COMMON, "-w", "-Wno-psabi", *chosen.flags, f"-I{csrc}", f"-I{csrc / 'cpu'}"]
     flags.append(f"-I{build.HERE}")  # planted.h
     # That of AVX-512 has AVX2's kernels for float64.
-    levels = {"avx512": ["avx512", "avx2"]}.get(level(), [level()])
+    levels = {"avx512": ["avx512", "avx2"]}.get(isa, [isa])
     objects = build.compile_all([csrc / "cpu" / f"{name}.cpp" for name in levels], flags)
     with_level = [f"-DWITH_{name.upper()}={int(name in levels)}" for name in ("avx512", "baseline")]
     rest = [*flags, *with_level]
@@ -88,7 +88,7 @@ def package(folder: Path) -> Path:
     rest = [*flags, "-isystem", str(torch_folder / "include")]
     rest.append(f"-DTORCH_TARGET_VERSION={build.torch_target():#x}ULL")
     objects += build.compile_all([csrc / "cpu" / "bindings.cpp"], rest)
-    library = [*ADDRESS.flags, "-shared", f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
+    library = [*chosen.flags, "-shared", f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
     ours = shutil.ignore_patterns("_c*.so", "_c*.json", "__pycache__")
     shutil.copytree(build.ROOT / "cmimtl_kernels", folder / "cmimtl_kernels", ignore=ours)
     shutil.copy(build.link(objects, library, "_cpu.so"), folder / "cmimtl_kernels")

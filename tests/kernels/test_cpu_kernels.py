@@ -46,13 +46,15 @@ def test_the_same_bits_at_any_number_of_threads(op, dtype):
 
 
 @pytest.mark.parametrize("lengths", [None, (4200, 0)], ids=["all", "ragged"])
-@pytest.mark.parametrize("sizes", [(4200, 16, 16), (4200, 5, 9)], ids=str)
+@pytest.mark.parametrize("sizes", [(4200, 16, 16, 1), (4200, 5, 9, 1), (4200, 34, 70, 2)], ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_a_scan_in_phases_has_the_same_bits(op, sizes, lengths):
-    """Fewer lines of channels than threads, and several segments of chunks."""
-    length, dim, dstate = sizes
+    """Fewer lines of channels than threads, and several segments of chunks; in the last case also
+    several groups of states for each of several groups of channels."""
+    length, dim, dstate, ngroups = sizes
     cross = op.startswith("cross")
-    inputs = testing.scan_inputs(2, length // (1 + cross), dim, dstate, cross=cross)
+    sizes = 2, length // (1 + cross), dim, dstate
+    inputs = testing.scan_inputs(*sizes, cross=cross, ngroups=ngroups)
     if lengths is not None:
         inputs["lengths"] = torch.tensor(lengths) // (1 + cross)
     torch.set_num_threads(1)

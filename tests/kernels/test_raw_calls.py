@@ -30,7 +30,9 @@ def test_random_calls():
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[str, tuple[int, str]]:
-    folder = sanitized.package(tmp_path_factory.mktemp("sanitized"))
+    folder = tmp_path_factory.mktemp("sanitized")
+    sources = sanitized.planted_sources(folder)
+    sanitized.package(folder, sources, sanitized.ADDRESS, sanitized.level())
     return sanitized.outcomes(folder, COUNT or 40, SEED)
 
 

@@ -74,10 +74,9 @@ def _start(arguments):
     return subprocess.Popen([*command, *arguments], stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("fusion", ["cross-mamba", "transformer"])
-def test_a_killed_run_resumes_to_the_same_bits(data, tmp_path, fusion):
+def test_a_killed_run_resumes_to_the_same_bits(data, tmp_path):
     """SIGKILL at the first sign of a second checkpoint, then --resume: a whole run's weights."""
-    options = {"max-steps": 12, "fusion": fusion, "augmentation": ""}
+    options = {"max-steps": 12, "augmentation": ""}
     arguments = [a for a in train_arguments(data, tmp_path / "whole", **options) if a]
     assert run(*arguments) == 0
     killed = tmp_path / "killed"

@@ -351,3 +351,10 @@ def test_compressed_pixels_without_a_header_are_refused(tmp_path):
     data = (FILES / "MR_small_RLE.dcm").read_bytes()
     end = META + 12 + int.from_bytes(data[META + 8 : META + 12], "little")
     assert "TransferSyntaxUID must be given for compressed pixels" in refused(tmp_path, data[end:])
+
+
+def test_a_damaged_header_is_told_from_no_header(tmp_path):
+    data = bytearray(scan([1, 2]))
+    data[META + 4 : META + 6] = b"??"  # the first element's VR
+    assert "must be an image that can be decoded" in refused(tmp_path, bytes(data))
+    assert "which holds neither" in refused(tmp_path, bytes(data[META:]))

@@ -25,6 +25,17 @@ def test_classification_sums_over_classes_and_averages_over_samples():
     assert classification_loss(logits, scores).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_losses_of_narrow_logits_are_summed_in_float32():
+    torch.manual_seed(0)
+    narrow, scores = torch.randn(8, 300).bfloat16(), torch.rand(8, 300)
+    wide = narrow.double()
+    expected = -(scores * F.logsigmoid(wide) + (1 - scores) * F.logsigmoid(-wide)).sum() / 8
+    assert classification_loss(narrow, scores).item() == pytest.approx(expected.item(), rel=1e-6)
+    labels = torch.randint(300, (1, 8))
+    expected = -wide.log_softmax(-1).gather(1, labels.T).mean()
+    assert generation_loss(narrow[None], labels).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_generation_ignores_what_is_not_wanted():
     logits = torch.randn(2, 3, 5)
     labels = torch.tensor([[1, 2, -100], [-100, -100, -100]])
