@@ -23,7 +23,6 @@ from cmimtl.experiments.study import Asked, Run
 from cmimtl.files import read_json
 from cmimtl.progress import Phase
 
-
 # A server imports these once; each process begins as a copy of it, and not with ten seconds of
 # imports.
 _PRELOADED = [
