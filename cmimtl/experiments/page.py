@@ -51,6 +51,7 @@ def page(study: Study, record: Mapping[str, Any]) -> str:
     parts += [
         f"<p><b>Question.</b> {escape(record['question'])}</p>",
         f"<p>{escape(_how(record))}</p>",
+        f"<p><b>Bounds.</b> {escape(study.bounds)}</p>" if study.bounds else "",
         _svg(scores_picture(study, record)),
         _table("scores in %, with 95 % intervals over images and seeds", _scores(study, record)),
     ]

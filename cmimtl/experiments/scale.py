@@ -212,6 +212,10 @@ STUDY = Study(
     ),
     train={"max_steps": STEPS, "min_answer_count": 1},
     phantom_because="of as many pictures as are asked for",
+    bounds=f"Every training has {STEPS} steps, with which the largest set is seen less than once:"
+    " compared is what pictures bring at equal compute, not after a training to the end. A length"
+    " whose step would take too long is not measured, nor are longer ones; the fitted power bounds"
+    " them.",
     costs=True,
     bench=_bench,
     conclude=_conclude,

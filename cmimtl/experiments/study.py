@@ -123,6 +123,7 @@ class Study:
         derive: from the scores of the arms to what else belongs into the record, by name. It is
             given a function (arm, measure) -> scores (seeds, questions), images (questions,), and
             the record so far.
+        bounds: what is bounded and not run, for the page.
         conclude: from the record to what was found, in one or two sentences.
         tables, pictures: from the record to what its page shows beside the scores and comparisons:
             pairs of a caption and a table, whose first row is its head; and figures.
@@ -139,6 +140,7 @@ class Study:
     quick_without: Sequence[str] = ()
     phantom: Mapping[str, Any] = field(default_factory=dict)
     phantom_because: str = ""
+    bounds: str = ""
     costs: bool = False
     bench: Callable[[bool], Mapping[str, Any]] | None = None
     derive: Callable[[ScoresOf, Mapping[str, Any]], Mapping[str, Any]] = _nothing

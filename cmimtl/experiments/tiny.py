@@ -190,6 +190,8 @@ STUDY = Study(
         "contrasts": list(CONTRASTS),
     },
     phantom_because="whose lesions have the sizes and contrasts that are asked for",
+    bounds="Overlapping patches are not run: at half a patch apart they are as many tokens as the"
+    " smaller patches, at the same places, and cost as much.",
     costs=True,
     conclude=_conclude,
     tables=_tables,

@@ -70,7 +70,12 @@ def test_what_is_found(tmp_path, monkeypatch):
         " far in 256 tokens is forgotten, in points of accuracy: Cross-Mamba +0.0"
     )
     text = page(long.STUDY, record | {"arguments": {}})
-    assert "8 + 1,024" in text and "4,096 + 16" in text and "2.0, 2.0" in text
+    assert (
+        "accuracy at 256 bounds accuracy there" in text
+        and "8 + 1,024" in text
+        and "4,096 + 16" in text
+        and "2.0, 2.0" in text
+    )
 
 
 def test_what_is_read_is_as_long_as_the_reports():

@@ -1,8 +1,11 @@
 """`tiny` from rows that were made up: what is seen, and what helps."""
 
+from collections import defaultdict
+
+import numpy as np
 import pytest
 
-from cmimtl.data.phantom_questions import kind_of
+from cmimtl.data.phantom_questions import about_lesion, kind_of, measured_phantom
 from cmimtl.experiments import tiny
 from cmimtl.experiments.page import page
 from cmimtl.experiments.record import comparison_of, make_record
@@ -39,6 +42,16 @@ def rows(sees):
                     }
                 )
     return made
+
+
+def test_what_guessing_is_right_in():
+    """By the number of answers to each kind of question."""
+    rng = np.random.default_rng(0)
+    answers = defaultdict(set)
+    for _ in range(200):
+        for question in about_lesion(measured_phantom(rng, 0.1, 1.0), rng):
+            answers[question.text.split()[0]].add(question.answer)
+    assert {word: 1 / len(found) for word, found in answers.items()} == tiny.GUESSED
 
 
 @pytest.fixture
